@@ -1,0 +1,99 @@
+"""What does an optimizer's memory do to the loss? See https://arxiv.org/abs/2502.02132.
+
+The public names, imported on first use: `memoryless --help` does not wait for torch.
+"""
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from memoryless.audit import Audit, audit
+    from memoryless.beta_map import BetaMap, beta_map
+    from memoryless.correction import Correction, correction
+    from memoryless.guard import CurvatureWarning
+    from memoryless.kernel import NeverForgets
+    from memoryless.loss import Loss
+    from memoryless.method import Groups, Method, Momentum
+    from memoryless.methods import (
+        Adam,
+        AdamW,
+        HeavyBall,
+        Lion,
+        LionK,
+        NAdam,
+        Nesterov,
+        RMSprop,
+        Signum,
+    )
+    from memoryless.run import Run, audit_run
+    from memoryless.shadow import Shadow
+    from memoryless.torch_method import NotRecognised, method_of
+
+_HOME = {
+    "audit": "Audit audit",
+    "beta_map": "BetaMap beta_map",
+    "correction": "Correction correction",
+    "guard": "CurvatureWarning",
+    "kernel": "NeverForgets",
+    "loss": "Loss",
+    "method": "Groups Method Momentum",
+    "methods": "Adam AdamW HeavyBall Lion LionK NAdam Nesterov RMSprop Signum",
+    "run": "Run audit_run",
+    "shadow": "Shadow",
+    "torch_method": "NotRecognised method_of",
+}
+_MODULE = {name: module for module, names in _HOME.items() for name in names.split()}
+
+__version__ = "0.1.0"
+__all__ = [
+    "Adam",
+    "AdamW",
+    "Audit",
+    "BetaMap",
+    "Correction",
+    "CurvatureWarning",
+    "Groups",
+    "HeavyBall",
+    "Lion",
+    "LionK",
+    "Loss",
+    "Method",
+    "Momentum",
+    "NAdam",
+    "Nesterov",
+    "NeverForgets",
+    "NotRecognised",
+    "RMSprop",
+    "Run",
+    "Shadow",
+    "Signum",
+    "audit",
+    "audit_run",
+    "beta_map",
+    "correction",
+    "method_of",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE:
+        raise AttributeError(f"module 'memoryless' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"memoryless.{_MODULE[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+class _Package(ModuleType):
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Importing memoryless.audit would bind the module over the function of the same name: the public name wins.
+        if not (name in _MODULE and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

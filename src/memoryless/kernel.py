@@ -1,0 +1,193 @@
+"""The weight that a momentum variable gives to each age k of the gradient, and sums over it. Scalars only.
+
+    kernel[k] = weight(n) * beta^(k - lag) * (first if k = n else 1),     k = lag..n
+
+c = sum_k kernel[k], the age moment sum_k k kernel[k], the tails sum_{k >= j} kernel[k], and Gauss quadrature over the ages.
+`step` is n, or None for the steady state n -> infinity.
+"""
+
+import math
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import eigh_tridiagonal, qr
+
+from memoryless.method import Momentum
+
+Array = NDArray[np.float64]
+
+NODES = 16
+
+
+class NeverForgets(ValueError):
+    """The steady state was asked of a memory that does not fade (Assumption 3.1 fails)."""
+
+
+def require_fading(variable: Momentum) -> None:
+    """Raise if the variable has no steady state.
+
+    Args:
+        variable: any momentum variable.
+
+    Raises:
+        NeverForgets: beta = 1, or a weight without a limit.
+    """
+    if variable.beta == 1:
+        raise NeverForgets(
+            "the steady state of a memory that never fades (beta = 1) does not exist; give step=n for the correction at step n"
+        )
+
+
+@lru_cache(maxsize=4096)
+def kernel(variable: Momentum, n: int) -> Array:
+    """kernel[k] for k = 0..n, shape (n + 1,)."""
+    ages = np.arange(n + 1, dtype=float)
+    values = np.zeros(n + 1)
+    values[variable.lag :] = variable.beta ** ages[: n + 1 - variable.lag]
+    if n >= variable.lag:
+        values[n] *= variable.first
+    values *= variable.weight(n)
+    values.setflags(write=False)
+    return values
+
+
+def total(variable: Momentum, n: int | None) -> float:
+    """c = sum_k kernel[k], the factor of g_l(theta) in m_l when the history is frozen."""
+    if n is None:
+        if variable.beta == 1:
+            require_fading(variable)
+        return float(variable.weight(math.inf)) / (1 - variable.beta)
+    return float(totals(variable, np.array([n]))[0])
+
+
+def totals(variable: Momentum, steps: NDArray[np.int64]) -> Array:
+    """c at each of the given steps s, shape (len(steps),)."""
+    beta, age = variable.beta, steps - variable.lag
+    sums = (age + 1.0) if beta == 1 else (1 - beta ** (age + 1.0)) / (1 - beta)
+    sums = sums + (variable.first - 1) * beta ** np.maximum(age, 0.0)
+    return np.where(age >= 0, variable.weight(steps) * sums, 0.0)
+
+
+def age_moment(variable: Momentum, n: int | None) -> float:
+    """sum_k k kernel[k], which is c times the mean age."""
+    if n is not None:
+        values = kernel(variable, n)
+        return float(values @ np.arange(n + 1))
+    require_fading(variable)
+    beta = variable.beta
+    return float(variable.weight(math.inf)) * (beta / (1 - beta) ** 2 + variable.lag / (1 - beta))
+
+
+def window(variables: tuple[Momentum, ...], n: int) -> int:
+    """How many ages matter to double precision at step n, over all the variables; at most n + 1."""
+    betas = [v.beta for v in variables if v.beta > 0]
+    if not betas or max(betas) == 1:
+        return n + 1
+    return min(n + 1, 2 + math.ceil(math.log(1e-18 * (1 - max(betas))) / math.log(max(betas))))
+
+
+def tails(values: Array) -> Array:
+    """T[j] = sum_{k >= j} values[k], the same shape."""
+    return np.cumsum(values[::-1])[::-1]
+
+
+def gauss(variable: Momentum, n: int | None) -> tuple[Array, Array]:
+    """Gauss quadrature over the ages: nodes x_j and weights w_j with sum_k kernel[k] p(k) = sum_j w_j p(x_j).
+
+    Exact for polynomials p of degree below twice the number of nodes, so two nodes are exact where g_l is at most cubic.
+
+    Args:
+        variable: its `degree` sets the number of nodes.
+        n: step, or None for the steady state, where the orthogonal polynomials are Meixner's (https://dlmf.nist.gov/18.22).
+
+    Returns:
+        Nodes (ages) and weights.
+    """
+    count = NODES if variable.degree is None else variable.degree // 2 + 1
+    if n is not None:
+        return gauss_of(kernel(variable, n), count)
+    require_fading(variable)
+    beta = variable.beta
+    i = np.arange(count if beta > 0 else 1)
+    diagonal = (i + (i + 1) * beta) / (1 - beta)
+    nodes, vectors = eigh_tridiagonal(diagonal, i[1:] * math.sqrt(beta) / (1 - beta))
+    return nodes + variable.lag, total(variable, None) * vectors[0] ** 2
+
+
+def gauss_of(values: Array, count: int) -> tuple[Array, Array]:
+    """Gauss quadrature for nonnegative weights values[k] at k = 0..n, by the Lanczos process on diag(k).
+
+    Args:
+        values: shape (n + 1,).
+        count: number of nodes; fewer come back where the support has fewer points.
+
+    Returns:
+        Nodes and weights, both of length at most `count`.
+    """
+    support = np.flatnonzero(values)
+    if len(support) == 0:
+        return np.zeros(0), np.zeros(0)
+    if len(support) <= count:
+        return support.astype(float), values[support]
+    ages, sign = support.astype(float), np.sign(values[support[0]])
+    mass = sign * values[support]
+    basis = [np.sqrt(mass / mass.sum())]
+    diagonal, off = [], []
+    for _ in range(count):
+        q = ages * basis[-1]
+        diagonal.append(q @ basis[-1])
+        for _ in range(2):  # full reorthogonalization, twice is enough (Giraud et al. 2005)
+            q = q - np.array(basis).T @ (np.array(basis) @ q)
+        norm = float(np.linalg.norm(q))
+        if norm < 1e-12 * ages[-1]:
+            break
+        off.append(norm)
+        basis.append(q / norm)
+    nodes, vectors = eigh_tridiagonal(diagonal, off[: len(diagonal) - 1])
+    return nodes, sign * mass.sum() * vectors[0] ** 2
+
+
+def compress(c: Array, weights: Array, exact_below: int = 32) -> tuple[NDArray[np.int64], Array]:
+    """Few steps s_j that stand for all in sums of a smooth function of the frozen weights, sum_s weights[s] f(c[s]).
+
+    F[s](theta) depends on s only through c[s], a smooth curve that settles exponentially. Steps whose c agree are merged; a
+    curve still moving in one or two components is interpolated in Chebyshev polynomials of log c on steps picked by pivoted QR.
+
+    Args:
+        c: shape (variables, steps), the frozen weight of each variable at each step.
+        weights: shape (sums, steps), one row per sum wanted.
+        exact_below: keep every distinct step when there are at most so many.
+
+    Returns:
+        Indices j of steps, shape (nodes,), and the weights to use there, shape (sums, nodes).
+
+    Example:
+        >>> index, folded = compress(np.ones((1, 100)), np.ones((1, 100)))
+        >>> index, folded
+        (array([99]), array([[100.]]))
+    """
+    last = c.shape[1] - 1
+    moving = np.ptp(c, axis=1) > 1e-15 * np.abs(c).max(axis=1, initial=0)
+    if not moving.any():
+        return np.array([last]), weights.sum(axis=1, keepdims=True)
+    unsettled = np.any(np.abs(c - c[:, -1:]) > 1e-15 * np.abs(c[:, -1:]), axis=0)
+    steps = np.append(np.flatnonzero(unsettled), last)
+    folded = np.column_stack([weights[:, unsettled], weights[:, ~unsettled].sum(axis=1)])
+    curve = c[moving][:, steps]
+    if len(steps) <= exact_below or len(curve) > 2 or (curve <= 0).any():
+        return steps, folded
+    x = np.log(curve)
+    low, high = x.min(axis=1, keepdims=True), x.max(axis=1, keepdims=True)
+    x = (2 * x - low - high) / (high - low)
+    degree = 40 if len(x) == 1 else 10
+    basis = np.polynomial.chebyshev.chebvander(x[0], degree)
+    if len(x) == 2:
+        other = np.polynomial.chebyshev.chebvander(x[1], degree)
+        basis = np.stack([basis[:, i] * other[:, j] for i in range(degree + 1) for j in range(degree + 1 - i)], axis=1)
+    _, r, pivots = qr(basis.T, mode="economic", pivoting=True)
+    rank = int((np.abs(np.diag(r)) > 1e-13 * abs(r[0, 0])).sum())
+    nodes = np.sort(pivots[:rank])
+    # The weights that give every basis polynomial its exact sum.
+    solution, *_ = np.linalg.lstsq(basis[nodes].T, basis.T @ folded.T, rcond=None)
+    return steps[nodes], solution.T
