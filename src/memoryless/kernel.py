@@ -17,8 +17,6 @@ from memoryless.method import Momentum
 
 Array = NDArray[np.float64]
 
-NODES = 16
-
 
 class NeverForgets(ValueError):
     """The steady state was asked of a memory that does not fade (Assumption 3.1 fails)."""
@@ -92,6 +90,11 @@ def tails(values: Array) -> Array:
     return np.cumsum(values[::-1])[::-1]
 
 
+def node_count(variable: Momentum) -> int:
+    """Quadrature nodes over the ages: exact for a polynomial g_l, else sixteen."""
+    return 16 if variable.degree is None else variable.degree // 2 + 1
+
+
 def gauss(variable: Momentum, n: int | None) -> tuple[Array, Array]:
     """Gauss quadrature over the ages: nodes x_j and weights w_j with sum_k kernel[k] p(k) = sum_j w_j p(x_j).
 
@@ -104,7 +107,7 @@ def gauss(variable: Momentum, n: int | None) -> tuple[Array, Array]:
     Returns:
         Nodes (ages) and weights.
     """
-    count = NODES if variable.degree is None else variable.degree // 2 + 1
+    count = node_count(variable)
     if n is not None:
         return gauss_of(kernel(variable, n), count)
     require_fading(variable)

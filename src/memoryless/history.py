@@ -1,0 +1,220 @@
+"""How an optimizer's history lags behind the present, to first order: what both corrections are made of.
+
+Replace the iterate of k steps ago by theta + lr D[k], D[k] = sum_{s = n-k..n-1} F[s](theta). With e_l = sum_k k kernel_l[k],
+the age moment of variable l, its memory sees the past updates through one average,
+
+    Fbar_l = (1/e_l) sum_k kernel_l[k] D[k] = sum_{s<n} (T_l[n-s] / e_l) F[s](theta),        T_l[j] = sum_{k >= j} kernel_l[k]
+
+(exchange the sums), so that per step of age theta lies lr Fbar_l back and the gradient changes by lr H Fbar_l: one Hessian-vector
+product per distinct Fbar. Where F[s] does not depend on s (Adam with bias correction, every steady state) all Fbar_l are F.
+With mini-batches the ages split by batch, each with its own gradient, H and Fbar.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from memoryless import kernel
+from memoryless.method import Momentum, Optimizer
+
+Linearization = tuple[Tensor, Callable[[Tensor], Tensor]]
+
+
+@dataclass(frozen=True)
+class Lag:
+    """How the gradients of one batch enter one variable.
+
+    Attributes:
+        gradient: grad L_i(theta), shape (d,).
+        ages: quadrature nodes over the ages at which the batch was used.
+        weights: their weights, which sum to the frozen weight c.
+        back: lr Fbar, shape (d,): how far theta lies back per step of age; None if only the present enters.
+        drift: H_i back, shape (d,): how far the gradient lies back per step of age.
+    """
+
+    gradient: Tensor
+    ages: np.ndarray
+    weights: np.ndarray
+    back: Tensor | None = None
+    drift: Tensor | None = None
+
+    @property
+    def weight(self) -> float:
+        """c = sum_k kernel[k]."""
+        return float(self.weights.sum())
+
+    @property
+    def mean_age(self) -> float:
+        """sum_k k kernel[k] / c."""
+        return float(self.ages @ self.weights) / self.weight
+
+
+@dataclass(frozen=True)
+class History:
+    """The linearized history of a method at theta.
+
+    Attributes:
+        F: update with the history frozen at theta, shape (d,).
+        lags: for each part of the method and each of its variables, one Lag per batch.
+        products: Hessian-vector products spent.
+    """
+
+    F: Tensor
+    lags: list[list[list[Lag]]]
+    products: int
+
+
+def frozen(method: Optimizer, gradient: Tensor, theta: Tensor, step: int | None) -> Tensor:
+    """F[n](theta), full batch: the update had the iterate never moved.
+
+    Args:
+        method: in momentum form.
+        gradient: grad L(theta), shape (d,).
+        theta: shape (d,).
+        step: n, or None for the limit.
+
+    Returns:
+        Shape (d,).
+    """
+    F = torch.zeros_like(theta)
+    for part, values in zip(method.parts, _values(method, gradient, theta), strict=True):
+        m = [kernel.total(v, step) * value for v, value in zip(part.method.variables, values, strict=True)]
+        F[part.index] = part.scale * part.method.readout(m, theta[part.index])
+    return F
+
+
+def _values(method: Optimizer, gradient: Tensor, theta: Tensor) -> list[list[Tensor]]:
+    """g_l(gradient, theta) of every variable of every part."""
+    return [[v.g(gradient[p.index], theta[p.index]) for v in p.method.variables] for p in method.parts]
+
+
+@lru_cache(maxsize=4096)
+def _past(variables: tuple[Momentum, ...], n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Steps s and weights, shape (len(variables), steps), with Fbar_l = sum_s weights[l, s] F[s](theta).
+
+    Step n itself stands for every s where F[s](theta) = F[n](theta). Rows of variables without a past at n are zero.
+    """
+    steps = np.arange(max(n + 1 - kernel.window(variables, n), 0), n + 1)
+    weights = np.stack([kernel.tails(kernel.kernel(v, n))[n - steps] for v in variables])
+    weights[:, -1] = 0
+    sums = weights.sum(axis=1, keepdims=True)
+    weights = np.divide(weights, sums, out=np.zeros_like(weights), where=sums != 0)
+    index, folded = kernel.compress(np.stack([kernel.totals(v, steps) for v in variables]), weights)
+    return steps[index], folded
+
+
+def full_batch(method: Optimizer, linearization: Linearization, theta: Tensor, step: int | None) -> History:
+    """The history when every step used the full batch.
+
+    Args:
+        method: in momentum form.
+        linearization: grad L(theta) and v -> H(theta) v, from `Loss.linearize`.
+        theta: shape (d,).
+        step: n, or None for the steady state.
+
+    Returns:
+        The linearized history.
+
+    Raises:
+        NeverForgets: steady state of a memory that does not fade.
+    """
+    gradient, curvature = linearization
+    variables = tuple(v for part in method.parts for v in part.method.variables)
+    F = frozen(method, gradient, theta, step)
+    averages, owner = _averages(method, gradient, theta, step, variables, F)
+    backs = [method.lr * average for average in averages]
+    drifts = [curvature(back) for back in backs]
+    flat = iter(
+        Lag(gradient, *kernel.gauss(v, step), *((backs[i], drifts[i]) if i >= 0 else ()))
+        for v, i in zip(variables, owner, strict=True)
+    )
+    return History(F, [[[next(flat)] for _ in part.method.variables] for part in method.parts], len(backs))
+
+
+def _averages(
+    method: Optimizer, gradient: Tensor, theta: Tensor, step: int | None, variables: tuple[Momentum, ...], F: Tensor
+) -> tuple[list[Tensor], list[int]]:
+    """The distinct Fbar, and which of them belongs to each variable (-1: none)."""
+    if step is None:
+        owner = [0 if v.has_memory else -1 for v in variables]
+        return [F] * (0 in owner), owner
+    steps, weights = _past(variables, step)
+    owner = _distinct(weights)
+    if list(steps) == [step]:
+        return [F] * (0 in owner), owner
+    averages = [torch.zeros_like(F) for _ in range(max(owner) + 1)]
+    for i, s in enumerate(steps):
+        at_s = F if s == step else frozen(method, gradient, theta, int(s))
+        for row, average in enumerate(averages):
+            average.add_(at_s, alpha=float(weights[owner.index(row), i]))
+    return averages, owner
+
+
+def _distinct(rows: np.ndarray) -> list[int]:
+    """Number the distinct rows in order of appearance; zero rows are -1."""
+    seen: list[np.ndarray] = []
+    numbers = []
+    for row in rows:
+        if not row.any():
+            numbers.append(-1)
+            continue
+        match = next((i for i, other in enumerate(seen) if np.allclose(row, other, rtol=0, atol=1e-13)), None)
+        if match is None:
+            match = len(seen)
+            seen.append(row)
+        numbers.append(match)
+    return numbers
+
+
+def mini_batch(
+    method: Optimizer,
+    gradients: dict[int, Tensor],
+    curvature: Callable[[Tensor, int], Tensor],
+    theta: Tensor,
+    sequence: Sequence[int],
+) -> History:
+    """The history when step s used batch sequence[s].
+
+    Args:
+        method: in momentum form.
+        gradients: grad L_i(theta) of each batch that occurs.
+        curvature: (v, i) -> H_i(theta) v.
+        theta: shape (d,).
+        sequence: batch of each step 0..n.
+
+    Returns:
+        The linearized history; one product per variable and batch.
+    """
+    n = len(sequence) - 1
+    used = np.array(sequence[::-1])  # batch by age
+    quadratures: dict[tuple[int, int, int], tuple[np.ndarray, np.ndarray]] = {}
+    shares: dict[tuple[int, int, int], np.ndarray] = {}
+    for j, part in enumerate(method.parts):
+        for l, v in enumerate(part.method.variables):
+            for i in gradients:
+                values = np.where(used == i, kernel.kernel(v, n), 0)
+                if not values.any():
+                    continue
+                quadratures[j, l, i] = kernel.gauss_of(values, kernel.node_count(v))
+                tails = kernel.tails(values)
+                if moment := tails[1:].sum():
+                    shares[j, l, i] = tails[::-1] / moment  # by step s = n - age
+    state, F = method.init(theta), torch.zeros_like(theta)
+    averages = {key: torch.zeros_like(theta) for key in shares}
+    for s, i in enumerate(sequence):
+        state, F = method.update(state, gradients[i], theta)
+        if s < n:
+            for key, share in shares.items():
+                averages[key].add_(F, alpha=float(share[s]))
+    lags: list[list[list[Lag]]] = [[[] for _ in part.method.variables] for part in method.parts]
+    for (j, l, i), quadrature in quadratures.items():
+        lag = Lag(gradients[i], *quadrature)
+        if (j, l, i) in averages:
+            back = method.lr * averages[j, l, i]
+            lag = Lag(gradients[i], *quadrature, back, curvature(back, i))
+        lags[j][l].append(lag)
+    return History(F, lags, len(averages))
