@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from memoryless import history
-from memoryless.history import History, Lag
+from memoryless.history import History, Lag, pieces
 from memoryless.loss import Loss
 from memoryless.method import Momentum, Optimizer, Part
 
@@ -112,8 +112,9 @@ def first_order(method: Optimizer, past: History, theta: Tensor) -> Tensor:
     def memory(lag: Lag, v: Momentum, part: Part) -> Tensor:
         g, point = lag.gradient[part.index], theta[part.index]
         if lag.back is not None and lag.drift is not None:
-            g = forward_ad.make_dual(g, lag.mean_age * lag.drift[part.index])
-            point = forward_ad.make_dual(point, lag.mean_age * lag.back[part.index])
+            # Copies: the tangent of a view would be written into one of all of its base.
+            g = forward_ad.make_dual(g.clone(), lag.mean_age * lag.drift[part.index])
+            point = forward_ad.make_dual(point.clone(), lag.mean_age * lag.back[part.index])
         return lag.weight * v.g(g, point)
 
     with forward_ad.dual_level():
@@ -153,11 +154,12 @@ def _read(
     """Fill each variable with its memory, summed over the batches, read phi, and put the parts together."""
     whole = torch.zeros_like(theta)
     for part, lags in zip(method.parts, past.lags, strict=True):
-        point = theta[part.index]
-        variables = zip(part.method.variables, lags, strict=True)
-        m = [_sum([memory(lag, v, part) for lag in per_batch], point) for v, per_batch in variables]
-        if (value := result(part.method.readout(m, point))) is not None:
-            whole[part.index] = part.scale * value
+        for piece in pieces(part, theta):
+            point = theta[piece.index]
+            variables = zip(part.method.variables, lags, strict=True)
+            m = [_sum([memory(lag, v, piece) for lag in per_batch], point) for v, per_batch in variables]
+            if (value := result(part.method.readout(m, point))) is not None:
+                whole[piece.index] = part.scale * value
     return whole
 
 
@@ -180,22 +182,21 @@ def outside(method: Optimizer, past: History) -> float:
         drifting = [lag for per_batch in lags for lag in per_batch if lag.drift is not None]
         # Of the lags that share a batch and a drift the oldest decides.
         oldest = {(id(lag.gradient), id(lag.drift)): lag for lag in sorted(drifting, key=lambda lag: lag.mean_age)}
-        far = torch.zeros((), dtype=torch.bool)
-        for lag in oldest.values():
-            assert lag.drift is not None
-            drift = (lag.mean_age * lag.drift[part.index]).abs()
-            far = far | ((drift >= lag.gradient[part.index].abs()) & (drift > 0))
-        flagged += int(far.sum())
-        count += past.F[part.index].numel()
+        for piece in pieces(part, past.F):
+            far = torch.zeros((), dtype=torch.bool, device=past.F.device)
+            for lag in oldest.values():
+                assert lag.drift is not None
+                drift = (lag.mean_age * lag.drift[piece.index]).abs()
+                far = far | ((drift >= lag.gradient[piece.index].abs()) & (drift > 0))
+            flagged += int(far.sum())
+            count += past.F[piece.index].numel()
     return flagged / max(count, 1)
 
 
 def _checked(batches: Iterable[int], step: int | None, count: int) -> list[int]:
     sequence = [int(i) for i in batches]
     if not sequence or (step is not None and len(sequence) != step + 1):
-        expected = (
-            "at least one batch index" if step is None else f"{step + 1} batch indices, one for each step 0..{step}"
-        )
+        expected = "at least one batch index" if step is None else f"{step + 1} batch indices, one for each step 0..{step}"
         raise ValueError(f"batches must give {expected}, got {len(sequence)}")
     if bad := [i for i in sequence if not 0 <= i < count]:
         raise ValueError(f"batches must be indices in 0..{count - 1}, got {bad[0]}")

@@ -112,8 +112,7 @@ def _culprit(model: nn.Module, evaluate: Callable[[], Any]) -> str | None:
     """The innermost module whose own second derivative is wrong, by testing each on the inputs it really gets."""
     calls: dict[nn.Module, tuple[Any, ...]] = {}
     handles = [
-        m.register_forward_pre_hook(lambda module, args: calls.setdefault(module, args) and None)
-        for m in model.modules()
+        m.register_forward_pre_hook(lambda module, args: calls.setdefault(module, args) and None) for m in model.modules()
     ]
     try:
         evaluate()
@@ -142,15 +141,11 @@ def _module_fails(module: nn.Module, args: tuple[Any, ...]) -> bool:
         inputs = list(args)
         for i, leaf in zip(floats, leaves[: len(floats)], strict=True):
             inputs[i] = leaf
-        output = torch.func.functional_call(
-            module, dict(zip(parameters, leaves[len(floats) :], strict=True)), tuple(inputs)
-        )
+        output = torch.func.functional_call(module, dict(zip(parameters, leaves[len(floats) :], strict=True)), tuple(inputs))
         if not isinstance(output, Tensor):
             raise TypeError("only modules with one output tensor are tested")
         direction = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).to(output)
-        grads = torch.autograd.grad(
-            (output * direction).sum(), leaves, create_graph=create_graph, materialize_grads=True
-        )
+        grads = torch.autograd.grad((output * direction).sum(), leaves, create_graph=create_graph, materialize_grads=True)
         return leaves, grads
 
     def gradient(z: Tensor) -> Tensor:

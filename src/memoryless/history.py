@@ -10,8 +10,8 @@ product per distinct Fbar. Where F[s] does not depend on s (Adam with bias corre
 With mini-batches the ages split by batch, each with its own gradient, H and Fbar.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -19,7 +19,12 @@ import torch
 from torch import Tensor
 
 from memoryless import kernel
-from memoryless.method import Momentum, Optimizer
+from memoryless.method import Momentum, Optimizer, Part
+
+# A vector of so many numbers fits a core's cache many times; allocated anew for every operation, as torch does, a larger one
+# costs more in page faults than in arithmetic. An accelerator wants few kernels instead.
+CACHED = 2**17
+RESIDENT = 2**24
 
 Linearization = tuple[Tensor, Callable[[Tensor], Tensor]]
 
@@ -49,8 +54,8 @@ class Lag:
 
     @property
     def mean_age(self) -> float:
-        """sum_k k kernel[k] / c."""
-        return float(self.ages @ self.weights) / self.weight
+        """sum_k k kernel[k] / c; 0 without weight."""
+        return float(self.ages @ self.weights) / self.weight if self.weight else 0.0
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,17 @@ class History:
     lags: list[list[list[Lag]]]
     products: int
 
+    def only(self, j: int, l: int) -> "History":
+        """The history with all but variable l of part j frozen."""
+        lags = [
+            [
+                per_batch if (j, l) == (jj, ll) else [replace(lag, back=None, drift=None) for lag in per_batch]
+                for ll, per_batch in enumerate(variables)
+            ]
+            for jj, variables in enumerate(self.lags)
+        ]
+        return replace(self, lags=lags)
+
 
 def frozen(method: Optimizer, gradient: Tensor, theta: Tensor, step: int | None) -> Tensor:
     """F[n](theta), full batch: the update had the iterate never moved.
@@ -81,15 +97,30 @@ def frozen(method: Optimizer, gradient: Tensor, theta: Tensor, step: int | None)
         Shape (d,).
     """
     F = torch.zeros_like(theta)
-    for part, values in zip(method.parts, _values(method, gradient, theta), strict=True):
-        m = [kernel.total(v, step) * value for v, value in zip(part.method.variables, values, strict=True)]
-        F[part.index] = part.scale * part.method.readout(m, theta[part.index])
+    for part in method.parts:
+        totals = [kernel.total(v, step) for v in part.method.variables]
+        for piece in pieces(part, theta):
+            g, point = gradient[piece.index], theta[piece.index]
+            m = [total * v.g(g, point) for v, total in zip(part.method.variables, totals, strict=True)]
+            F[piece.index] = part.scale * part.method.readout(m, point)
     return F
 
 
-def _values(method: Optimizer, gradient: Tensor, theta: Tensor) -> list[list[Tensor]]:
-    """g_l(gradient, theta) of every variable of every part."""
-    return [[v.g(gradient[p.index], theta[p.index]) for v in p.method.variables] for p in method.parts]
+def pieces(part: Part, theta: Tensor) -> Iterator[Part]:
+    """The part cut into blocks of coordinates that suit the machine; whole if phi does not act coordinate by coordinate.
+
+    Args:
+        part: of a method.
+        theta: shape (d,).
+    """
+    size = CACHED if theta.device.type == "cpu" else RESIDENT
+    if not part.method.elementwise:
+        yield part
+    elif isinstance(part.index, Tensor):
+        yield from (part._replace(index=index) for index in part.index.split(size))
+    else:
+        start, stop, _ = part.index.indices(theta.numel())
+        yield from (part._replace(index=slice(i, min(i + size, stop))) for i in range(start, stop, size))
 
 
 @lru_cache(maxsize=4096)
@@ -105,6 +136,16 @@ def _past(variables: tuple[Momentum, ...], n: int) -> tuple[np.ndarray, np.ndarr
     weights = np.divide(weights, sums, out=np.zeros_like(weights), where=sums != 0)
     index, folded = kernel.compress(np.stack([kernel.totals(v, steps) for v in variables]), weights)
     return steps[index], folded
+
+
+def settled(variables: tuple[Momentum, ...], n: int) -> bool:
+    """Whether F[s](theta) = F[n](theta) for every past step s that the variables remember.
+
+    Args:
+        variables: of a method.
+        n: step.
+    """
+    return bool((_past(variables, n)[0] == n).all())
 
 
 def full_batch(method: Optimizer, linearization: Linearization, theta: Tensor, step: int | None) -> History:

@@ -31,9 +31,10 @@ def require_fading(variable: Momentum) -> None:
     Raises:
         NeverForgets: beta = 1, or a weight without a limit.
     """
-    if variable.beta == 1:
+    if variable.beta == 1 or not math.isfinite(variable.weight(math.inf)):
+        why = "beta = 1" if variable.beta == 1 else "weight(n) has no limit"
         raise NeverForgets(
-            "the steady state of a memory that never fades (beta = 1) does not exist; give step=n for the correction at step n"
+            f"the steady state of a memory that never fades ({why}) does not exist; give step=n for the correction at step n"
         )
 
 
@@ -53,8 +54,7 @@ def kernel(variable: Momentum, n: int) -> Array:
 def total(variable: Momentum, n: int | None) -> float:
     """c = sum_k kernel[k], the factor of g_l(theta) in m_l when the history is frozen."""
     if n is None:
-        if variable.beta == 1:
-            require_fading(variable)
+        require_fading(variable)
         return float(variable.weight(math.inf)) / (1 - variable.beta)
     return float(totals(variable, np.array([n]))[0])
 

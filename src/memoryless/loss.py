@@ -108,9 +108,7 @@ class Loss:
         """
         if not isinstance(theta, Tensor) or theta.ndim != 1:
             got = f"shape {tuple(theta.shape)}" if isinstance(theta, Tensor) else type(theta).__name__
-            raise TypeError(
-                f"Loss.of: theta must be a tensor of shape (d,), got {got}; flatten it with theta.flatten()"
-            )
+            raise TypeError(f"Loss.of: theta must be a tensor of shape (d,), got {got}; flatten it with theta.flatten()")
         loss = cls.__new__(cls)
         loss.model, loss.frozen = None, []
         batches = [functions] if callable(functions) else functions
@@ -153,6 +151,11 @@ class Loss:
     def parameters(self) -> list[Tensor]:
         """The live parameter tensors, in the order of theta."""
         return self._parameters
+
+    @property
+    def uses_differences(self) -> bool:
+        """Whether curvature comes from differences of gradients, by choice or because the guard found it wrong."""
+        return self._differences
 
     @property
     def device(self) -> torch.device:
@@ -292,9 +295,7 @@ class Loss:
             leaves = self._leaves(theta)
             value = self._value(leaves, data, index)
             if not value.requires_grad:
-                raise ValueError(
-                    "the loss does not depend on the parameters: criterion returned a tensor without a graph"
-                )
+                raise ValueError("the loss does not depend on the parameters: criterion returned a tensor without a graph")
             grads = torch.autograd.grad(value, leaves, create_graph=create_graph, allow_unused=True)
         if sparse := next((n for n, g in zip(self.names, grads, strict=True) if g is not None and g.is_sparse), None):
             raise TypeError(f"the gradient of '{sparse}' is sparse; expected dense, use Embedding(sparse=False)")

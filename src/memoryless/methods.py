@@ -363,9 +363,7 @@ def LionK(
     )
 
 
-def Lion(
-    lr: float = 1e-4, betas: Sequence[float] = (0.9, 0.99), weight_decay: float = 0.0, smoothing: float = 0.0
-) -> Method:
+def Lion(lr: float = 1e-4, betas: Sequence[float] = (0.9, 0.99), weight_decay: float = 0.0, smoothing: float = 0.0) -> Method:
     """Lion: Lion-K with K the 1-norm, F = sign(c) + weight_decay theta; smoothed, c / sqrt(c^2 + smoothing).
 
     Chen et al. (2023), https://arxiv.org/abs/2302.06675. Unsmoothed, its first-order M is 0 almost everywhere.

@@ -9,13 +9,13 @@ The path is the live optimizer's: exact to first order in lr where both share F,
 path, or oscillate on its own, cannot show it here).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 from memoryless import history
-from memoryless.method import Method, Momentum
+from memoryless.method import Index, Momentum, Optimizer
 
 
 class Shadow:
@@ -39,10 +39,10 @@ class Shadow:
         tensor([-0.0509])
     """
 
-    def __init__(self, methods: Iterable[Method], theta: Tensor):
+    def __init__(self, methods: Iterable[Optimizer], theta: Tensor):
         self.n = 0
         betas: dict[tuple, list[float]] = {}
-        for v in dict.fromkeys(v for method in methods for v in method.variables if v.has_memory):
+        for v in dict.fromkeys(v for m in methods for part in m.parts for v in part.method.variables if v.has_memory):
             row = betas.setdefault((v.g, v.first), [])
             if v.beta not in row:
                 row.append(v.beta)
@@ -61,33 +61,34 @@ class Shadow:
             sums.mul_(self._betas[g, first]).add_(g(gradient, theta), alpha=first if self.n == 0 else 1.0)
         self.n += 1
 
-    def memory(self, variable: Momentum, gradient: Tensor, theta: Tensor) -> Tensor:
+    def memory(self, variable: Momentum, gradient: Tensor, theta: Tensor, index: Index = slice(None)) -> Tensor:
         """m_l after a step with this gradient, which is not fed.
 
         Args:
             variable: of one of the methods.
             gradient: at theta, shape (d,).
             theta: shape (d,).
+            index: coordinates wanted.
 
         Returns:
-            Shape (d,).
+            Shape (d,), or of the coordinates.
 
         Raises:
             KeyError: the variable is of none of the methods.
         """
-        weight = variable.weight(self.n)
+        gradient, theta, weight = gradient[index], theta[index], variable.weight(self.n)
         if not variable.has_memory:
             return weight * variable.g(gradient, theta)
         key = (variable.g, variable.first)
         if (*key, variable.beta) not in self._rows:
             raise KeyError(f"no memory with beta={variable.beta} is in the shadow's methods")
-        past = self._sums[key][self._rows[*key, variable.beta]]
+        past = self._sums[key][self._rows[*key, variable.beta]][index]
         if variable.lag:
             return weight * past
         present = variable.g(gradient, theta) * (variable.first if self.n == 0 else 1.0)
         return weight * (variable.beta * past + present)
 
-    def effect(self, method: Method, gradient: Tensor, theta: Tensor) -> Tensor:
+    def effect(self, method: Optimizer, gradient: Tensor, theta: Tensor) -> Tensor:
         """Delta' = update' - F'[n](theta) of one method at the live theta.
 
         Args:
@@ -98,5 +99,8 @@ class Shadow:
         Returns:
             Shape (d,), in the units of an update.
         """
-        m: Sequence[Tensor] = [self.memory(v, gradient, theta) for v in method.variables]
-        return method.readout(m, theta) - history.frozen(method, gradient, theta, self.n)
+        effect = -history.frozen(method, gradient, theta, self.n)
+        for part in method.parts:
+            m = [self.memory(v, gradient, theta, part.index) for v in part.method.variables]
+            effect[part.index] += part.scale * part.method.readout(m, theta[part.index])
+        return effect

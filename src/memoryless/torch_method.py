@@ -40,9 +40,7 @@ def _nadam(group: dict[str, Any]) -> Method:
 
 def _rmsprop(group: dict[str, Any]) -> Method:
     if group["momentum"]:
-        raise NotRecognised(
-            "RMSprop with momentum averages g / sqrt(v), a memory of a memory, which has no momentum form"
-        )
+        raise NotRecognised("RMSprop with momentum averages g / sqrt(v), a memory of a memory, which has no momentum form")
     return methods.RMSprop(**_shared(group, "alpha", "eps", "weight_decay", "centered", "maximize"))
 
 
@@ -157,9 +155,7 @@ def _coordinates(optimizer: Optimizer, loss: Loss | None) -> tuple[list[Tensor],
     if not held & set(where):
         raise ValueError("the optimizer holds none of the loss's parameters; build both from the same model")
     indices = [
-        torch.cat(
-            [torch.arange(part.start, part.stop) for p in group if (part := where.get(id(p)))] or [torch.arange(0)]
-        )
+        torch.cat([torch.arange(part.start, part.stop) for p in group if (part := where.get(id(p)))] or [torch.arange(0)])
         for group in groups
     ]
     return indices, sum(p.numel() for p in loss.parameters)

@@ -1,0 +1,310 @@
+"""What memory does here: measured, predicted, and whether the prediction holds.
+
+At one theta, for a live optimizer,
+
+    measured      Delta = (what the optimizer does next) - F[n](theta), from a copy of it
+    first order   M[n] of Eq. 9 (https://arxiv.org/abs/2502.02132)
+    resummed      the same drift through the optimizer itself (`memoryless.correction`)
+
+and for each measure S of the loss the relative change per step that each of them causes, -lr <grad S, effect> / S. Memory regularizes S
+if it lowers it, anti-regularizes if it raises it.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from memoryless import history, torch_method
+from memoryless.correction import first_order, outside, resummed
+from memoryless.history import Linearization
+from memoryless.loss import Loss
+from memoryless.measures import MEASURES, Differentiable, Value, evaluate
+from memoryless.method import Optimizer
+
+COSINE, ERROR = 0.9, 0.5
+"""A prediction holds where its cosine to the measured effect and its relative error are at least and at most these."""
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What memory does to one measure S, relative to S, per step.
+
+    Attributes:
+        measure: name of S.
+        value: S(theta).
+        measured: -lr <grad S, Delta> / S; None without a live optimizer.
+        first: the same for the first-order prediction.
+        resummed: the same for the resummed prediction.
+        update: the same for F, what the update does without memory.
+        random: what a random direction as long as the effect would do at two standard deviations, 2 lr |grad S| |E| / (sqrt(d) S);
+            a change below it is called neutral.
+        layers: contribution of each parameter tensor to `measured` (to `resummed` without a live optimizer).
+    """
+
+    measure: str
+    value: float
+    measured: float | None
+    first: float
+    resummed: float
+    update: float
+    random: float
+    layers: dict[str, float]
+
+    @property
+    def best(self) -> float:
+        """The measured change, or the resummed one where nothing is measured."""
+        return self.resummed if self.measured is None else self.measured
+
+    @property
+    def word(self) -> str:
+        """Regularizes, anti-regularizes or neutral."""
+        if abs(self.best) <= self.random:
+            return "neutral"
+        return "regularizes" if self.best < 0 else "anti-regularizes"
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """A prediction against the measured effect: cosine, and |prediction - Delta| / |Delta|."""
+
+    cosine: float
+    error: float
+
+    @property
+    def holds(self) -> bool:
+        """Within the limits of this module."""
+        return self.cosine >= COSINE and self.error <= ERROR
+
+
+@dataclass(frozen=True)
+class Validity:
+    """How far the numbers can be trusted.
+
+    Attributes:
+        outside: share of the coordinates outside the first-order expansion's radius.
+        first: agreement of the first-order prediction; None without a measured effect, or where it is zero.
+        resummed: agreement of the resummed prediction, likewise.
+        notes: what else a reader must know.
+    """
+
+    outside: float
+    first: Agreement | None
+    resummed: Agreement | None
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The effect of memory at one theta; effects are updates, theta_next = theta - lr * effect.
+
+    Attributes:
+        method: the optimizer, as text.
+        step: n, or None for the steady state.
+        lr: step size.
+        loss: L(theta) before the step.
+        F: update with the history frozen, shape (d,).
+        measured: Delta, shape (d,), or None.
+        first: M, shape (d,).
+        resummed: resummed M, shape (d,).
+        effects: one per measure.
+        validity: how far to trust it.
+    """
+
+    method: str
+    step: int | None
+    lr: float
+    loss: float
+    F: Tensor
+    measured: Tensor | None
+    first: Tensor
+    resummed: Tensor
+    effects: tuple[Effect, ...]
+    validity: Validity
+
+    @property
+    def verdict(self) -> str:
+        """In words: what memory does to each measure, by how much, how it is known, and whether first order holds."""
+        return " ".join([*(_sentence(e, self.validity) for e in self.effects), _on_theory(self)])
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain numbers and text, without the vectors."""
+        plain = {
+            "method": self.method,
+            "step": self.step,
+            "lr": self.lr,
+            "loss": self.loss,
+            "norms": {
+                name: None if vector is None else float(vector.norm())
+                for name, vector in (
+                    ("F", self.F),
+                    ("measured", self.measured),
+                    ("first", self.first),
+                    ("resummed", self.resummed),
+                )
+            },
+            "effects": [asdict(e) | {"word": e.word} for e in self.effects],
+            "validity": asdict(self.validity),
+            "verdict": self.verdict,
+        }
+        for name in ("first", "resummed"):
+            agreement = getattr(self.validity, name)
+            if agreement is not None:
+                plain["validity"][name]["holds"] = agreement.holds
+        return plain
+
+    def to_json(self) -> str:
+        """`as_dict` as JSON text."""
+        return json.dumps(self.as_dict(), indent=2)
+
+    def to_html(self) -> str:
+        """One self-contained page."""
+        from memoryless.report.page import page
+        from memoryless.run import Run
+
+        return page(Run.of(self).as_dict())
+
+
+def audit(
+    optimizer: torch.optim.Optimizer | Optimizer,
+    loss: Loss,
+    measures: Sequence[str | Differentiable] = tuple(MEASURES),
+    step: int | None = None,
+) -> Audit:
+    """Audit the memory of an optimizer at the loss's present parameters. Nothing is changed, bit for bit.
+
+    Args:
+        optimizer: a live torch optimizer whose state comes from full-batch steps on this loss, or a method (then nothing is measured).
+        loss: the loss.
+        measures: names in `MEASURES`, or differentiable functions theta -> scalar.
+        step: n, the number of past steps; default what the optimizer's state says, or the steady state.
+
+    Returns:
+        The audit.
+
+    Raises:
+        NotRecognised: the torch optimizer has no catalogue method.
+        ValueError: something is out of range or not finite; says what was expected.
+
+    Example:
+        >>> import memoryless as ml
+        >>> theta = torch.nn.Parameter(torch.tensor([1.0, -2.0, 3.0]))
+        >>> loss = ml.Loss.of(lambda theta: (theta**2).sum() / 2, theta)
+        >>> optimizer = torch.optim.SGD([theta], lr=0.01, momentum=0.9)
+        >>> for _ in range(100):
+        ...     theta.grad = loss.gradient(loss.theta)
+        ...     optimizer.step()
+        >>> found = audit(optimizer, loss, measures=["gradient_norm_squared"])
+        >>> found.effects[0].word  # the heavy ball lags behind a falling gradient: it moves on, and flattens
+        'regularizes'
+    """
+    if isinstance(optimizer, torch.optim.Optimizer):
+        method = torch_method.method_of(optimizer, loss)
+        step = torch_method.step_of(optimizer) if step is None else step
+    else:
+        method = optimizer
+    theta = loss.theta
+    linearization = loss.linearize(theta)
+    live = None
+    if isinstance(optimizer, torch.optim.Optimizer):
+        live = torch_method.next_update(optimizer, loss, linearization[0])
+    return inspect(method, loss, linearization, theta, step, evaluate(measures, loss, theta, *linearization), live)
+
+
+def inspect(
+    method: Optimizer,
+    loss: Loss,
+    linearization: Linearization,
+    theta: Tensor,
+    step: int | None,
+    values: Sequence[Value],
+    live: Tensor | None = None,
+) -> Audit:
+    """Audit a method at theta from what is already known there.
+
+    Args:
+        method: in momentum form.
+        loss: the loss.
+        linearization: gradient and curvature at theta.
+        theta: shape (d,).
+        step: n, or None for the steady state.
+        values: the measures at theta.
+        live: the measured update, shape (d,), if there is one; float64 keeps its digits.
+
+    Returns:
+        The audit.
+    """
+    gradient = linearization[0]
+    past = history.full_batch(method, linearization, theta, step)
+    first, summed = first_order(method, past, theta), resummed(method, past, theta)
+    delta = None
+    if live is not None:
+        delta = live - history.frozen(method, gradient.double(), theta.double(), step)
+        delta = delta.to(theta.dtype)
+    effects = tuple(_effect(value, method.lr, past.F, delta, first, summed, loss) for value in values)
+    validity = Validity(outside(method, past), _agreement(first, delta), _agreement(summed, delta), _notes(loss, live, step))
+    value = float(loss(theta).detach())
+    return Audit(str(method), step, method.lr, value, past.F, delta, first, summed, effects, validity)
+
+
+def _effect(value: Value, lr: float, F: Tensor, delta: Tensor | None, first: Tensor, summed: Tensor, loss: Loss) -> Effect:
+    def change(vector: Tensor) -> float:
+        return -lr * float(torch.dot(value.gradient, vector)) / value.value if value.value else 0.0
+
+    best = summed if delta is None else delta
+    random = 2 * lr * float(value.gradient.norm() * best.norm()) / (best.numel() ** 0.5 * abs(value.value) or 1)
+    product = value.gradient * best * (-lr / (value.value or 1))
+    layers = {name: float(product[part].sum()) for name, part in loss.slices.items()}
+    measured = None if delta is None else change(delta)
+    return Effect(value.name, value.value, measured, change(first), change(summed), change(F), random, layers)
+
+
+def _agreement(prediction: Tensor, delta: Tensor | None) -> Agreement | None:
+    if delta is None or delta.norm() == 0:
+        return None
+    cosine = float(torch.nn.functional.cosine_similarity(prediction.double(), delta.double(), dim=0, eps=1e-300))
+    return Agreement(cosine, float((prediction - delta).norm() / delta.norm()))
+
+
+def _notes(loss: Loss, live: Tensor | None, step: int | None) -> tuple[str, ...]:
+    notes = []
+    if live is None:
+        notes.append("no live optimizer: predicted only")
+    elif len(loss) > 1:
+        notes.append("several batches: the measured effect is memory's alone only if every past step used their mean gradient")
+    if live is not None and step is None:
+        notes.append("the optimizer does not count its steps: its steady state is assumed, pass step=n for exact transients")
+    if loss.uses_differences:
+        notes.append("curvature by differences of gradients")
+    if loss.frozen:
+        notes.append(f"frozen parameters left out: {', '.join(loss.frozen)}")
+    return tuple(notes)
+
+
+def _sentence(effect: Effect, validity: Validity) -> str:
+    name = effect.measure.replace("_", " ")
+    how = "measured" if effect.measured is not None else "predicted only"
+    if effect.word == "neutral":
+        return f"Neutral for the {name}: {percent(effect.best)} per step ({how}), no more than a random direction would do."
+    return f"Memory {effect.word} the {name}: {percent(effect.best)} per step ({how})."
+
+
+def _on_theory(audit: Audit) -> str:
+    validity = audit.validity
+    share = f"{validity.outside:.0%} of the coordinates lie outside its radius"
+    if validity.first is None or validity.resummed is None:
+        if audit.measured is not None:
+            return "Memory has no effect on this update."
+        return f"First-order theory: {share}."
+    says = f"cosine {validity.first.cosine:.2f}, relative error {validity.first.error:.2g}"
+    first = f"First-order theory {'holds' if validity.first.holds else 'does not hold'} here ({says}; {share})"
+    agree = f"cosine {validity.resummed.cosine:.2f}, relative error {validity.resummed.error:.2g}"
+    return f"{first}; the resummed prediction {'holds' if validity.resummed.holds else 'does not hold'} ({agree})."
+
+
+def percent(change: float) -> str:
+    """A relative change per step, signed, in per cent with two digits."""
+    return f"{100 * change:+.2g} %"
