@@ -22,7 +22,7 @@ from memoryless import history, torch_method
 from memoryless.correction import first_order, outside, resummed
 from memoryless.history import Linearization
 from memoryless.loss import Loss
-from memoryless.measures import MEASURES, Differentiable, Value, evaluate
+from memoryless.measures import MEASURES, Differentiable, Value, evaluate, label
 from memoryless.method import Optimizer
 
 COSINE, ERROR = 0.9, 0.5
@@ -128,7 +128,7 @@ class Audit:
     @property
     def verdict(self) -> str:
         """In words: what memory does to each measure, by how much, how it is known, and whether first order holds."""
-        return " ".join([*(_sentence(e, self.validity) for e in self.effects), _on_theory(self)])
+        return " ".join([*(_sentence(e) for e in self.effects), _on_theory(self)])
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers and text, without the vectors."""
@@ -284,8 +284,8 @@ def _notes(loss: Loss, live: Tensor | None, step: int | None) -> tuple[str, ...]
     return tuple(notes)
 
 
-def _sentence(effect: Effect, validity: Validity) -> str:
-    name = effect.measure.replace("_", " ")
+def _sentence(effect: Effect) -> str:
+    name = label(effect.measure)
     how = "measured" if effect.measured is not None else "predicted only"
     if effect.word == "neutral":
         return f"Neutral for the {name}: {percent(effect.best)} per step ({how}), no more than a random direction would do."

@@ -23,7 +23,7 @@ from memoryless.method import Momentum, Optimizer, Part
 
 # A vector of so many numbers fits a core's cache many times; allocated anew for every operation, as torch does, a larger one
 # costs more in page faults than in arithmetic. An accelerator wants few kernels instead.
-CACHED = 2**17
+CACHED = 2**15
 RESIDENT = 2**24
 
 Linearization = tuple[Tensor, Callable[[Tensor], Tensor]]

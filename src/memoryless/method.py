@@ -32,6 +32,7 @@ Defining a method (RMSprop, say):
     tensor([10.0000, -10.0000])
 """
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -218,7 +219,9 @@ class Method:
         return self.make(**self.hyper | changes)
 
     def __str__(self) -> str:
-        shown = {k: v for k, v in self.hyper.items() if v not in (0, False, None) or k == "lr"}
+        defaults = inspect.signature(self.make).parameters if self.make else {}
+        always = ("lr", "betas", "momentum", "alpha")
+        shown = {k: v for k, v in self.hyper.items() if k in always or k not in defaults or v != defaults[k].default}
         return f"{self.name}({', '.join(f'{k}={_short(v)}' for k, v in shown.items())})"
 
 

@@ -18,7 +18,7 @@ from memoryless.beta_map import BETAS_1, BETAS_2, BetaMap, measured_maps, predic
 from memoryless.correction import first_order, outside, resummed
 from memoryless.history import Linearization
 from memoryless.loss import Loss
-from memoryless.measures import MEASURES, Differentiable, Value, evaluate
+from memoryless.measures import MEASURES, Differentiable, Value, evaluate, label
 from memoryless.method import Groups, Method, Optimizer
 from memoryless.shadow import Shadow
 

@@ -86,7 +86,8 @@ def method_of(optimizer: Optimizer, loss: Loss | None = None) -> Method | Groups
         return made[0]
     where, count = _coordinates(optimizer, loss)
     parts = [(m, index) for m, index in zip(made, where, strict=True) if len(index)]
-    if all(m == parts[0][0] for m, _ in parts[1:]) and sum(len(index) for _, index in parts) == count:
+    first = parts[0][0]
+    if all((m.name, m.hyper) == (first.name, first.hyper) for m, _ in parts) and sum(len(index) for _, index in parts) == count:
         return parts[0][0]
     lr = parts[0][0].lr
     return Groups(tuple(Part(m, _index(index), m.lr / lr) for m, index in parts), lr)
@@ -131,7 +132,8 @@ def next_update(optimizer: Optimizer, loss: Loss, gradient: Tensor) -> Tensor:
     ]
     for _, q, part in pairs:
         q.data = q.data.double()
-        q.grad = gradient[part].view(q.shape).double()
+        # A copy: some steps write into the gradient.
+        q.grad = gradient[part].view(q.shape).to(torch.float64, copy=True)
         for key, value in twin.state[q].items():
             if isinstance(value, Tensor) and value.is_floating_point():
                 twin.state[q][key] = value.double()

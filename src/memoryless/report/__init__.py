@@ -1,0 +1,1 @@
+"""How results are shown: tables for the terminal, pages for the browser."""
