@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         RMSprop,
         Signum,
     )
-    from memoryless.run import Run, audit_run
+    from memoryless.run import Diverged, Run, audit_run
     from memoryless.shadow import Shadow
     from memoryless.torch_method import NotRecognised, method_of
 
@@ -40,7 +40,7 @@ _HOME = {
     "loss": "Loss",
     "method": "Groups Method Momentum",
     "methods": "Adam AdamW HeavyBall Lion LionK NAdam Nesterov RMSprop Signum",
-    "run": "Run audit_run",
+    "run": "Diverged Run audit_run",
     "shadow": "Shadow",
     "torch_method": "NotRecognised method_of",
 }
@@ -54,6 +54,7 @@ __all__ = [
     "BetaMap",
     "Correction",
     "CurvatureWarning",
+    "Diverged",
     "Groups",
     "HeavyBall",
     "Lion",

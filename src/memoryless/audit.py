@@ -23,7 +23,7 @@ from memoryless.correction import first_order, outside, resummed
 from memoryless.history import Linearization
 from memoryless.loss import Loss
 from memoryless.measures import MEASURES, Differentiable, Value, evaluate, label
-from memoryless.method import Optimizer
+from memoryless.method import AnyMethod
 
 COSINE, ERROR = 0.9, 0.5
 """A prediction holds where its cosine to the measured effect and its relative error are at least and at most these."""
@@ -169,7 +169,7 @@ class Audit:
 
 
 def audit(
-    optimizer: torch.optim.Optimizer | Optimizer,
+    optimizer: torch.optim.Optimizer | AnyMethod,
     loss: Loss,
     measures: Sequence[str | Differentiable] = tuple(MEASURES),
     step: int | None = None,
@@ -215,7 +215,7 @@ def audit(
 
 
 def inspect(
-    method: Optimizer,
+    method: AnyMethod,
     loss: Loss,
     linearization: Linearization,
     theta: Tensor,
@@ -242,8 +242,12 @@ def inspect(
     first, summed = first_order(method, past, theta), resummed(method, past, theta)
     delta = None
     if live is not None:
-        delta = live - history.frozen(method, gradient.double(), theta.double(), step)
-        delta = delta.to(theta.dtype)
+        F = history.frozen(method, gradient.double(), theta.double(), step)
+        # (theta - theta_next) / lr is known to the rounding of theta / lr: nothing below it is memory.
+        rounding = 100 * torch.finfo(torch.float64).eps * (theta.norm() / method.lr + F.norm())
+        delta = (live - F).to(theta.dtype)
+        if delta.norm() <= rounding:
+            delta = torch.zeros_like(delta)
     effects = tuple(_effect(value, method.lr, past.F, delta, first, summed, loss) for value in values)
     validity = Validity(outside(method, past), _agreement(first, delta), _agreement(summed, delta), _notes(loss, live, step))
     value = float(loss(theta).detach())
@@ -307,4 +311,6 @@ def _on_theory(audit: Audit) -> str:
 
 def percent(change: float) -> str:
     """A relative change per step, signed, in per cent with two digits."""
-    return f"{100 * change:+.2g} %"
+    if not change:
+        return "0 %"
+    return f"{100 * change:+.2g} %" if abs(change) < 1 else f"{100 * change:+,.0f} %"

@@ -7,7 +7,8 @@ their combination is formed pair by pair, in blocks of coordinates: memory does 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -19,11 +20,10 @@ from memoryless.correction import first_order, resummed
 from memoryless.history import History, Linearization
 from memoryless.loss import Loss
 from memoryless.measures import Differentiable, Value
-from memoryless.method import Groups, Index, Method, Momentum, Optimizer, Part
+from memoryless.method import AnyMethod, Groups, Index, Method, Momentum, Part
 from memoryless.shadow import Shadow
 
 Kind = Literal["first", "resummed", "measured"]
-Grid = list[list[Optimizer]]
 Memory = Callable[[Momentum, Index], Tensor]
 
 BETAS_1 = tuple(float(b) for b in np.round(np.append(np.linspace(0, 0.8, 9), 1 - np.geomspace(0.15, 0.01, 11)), 4))
@@ -53,7 +53,7 @@ class BetaMap:
 
 
 def beta_map(
-    method: Optimizer,
+    method: AnyMethod,
     loss: Loss,
     betas_1: Sequence[float] = BETAS_1,
     betas_2: Sequence[float] = BETAS_2,
@@ -91,47 +91,110 @@ def beta_map(
     if kind not in ("first", "resummed"):
         raise ValueError(f"kind must be 'first' or 'resummed', got {kind!r}; measured maps come from audit_run")
     theta = loss.theta if theta is None else theta.detach()
+    grid = Grid(method, betas_1, betas_2)
     linearization = loss.linearize(theta)
     values = measures.evaluate([measure], loss, theta, *linearization)
-    (found,) = predicted_maps(method, linearization, theta, step, values, betas_1, betas_2, kinds=(kind,))
+    (found,) = predicted_maps(grid, linearization, theta, step, values, kinds=(kind,))
     return found
 
 
+class Grid:
+    """A method at every pair of betas; variants are built when asked for, their variables once.
+
+    Args:
+        method: from the catalogue, with a pair of betas, or `Groups` of such.
+        betas_1: first axis, increasing.
+        betas_2: second axis, increasing.
+
+    Raises:
+        ValueError: the method has no pair of betas, or an axis is empty, not increasing or out of range.
+    """
+
+    def __init__(self, method: AnyMethod, betas_1: Sequence[float], betas_2: Sequence[float]):
+        for axis in (betas_1, betas_2):
+            if not len(axis) or any(b <= a for a, b in pairwise(axis)):
+                raise ValueError(f"the betas of a map must increase, got {tuple(axis)}")
+        self.method, self.betas_1, self.betas_2 = method, tuple(betas_1), tuple(betas_2)
+        self.shape = len(betas_1), len(betas_2)
+        self._cells: dict[tuple[int, int], AnyMethod] = {}
+        self._axes: dict[tuple[int, int], tuple[list[Momentum], np.ndarray]] = {}
+
+    def cell(self, i: int, j: int) -> AnyMethod:
+        """The method at (betas_1[i], betas_2[j])."""
+        if (i, j) not in self._cells:
+            self._cells[i, j] = with_betas(self.method, self.betas_1[i], self.betas_2[j])
+        return self._cells[i, j]
+
+    @property
+    def oldest(self) -> AnyMethod:
+        """The corner of the largest betas, whose every variable remembers."""
+        return self.cell(self.shape[0] - 1, self.shape[1] - 1)
+
+    def spanning(self) -> list[AnyMethod]:
+        """Methods of the grid in which every beta of every variable occurs."""
+        crossed = any(
+            self.variables(p, l)[1].size == self.shape[0] * self.shape[1] > 1
+            for p, part in enumerate(self.oldest.parts)
+            for l in range(len(part.method.variables))
+        )
+        rows, columns = range(self.shape[0]), range(self.shape[1])
+        return [self.cell(i, j) for i in rows for j in columns if crossed or i == 0 or j == 0]
+
+    def variables(self, p: int, l: int) -> tuple[list[Momentum], np.ndarray]:
+        """The distinct variables l of part p, and which of them each pair has.
+
+        Args:
+            p: part.
+            l: variable.
+
+        Returns:
+            The variables, and their numbers in an array of the grid's shape, of size 1 along an axis that does not matter.
+        """
+        if (p, l) not in self._axes:
+            rows, columns = range(self.shape[0]), range(self.shape[1])
+
+            def at(i: int, j: int) -> Momentum:
+                return self.cell(i, j).parts[p].method.variables[l]
+
+            # The axes increase: a variable that is the same at both ends does not depend on that beta.
+            if at(0, 0) == at(0, columns[-1]):
+                columns = columns[:1]
+            if at(0, 0) == at(rows[-1], 0):
+                rows = rows[:1]
+            found = [at(i, j) for i in rows for j in columns]
+            self._axes[p, l] = found, np.arange(len(found)).reshape(len(rows), len(columns))
+        return self._axes[p, l]
+
+
 def predicted_maps(
-    method: Optimizer,
+    grid: Grid,
     linearization: Linearization,
     theta: Tensor,
     step: int | None,
     values: Sequence[Value],
-    betas_1: Sequence[float],
-    betas_2: Sequence[float],
     kinds: Sequence[Kind] = ("first", "resummed"),
 ) -> list[BetaMap]:
     """Maps of each kind for each measure.
 
     Args:
-        method: with a pair of betas.
+        grid: the pairs.
         linearization: from `Loss.linearize` at theta.
         theta: shape (d,).
         step: n, or None for the steady state.
         values: the measures at theta.
-        betas_1: first axis.
-        betas_2: second axis.
         kinds: "first", "resummed".
 
     Returns:
         One map per kind and measure, measures varying fastest.
-
-    Raises:
-        ValueError: the method has no pair of betas.
     """
-    grid = [[with_betas(method, b1, b2) for b2 in betas_2] for b1 in betas_1]
     slopes = torch.stack([value.gradient for value in values])
     shared = _share_update(grid, linearization[0], theta, step)
-    past = history.full_batch(_oldest(grid), linearization, theta, step) if shared else None
+    past = history.full_batch(grid.oldest, linearization, theta, step) if shared else None
     found = []
     for kind in kinds:
-        if past is None:
+        if past is not None and not past.products:
+            inner = np.zeros((*grid.shape, len(values)))  # nothing is remembered yet
+        elif past is None:
             respond = first_order if kind == "first" else resummed
             inner = _pair_by_pair(
                 grid, slopes, lambda m, f=respond: f(m, history.full_batch(m, linearization, theta, step), theta)
@@ -140,44 +203,33 @@ def predicted_maps(
             inner = _linear(grid, past, slopes, theta, step)
         else:
             inner = _from_memory(grid, past.F, slopes, theta, _drifting(past, theta, step))
-        found += _maps(inner, method.lr, values, betas_1, betas_2, kind)
+        found += _maps(inner, grid, values, kind)
     return found
 
 
-def measured_maps(
-    method: Optimizer,
-    shadow: Shadow,
-    gradient: Tensor,
-    theta: Tensor,
-    values: Sequence[Value],
-    betas_1: Sequence[float],
-    betas_2: Sequence[float],
-) -> list[BetaMap]:
+def measured_maps(grid: Grid, shadow: Shadow, gradient: Tensor, theta: Tensor, values: Sequence[Value]) -> list[BetaMap]:
     """What shadows of every pair measure at the live theta.
 
     Args:
-        method: the live method, with a pair of betas.
-        shadow: of `with_betas(method, b1, b2)` for all pairs, fed with the live run's gradients.
+        grid: the pairs.
+        shadow: of all the grid's methods, fed with the live run's gradients.
         gradient: full-batch gradient at theta, not fed yet.
         theta: shape (d,).
         values: the measures at theta.
-        betas_1: first axis.
-        betas_2: second axis.
 
     Returns:
         One map per measure.
     """
-    grid = [[with_betas(method, b1, b2) for b2 in betas_2] for b1 in betas_1]
     slopes = torch.stack([value.gradient for value in values])
     if _share_update(grid, gradient, theta, shadow.n):
-        F = history.frozen(method, gradient, theta, shadow.n)
+        F = history.frozen(grid.oldest, gradient, theta, shadow.n)
         inner = _from_memory(grid, F, slopes, theta, lambda v, index: shadow.memory(v, gradient, theta, index))
     else:
         inner = _pair_by_pair(grid, slopes, lambda m: shadow.effect(m, gradient, theta))
-    return _maps(inner, method.lr, values, betas_1, betas_2, "measured")
+    return _maps(inner, grid, values, "measured")
 
 
-def with_betas(method: Optimizer, beta_1: float, beta_2: float) -> Optimizer:
+def with_betas(method: AnyMethod, beta_1: float, beta_2: float) -> AnyMethod:
     """The same method (each group of it) with other betas.
 
     Args:
@@ -195,47 +247,57 @@ def with_betas(method: Optimizer, beta_1: float, beta_2: float) -> Optimizer:
         if "betas" not in method.hyper:
             raise ValueError(f"a beta map needs a method with betas=(beta_1, beta_2), got {method.name}")
         return method.with_hyper(betas=(beta_1, beta_2))
-    changed = (part._replace(method=with_betas(part.method, beta_1, beta_2)) for part in method.parts)
-    return Groups(tuple(part for part in changed if isinstance(part.method, Method)), method.lr)
-
-
-def _oldest(grid: Grid) -> Optimizer:
-    """The corner whose every variable has a memory, so that its history holds the drift that all pairs share."""
-    return grid[-1][-1]
+    parts = []
+    for part in method.parts:
+        changed = with_betas(part.method, beta_1, beta_2)
+        assert isinstance(changed, Method)
+        parts.append(replace(part, method=changed))
+    return Groups(tuple(parts), method.lr)
 
 
 def _share_update(grid: Grid, gradient: Tensor, theta: Tensor, step: int | None) -> bool:
-    """Whether F[s](theta) is one vector for all pairs and all past s, and phi one elementwise function of the m_l."""
-    first, last = grid[0][0], grid[-1][-1]
-    for a, b in zip(first.parts, last.parts, strict=True):
-        if not (a.method.elementwise and b.method.elementwise):
+    """Whether F[s](theta) is one vector for all pairs and all past s, and phi one elementwise function of the m_l.
+
+    The vector is compared at the corners of the grid, on some coordinates.
+    """
+    last = grid.shape[0] - 1, grid.shape[1] - 1
+    corners = [grid.cell(i, j) for i in (0, last[0]) for j in (0, last[1])]
+    for p, part in enumerate(corners[0].parts):
+        if not part.method.elementwise:
             return False
-        some = [v.g(gradient[a.index][:64], theta[a.index][:64]) for v in a.method.variables]
-        if not torch.equal(a.method.readout(some, theta[a.index][:64]), b.method.readout(some, theta[b.index][:64])):
+        g, point = gradient[part.index][:64], theta[part.index][:64]
+        same = [v.g(g, point) for v in part.method.variables]
+        methods = [corner.parts[p].method for corner in corners]
+        readouts = [method.readout(same, point) for method in methods]
+        updates = [history.frozen(method, g, point, step) for method in methods]
+        if not all(torch.equal(x, readouts[0]) for x in readouts):
             return False
-    variables = {v for row in grid for method in row for part in method.parts for v in part.method.variables}
-    if step is not None and not all(history.settled((v,), step) for v in variables):
-        return False
-    totals = [[kernel.total(v, step) for part in method.parts for v in part.method.variables] for row in grid for method in row]
-    return bool(np.ptp(totals, axis=0).max() < 1e-12)
+        if not all(torch.allclose(x, updates[0], rtol=1e3 * torch.finfo(x.dtype).eps) for x in updates):
+            return False
+        variables = [v for l in range(len(same)) for v in grid.variables(p, l)[0]]
+        if step is not None and not all(history.settled((v,), step) for v in variables):
+            return False
+    return True
 
 
-def _pair_by_pair(grid: Grid, slopes: Tensor, effect: Callable[[Optimizer], Tensor]) -> np.ndarray:
-    """<grad S, effect> for every pair, one at a time, shape (P1, P2, measures)."""
-    return np.array([[(slopes @ effect(method)).tolist() for method in row] for row in grid])
+def _pair_by_pair(grid: Grid, slopes: Tensor, effect: Callable[[AnyMethod], Tensor]) -> np.ndarray:
+    """<grad S, effect> for every pair, one at a time, shape (*grid.shape, measures)."""
+    rows, columns = grid.shape
+    return np.array([[(slopes @ effect(grid.cell(i, j))).tolist() for j in range(columns)] for i in range(rows)])
 
 
 def _linear(grid: Grid, past: History, slopes: Tensor, theta: Tensor, step: int | None) -> np.ndarray:
     """First order: sum_l e_l <grad S, u_l>, u_l the response of phi to a unit age moment of variable l."""
-    total = np.zeros((len(grid), len(grid[0]), len(slopes)))
-    for j, part in enumerate(_oldest(grid).parts):
+    total = np.zeros((*grid.shape, len(slopes)))
+    for p, part in enumerate(grid.oldest.parts):
         for l, variable in enumerate(part.method.variables):
             if not variable.has_memory:
                 continue
-            alone = first_order(_oldest(grid), past.only(j, l), theta)
+            alone = first_order(grid.oldest, past.only(p, l), theta)
             unit = (slopes @ alone).cpu().numpy() / kernel.age_moment(variable, step)
-            moments = [[kernel.age_moment(m.parts[j].method.variables[l], step) for m in row] for row in grid]
-            total += np.array(moments)[:, :, None] * unit
+            variables, number = grid.variables(p, l)
+            moments = np.array([kernel.age_moment(v, step) for v in variables])
+            total += moments[number][:, :, None] * unit
     return total
 
 
@@ -255,29 +317,18 @@ def _drifting(past: History, theta: Tensor, step: int | None) -> Memory:
 
 
 def _from_memory(grid: Grid, F: Tensor, slopes: Tensor, theta: Tensor, memory: Memory) -> np.ndarray:
-    """<grad S, phi(m) - F> for every pair, shape (P1, P2, measures), in blocks of coordinates."""
-    rows, columns = len(grid), len(grid[0])
-    total = slopes.new_zeros((rows, columns, len(slopes)))
-    for j, part in enumerate(grid[0][0].parts):
-        methods = [[method.parts[j].method for method in row] for row in grid]
+    """<grad S, phi(m) - F> for every pair, shape (*grid.shape, measures), in blocks of coordinates."""
+    total = slopes.new_zeros((*grid.shape, len(slopes)))
+    for p, part in enumerate(grid.oldest.parts):
+        plans = [grid.variables(p, l) for l in range(len(part.method.variables))]
         size = F[part.index].numel()
-        block = max(1, BLOCK // (rows * columns))
+        block = max(1, BLOCK // (grid.shape[0] * grid.shape[1]))
         for start in range(0, size, block):
             index = _within(part, slice(start, min(start + block, size)))
-            m = [
-                _spread([[method.variables[l] for method in row] for row in methods], lambda v, i=index: memory(v, i))
-                for l in range(len(part.method.variables))
-            ]
-            effect = part.scale * part.method.readout(m, theta[index]) - F[index]
-            total += effect.expand(rows, columns, -1) @ slopes[:, index].T
+            m = [torch.stack([memory(v, index) for v in variables])[number] for variables, number in plans]
+            effect = part.scale * part.method.readout(m, theta[index])
+            total += effect.expand(*grid.shape, -1) @ slopes[:, index].T - slopes[:, index] @ F[index]
     return total.cpu().numpy()
-
-
-def _spread(cells: list[list[Momentum]], memory: Callable[[Momentum], Tensor]) -> Tensor:
-    """The memory of a variable in every pair, of size 1 along an axis on which the variable does not depend."""
-    rows = cells[:1] if all(row == cells[0] for row in cells) else cells
-    rows = [row[:1] for row in rows] if all(v == row[0] for row in rows for v in row) else rows
-    return torch.stack([torch.stack([memory(v) for v in row]) for row in rows])
 
 
 def _within(part: Part, block: slice) -> Index:
@@ -288,13 +339,8 @@ def _within(part: Part, block: slice) -> Index:
     return slice(start + block.start, start + block.stop)
 
 
-def _maps(
-    inner: np.ndarray,
-    lr: float,
-    values: Sequence[Value],
-    betas_1: Sequence[float],
-    betas_2: Sequence[float],
-    kind: Kind,
-) -> list[BetaMap]:
-    axes = tuple(betas_1), tuple(betas_2)
-    return [BetaMap(*axes, kind, v.name, -lr * inner[:, :, k] / v.value) for k, v in enumerate(values)]
+def _maps(inner: np.ndarray, grid: Grid, values: Sequence[Value], kind: Kind) -> list[BetaMap]:
+    return [
+        BetaMap(grid.betas_1, grid.betas_2, kind, v.name, -grid.method.lr * inner[:, :, k] / v.value)
+        for k, v in enumerate(values)
+    ]

@@ -67,7 +67,8 @@ def needs_differences(
     try:
         tensor, error = _worst_tensor(gradient, curvature, theta, slices)
     except RuntimeError as missing:
-        reason = f"it has no formula ({str(missing).splitlines()[0]})"
+        culprit = model and _culprit(model, evaluate)
+        reason = f"{culprit or 'the exact one'} has no formula ({str(missing).splitlines()[0]})"
     else:
         if not tensor:
             return False
@@ -128,7 +129,7 @@ def _culprit(model: nn.Module, evaluate: Callable[[], Any]) -> str | None:
 
 
 def _module_fails(module: nn.Module, args: tuple[Any, ...]) -> bool:
-    """Does the second derivative of <module(x), r> in (x, parameters) disagree with differences, for a fixed random r?"""
+    """Is the second derivative of <module(x), r> in (x, parameters) missing or unlike differences, for a fixed random r?"""
     floats = [i for i, a in enumerate(args) if isinstance(a, Tensor) and a.is_floating_point()]
     parameters = dict(module.named_parameters())
     tensors = [args[i].detach() for i in floats] + [p.detach() for p in parameters.values()]
@@ -141,7 +142,10 @@ def _module_fails(module: nn.Module, args: tuple[Any, ...]) -> bool:
         inputs = list(args)
         for i, leaf in zip(floats, leaves[: len(floats)], strict=True):
             inputs[i] = leaf
-        output = torch.func.functional_call(module, dict(zip(parameters, leaves[len(floats) :], strict=True)), tuple(inputs))
+        # Buffers go in as copies: a BatchNorm in training mode updates them in place.
+        state = dict(zip(parameters, leaves[len(floats) :], strict=True))
+        state |= {name: buffer.clone() for name, buffer in module.named_buffers()}
+        output = torch.func.functional_call(module, state, tuple(inputs))
         if not isinstance(output, Tensor):
             raise TypeError("only modules with one output tensor are tested")
         direction = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).to(output)
@@ -160,11 +164,15 @@ def _module_fails(module: nn.Module, args: tuple[Any, ...]) -> bool:
         return torch.cat([p.reshape(-1) for p in products])
 
     flat = torch.cat([t.reshape(-1) for t in tensors])
-    try:
-        with isolated(flat.device, 1):
+    with isolated(flat.device, 1):
+        try:
+            gradient(flat)
+        except (RuntimeError, TypeError):
+            return False
+        try:
             return _worst_tensor(gradient, curvature, flat, {"all": slice(0, flat.numel())})[0] is not None
-    except (RuntimeError, TypeError):
-        return False
+        except RuntimeError:
+            return True
 
 
 def _random_modules(model: nn.Module | None) -> str:

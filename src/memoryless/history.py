@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from memoryless import kernel
-from memoryless.method import Momentum, Optimizer, Part
+from memoryless.method import AnyMethod, Momentum, Part
 
 # A vector of so many numbers fits a core's cache many times; allocated anew for every operation, as torch does, a larger one
 # costs more in page faults than in arithmetic. An accelerator wants few kernels instead.
-CACHED = 2**15
+CACHED = 2**16
 RESIDENT = 2**24
 
 Linearization = tuple[Tensor, Callable[[Tensor], Tensor]]
@@ -84,7 +84,7 @@ class History:
         return replace(self, lags=lags)
 
 
-def frozen(method: Optimizer, gradient: Tensor, theta: Tensor, step: int | None) -> Tensor:
+def frozen(method: AnyMethod, gradient: Tensor, theta: Tensor, step: int | None) -> Tensor:
     """F[n](theta), full batch: the update had the iterate never moved.
 
     Args:
@@ -117,10 +117,10 @@ def pieces(part: Part, theta: Tensor) -> Iterator[Part]:
     if not part.method.elementwise:
         yield part
     elif isinstance(part.index, Tensor):
-        yield from (part._replace(index=index) for index in part.index.split(size))
+        yield from (replace(part, index=index) for index in part.index.split(size))
     else:
         start, stop, _ = part.index.indices(theta.numel())
-        yield from (part._replace(index=slice(i, min(i + size, stop))) for i in range(start, stop, size))
+        yield from (replace(part, index=slice(i, min(i + size, stop))) for i in range(start, stop, size))
 
 
 @lru_cache(maxsize=4096)
@@ -148,7 +148,7 @@ def settled(variables: tuple[Momentum, ...], n: int) -> bool:
     return bool((_past(variables, n)[0] == n).all())
 
 
-def full_batch(method: Optimizer, linearization: Linearization, theta: Tensor, step: int | None) -> History:
+def full_batch(method: AnyMethod, linearization: Linearization, theta: Tensor, step: int | None) -> History:
     """The history when every step used the full batch.
 
     Args:
@@ -177,7 +177,7 @@ def full_batch(method: Optimizer, linearization: Linearization, theta: Tensor, s
 
 
 def _averages(
-    method: Optimizer, gradient: Tensor, theta: Tensor, step: int | None, variables: tuple[Momentum, ...], F: Tensor
+    method: AnyMethod, gradient: Tensor, theta: Tensor, step: int | None, variables: tuple[Momentum, ...], F: Tensor
 ) -> tuple[list[Tensor], list[int]]:
     """The distinct Fbar, and which of them belongs to each variable (-1: none)."""
     if step is None:
@@ -212,7 +212,7 @@ def _distinct(rows: np.ndarray) -> list[int]:
 
 
 def mini_batch(
-    method: Optimizer,
+    method: AnyMethod,
     gradients: dict[int, Tensor],
     curvature: Callable[[Tensor, int], Tensor],
     theta: Tensor,

@@ -8,6 +8,7 @@ c = sum_k kernel[k], the age moment sum_k k kernel[k], the tails sum_{k >= j} ke
 
 import math
 from functools import lru_cache
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +39,7 @@ def require_fading(variable: Momentum) -> None:
         )
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=16)
 def kernel(variable: Momentum, n: int) -> Array:
     """kernel[k] for k = 0..n, shape (n + 1,)."""
     ages = np.arange(n + 1, dtype=float)
@@ -51,6 +52,7 @@ def kernel(variable: Momentum, n: int) -> Array:
     return values
 
 
+@lru_cache(maxsize=4096)
 def total(variable: Momentum, n: int | None) -> float:
     """c = sum_k kernel[k], the factor of g_l(theta) in m_l when the history is frozen."""
     if n is None:
@@ -67,6 +69,7 @@ def totals(variable: Momentum, steps: NDArray[np.int64]) -> Array:
     return np.where(age >= 0, variable.weight(steps) * sums, 0.0)
 
 
+@lru_cache(maxsize=4096)
 def age_moment(variable: Momentum, n: int | None) -> float:
     """sum_k k kernel[k], which is c times the mean age."""
     if n is not None:
@@ -95,6 +98,7 @@ def node_count(variable: Momentum) -> int:
     return 16 if variable.degree is None else variable.degree // 2 + 1
 
 
+@lru_cache(maxsize=4096)
 def gauss(variable: Momentum, n: int | None) -> tuple[Array, Array]:
     """Gauss quadrature over the ages: nodes x_j and weights w_j with sum_k kernel[k] p(k) = sum_j w_j p(x_j).
 
@@ -188,9 +192,9 @@ def compress(c: Array, weights: Array, exact_below: int = 32) -> tuple[NDArray[n
     if len(x) == 2:
         other = np.polynomial.chebyshev.chebvander(x[1], degree)
         basis = np.stack([basis[:, i] * other[:, j] for i in range(degree + 1) for j in range(degree + 1 - i)], axis=1)
-    _, r, pivots = qr(basis.T, mode="economic", pivoting=True)
+    r, pivots = cast(tuple[Array, NDArray[np.int64]], qr(basis.T, mode="r", pivoting=True))
     rank = int((np.abs(np.diag(r)) > 1e-13 * abs(r[0, 0])).sum())
     nodes = np.sort(pivots[:rank])
     # The weights that give every basis polynomial its exact sum.
-    solution, *_ = np.linalg.lstsq(basis[nodes].T, basis.T @ folded.T, rcond=None)
-    return steps[nodes], solution.T
+    solution = np.linalg.lstsq(basis[nodes].T, basis.T @ folded.T, rcond=None)[0]
+    return steps[nodes], np.asarray(solution.T, dtype=float)

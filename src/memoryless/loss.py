@@ -69,7 +69,7 @@ class Loss:
         *,
         curvature: Literal["exact", "difference"] = "exact",
     ):
-        trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        trainable: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.model: nn.Module | None = model
         self.frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
         objective = _Objective(model, criterion)
@@ -340,8 +340,8 @@ class Loss:
         if gradient is None:
             gradient = self.gradient(theta, batch)
         # Truncation grows with the step, rounding with its inverse; both relative to |theta| they balance at sqrt(eps).
-        step = torch.finfo(theta.dtype).eps ** 0.5 * (1 + theta.norm()) / norm
-        return self.gradient(theta + step * v, batch).sub_(gradient).div_(step)
+        step = float(torch.finfo(theta.dtype).eps ** 0.5 * (1 + theta.norm()) / norm)
+        return self.gradient(theta.add(v, alpha=step), batch).sub_(gradient).div_(step)
 
     def _guard(self, theta: Tensor) -> None:
         if self._guarded:

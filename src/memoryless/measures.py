@@ -5,6 +5,7 @@ The change that an effect E (an update, theta_next = theta - lr E) makes to S in
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,7 +60,8 @@ def sharpness(loss: Loss, theta: Tensor, gradient: Tensor, curvature: Curvature)
         values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
     else:
         start = np.random.default_rng(0).standard_normal(d)
-        values, vectors = eigsh(operator, k=1, which="LA", v0=start, tol=1e-7 if double else 1e-3)
+        tolerance: Any = 1e-7 if double else 1e-3  # scipy's stubs say int
+        values, vectors = eigsh(operator, k=1, which="LA", v0=start, tol=tolerance)
     v = torch.from_numpy(vectors[:, -1].copy()).to(theta)
     step = float(torch.finfo(theta.dtype).eps ** (1 / 3) * (1 + theta.norm()))
     difference = loss.curvature(theta + step * v, v) - loss.curvature(theta - step * v, v)
@@ -118,4 +120,4 @@ def _own(measure: Differentiable, theta: Tensor) -> Value:
         if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
             raise TypeError(f"measure '{name}' must return a scalar tensor that depends on theta differentiably")
         (slope,) = torch.autograd.grad(value.reshape(()), leaf)
-    return Value(name, float(value), slope)
+    return Value(name, float(value.detach()), slope)

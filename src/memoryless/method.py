@@ -36,7 +36,7 @@ import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -114,31 +114,13 @@ class Functions:
         return getattr(torch, name)
 
 
-class Part(NamedTuple):
+@dataclass(frozen=True)
+class Part:
     """The coordinates that one method moves; `scale` is its learning rate over the whole's."""
 
     method: "Method"
     index: Index
     scale: float
-
-
-class Optimizer(Protocol):
-    """What every method offers, whatever it is made of."""
-
-    lr: float
-
-    @property
-    def parts(self) -> Sequence[Part]:
-        """The methods in momentum form it consists of."""
-        ...
-
-    def init(self, theta: Tensor) -> Any:
-        """The memory before the first step."""
-        ...
-
-    def update(self, state: Any, gradient: Tensor, theta: Tensor) -> tuple[Any, Tensor]:
-        """One step: the new memory, and F with theta_next = theta - lr * F."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -218,11 +200,23 @@ class Method:
             raise ValueError(f"{self.name} has no {', '.join(sorted(unknown))}; it has {', '.join(self.hyper)}")
         return self.make(**self.hyper | changes)
 
-    def __str__(self) -> str:
+    def describe(self, omit: Sequence[str] = ()) -> str:
+        """Name and hyperparameters: lr, the betas, and what differs from the default.
+
+        Args:
+            omit: hyperparameters not to show.
+        """
         defaults = inspect.signature(self.make).parameters if self.make else {}
         always = ("lr", "betas", "momentum", "alpha")
-        shown = {k: v for k, v in self.hyper.items() if k in always or k not in defaults or v != defaults[k].default}
-        return f"{self.name}({', '.join(f'{k}={_short(v)}' for k, v in shown.items())})"
+        shown = [
+            f"{k}={_short(v)}"
+            for k, v in self.hyper.items()
+            if k not in omit and (k in always or k not in defaults or v != defaults[k].default)
+        ]
+        return f"{self.name}({', '.join(shown)})"
+
+    def __str__(self) -> str:
+        return self.describe()
 
 
 @dataclass(frozen=True)
@@ -253,6 +247,9 @@ class Groups:
 
     def __str__(self) -> str:
         return " + ".join(str(part.method) for part in self.parts)
+
+
+AnyMethod = Method | Groups
 
 
 def _short(value: Any) -> str:

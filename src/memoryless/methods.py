@@ -5,8 +5,9 @@ Steady-state closed forms of M are in docs/theory.md. Sources: the papers named,
 https://arxiv.org/abs/2502.02132.
 """
 
+import math
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from memoryless.method import Method, Momentum, gradient, square
 GFunction = Callable[[Tensor, Tensor], Tensor]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _average(beta: float, corrected: bool = False, scale: float = 1.0) -> Callable[[Any], Any]:
     """Weight of an exponential moving average, scale * (1 - beta), with Adam's bias correction if asked."""
     if corrected:
@@ -26,12 +27,12 @@ def _average(beta: float, corrected: bool = False, scale: float = 1.0) -> Callab
     return lambda n: scale * (1 - beta)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _constant(value: float) -> Callable[[Any], Any]:
     return lambda n: value
 
 
-@lru_cache(maxsize=None)
+@cache
 def _coupled(g: GFunction, weight_decay: float, sign: float) -> GFunction:
     """g_l of the gradient of L + weight_decay/2 |theta|^2, or of -L if sign = -1 (torch's `maximize`)."""
     if weight_decay == 0 and sign == 1:
@@ -301,7 +302,7 @@ def NAdam(
     )
 
 
-@lru_cache(maxsize=None)
+@cache
 def _nadam_weights(beta: float, psi: float | None) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
     """Weights of sum beta^k g[n-k] and of g[n] in NAdam's numerator."""
     if psi is None:
@@ -315,13 +316,14 @@ def _nadam_weights(beta: float, psi: float | None) -> tuple[Callable[[Any], Any]
     def product(n: Any) -> Any:
         """mu[1] ... mu[n]; 0 in the limit."""
         nonlocal products
-        if np.isscalar(n) and np.isinf(float(n)):
+        if isinstance(n, float) and math.isinf(n):
             return 0.0
-        if (last := int(np.max(n, initial=0))) >= len(products):
+        index = np.asarray(n, dtype=int)
+        if (last := int(index.max(initial=0))) >= len(products):
             more = np.arange(len(products), 2 * last + 1)
             products = np.concatenate([products, products[-1] * np.cumprod(mu(more))])
-        found = products[n]
-        return found if np.ndim(n) else float(found)
+        found = products[index]
+        return found if index.ndim else float(found)
 
     return (
         lambda n: mu(n + 2) * (1 - beta) / (1 - product(n + 2)),

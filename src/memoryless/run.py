@@ -14,12 +14,12 @@ from torch import Tensor
 
 from memoryless import history, methods, torch_method
 from memoryless.audit import Audit, inspect, percent
-from memoryless.beta_map import BETAS_1, BETAS_2, BetaMap, measured_maps, predicted_maps, with_betas
+from memoryless.beta_map import BETAS_1, BETAS_2, BetaMap, Grid, measured_maps, predicted_maps
 from memoryless.correction import first_order, outside, resummed
 from memoryless.history import Linearization
 from memoryless.loss import Loss
 from memoryless.measures import MEASURES, Differentiable, Value, evaluate, label
-from memoryless.method import Groups, Method, Optimizer
+from memoryless.method import AnyMethod, Method
 from memoryless.shadow import Shadow
 
 
@@ -36,7 +36,7 @@ class Other:
     """Another method's memory at a stop of the live run; changes per step relative to S, in the order of the measures.
 
     Attributes:
-        method: as text.
+        method: as text, its lr left out where it is the live one.
         same_update: whether its F is the live one, so that the live path is its own to first order in lr.
         measured: by its shadow.
         first: predicted.
@@ -113,7 +113,7 @@ class Run:
                 counts = ", ".join(f"{word} at {words.count(word)}" for word in dict.fromkeys(words))
                 peak = max(self.stops, key=lambda stop, k=k: abs(stop.audit.effects[k].best)).audit
                 lines.append(
-                    f"Of {len(words)} stops, memory for the {effect.measure.replace('_', ' ')}: {counts}; "
+                    f"Of {len(words)} stops, memory for the {label(effect.measure)}: {counts}; "
                     f"most at step {peak.step}, {percent(peak.effects[k].best)} per step."
                 )
         return "\n".join(lines)
@@ -150,7 +150,7 @@ def log_spaced(steps: int, count: int) -> list[int]:
     return sorted({round(s) for s in np.geomspace(1, steps, count)})
 
 
-def rivals(method: Optimizer) -> list[Method]:
+def rivals(method: AnyMethod) -> list[Method]:
     """The methods that `audit_run` compares with: the live one at other betas, Lion, Signum and heavy ball, at its lr.
 
     Args:
@@ -207,8 +207,8 @@ def audit_run(
     before = torch_method.step_of(optimizer)
     others = list(rivals(method) if compare is None else compare)
     betas = method.parts[0].method.hyper.get("betas")
-    variants = [with_betas(method, b1, b2) for b1 in betas_1 for b2 in betas_2] if betas else []
-    shadow = Shadow([*others, *variants], loss.theta)
+    grid = Grid(method, betas_1, betas_2) if betas else None
+    shadow = Shadow([*others, *(grid.spanning() if grid else ())], loss.theta)
     run = Run([], betas, tuple(betas_1), tuple(betas_2))
     for taken in range(steps + 1):
         theta = loss.theta
@@ -216,7 +216,7 @@ def audit_run(
             gradient = loss.gradient(theta)
             if taken in wanted:
                 step = None if before is None else before + taken
-                run.stops.append(_stop(optimizer, method, loss, theta, step, measures, others, shadow, run))
+                run.stops.append(_stop(optimizer, method, loss, theta, step, measures, others, shadow, grid))
         except ValueError as error:
             raise Diverged(f"after {taken} steps {error}", run) from error
         on_step(taken)
@@ -231,30 +231,30 @@ def audit_run(
 
 def _stop(
     optimizer: torch.optim.Optimizer,
-    method: Method | Groups,
+    method: AnyMethod,
     loss: Loss,
     theta: Tensor,
     step: int | None,
     measures: Sequence[str | Differentiable],
     others: Sequence[Method],
     shadow: Shadow,
-    run: Run,
+    grid: Grid | None,
 ) -> Stop:
     gradient, curvature = loss.linearize(theta)
     linearization = gradient, _remembering(curvature)
     values = evaluate(measures, loss, theta, gradient, curvature)
     live = torch_method.next_update(optimizer, loss, gradient)
     audit = inspect(method, loss, linearization, theta, step, values, live)
-    compared = tuple(_other(m, audit.F, linearization, theta, values, shadow) for m in others)
+    compared = tuple(_other(m, audit, linearization, theta, values, shadow) for m in others)
     maps: list[BetaMap] = []
-    if run.betas:
-        maps = measured_maps(method, shadow, gradient, theta, values, run.betas_1, run.betas_2)
-        maps += predicted_maps(method, linearization, theta, shadow.n, values, run.betas_1, run.betas_2)
+    if grid is not None:
+        maps = measured_maps(grid, shadow, gradient, theta, values)
+        maps += predicted_maps(grid, linearization, theta, shadow.n, values)
     return Stop(audit, compared, tuple(maps))
 
 
 def _other(
-    method: Method, F: Tensor, linearization: Linearization, theta: Tensor, values: Sequence[Value], shadow: Shadow
+    method: Method, live: Audit, linearization: Linearization, theta: Tensor, values: Sequence[Value], shadow: Shadow
 ) -> Other:
     past = history.full_batch(method, linearization, theta, shadow.n)
     effects = (
@@ -262,12 +262,13 @@ def _other(
         first_order(method, past, theta),
         resummed(method, past, theta),
     )
-    changes = [
+    measured, first, summed = (
         tuple(-method.lr * float(torch.dot(v.gradient, effect)) / v.value if v.value else 0.0 for v in values)
         for effect in effects
-    ]
-    same = bool((past.F - F).norm() <= 1e-3 * F.norm())
-    return Other(str(method), same, *changes, outside(method, past))
+    )
+    same = bool((past.F - live.F).norm() <= 1e-3 * live.F.norm())
+    name = method.describe(omit=("lr",) if method.lr == live.lr else ())
+    return Other(name, same, measured, first, summed, outside(method, past))
 
 
 def _remembering(curvature: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

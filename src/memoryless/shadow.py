@@ -1,21 +1,20 @@
 """Shadow memory: what other methods' memories would do on the gradients of the run at hand.
 
-A memory is fed by gradients; feed the states of methods that are not running with the live run's own stream, which costs elementwise
-work only, and compare at the live theta
+A memory is fed by gradients; feed the states of methods that are not running with the live run's own stream, which costs
+elementwise work only, and compare at the live theta
 
     Delta' = update'(shadow state) - F'[n](theta)
 
-The path is the live optimizer's: exact to first order in lr where both share F, indicative elsewhere (a method that would leave the
-path, or oscillate on its own, cannot show it here).
+The path is the live optimizer's: exact to first order in lr where both share F, indicative elsewhere (a method that would
+leave the path, or oscillate on its own, cannot show it here).
 """
 
 from collections.abc import Iterable
 
-import torch
 from torch import Tensor
 
 from memoryless import history
-from memoryless.method import Index, Momentum, Optimizer
+from memoryless.method import AnyMethod, Index, Momentum
 
 
 class Shadow:
@@ -31,6 +30,7 @@ class Shadow:
     Example:
         >>> import memoryless as ml
         >>> adam = ml.Adam(betas=(0.9, 0.95))
+        >>> import torch
         >>> theta = torch.tensor([1.0])
         >>> shadow = Shadow([adam], theta)
         >>> for g in (4.0, 3.0):
@@ -39,7 +39,7 @@ class Shadow:
         tensor([-0.0509])
     """
 
-    def __init__(self, methods: Iterable[Optimizer], theta: Tensor):
+    def __init__(self, methods: Iterable[AnyMethod], theta: Tensor):
         self.n = 0
         betas: dict[tuple, list[float]] = {}
         for v in dict.fromkeys(v for m in methods for part in m.parts for v in part.method.variables if v.has_memory):
@@ -88,7 +88,7 @@ class Shadow:
         present = variable.g(gradient, theta) * (variable.first if self.n == 0 else 1.0)
         return weight * (variable.beta * past + present)
 
-    def effect(self, method: Optimizer, gradient: Tensor, theta: Tensor) -> Tensor:
+    def effect(self, method: AnyMethod, gradient: Tensor, theta: Tensor) -> Tensor:
         """Delta' = update' - F'[n](theta) of one method at the live theta.
 
         Args:

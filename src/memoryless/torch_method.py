@@ -10,7 +10,7 @@ from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer, RMSprop
 
 from memoryless import methods
 from memoryless.loss import Loss
-from memoryless.method import Groups, Index, Method, Part
+from memoryless.method import AnyMethod, Groups, Index, Method, Part
 
 
 class NotRecognised(ValueError):
@@ -58,7 +58,7 @@ _RECOGNISED: dict[type[Optimizer], Callable[[dict[str, Any]], Method]] = {
 }
 
 
-def method_of(optimizer: Optimizer, loss: Loss | None = None) -> Method | Groups:
+def method_of(optimizer: Optimizer, loss: Loss | None = None) -> AnyMethod:
     """The catalogue method that a torch optimizer is, with its present hyperparameters.
 
     Args:

@@ -21,7 +21,9 @@ def print_run(run: Run, console: Console) -> None:
         run: with at least one stop.
         console: where to.
     """
-    for part in (_changes(run), _agreements(run), _others(run), _layers(run)):
+    for k in range(len(run.stops[0].audit.effects)):
+        console.print(_changes(run, k))
+    for part in (_agreements(run), _others(run), _layers(run)):
         console.print(part)
     console.print(Text(run.verdict, style="bold"))
     for note in run.stops[-1].audit.validity.notes:
@@ -35,21 +37,18 @@ def _table(title: str, caption: str, *columns: str) -> Table:
     return table
 
 
-def _changes(run: Run) -> Table:
-    caption = "change of S per step caused by memory, -lr <grad S, effect> / S"
-    table = _table("What memory does", caption, "step", "S", "measured", "resummed", "first order", "memory")
-    for k, effect in enumerate(run.stops[0].audit.effects):
-        table.add_row(Text(label(effect.measure), style="bold"))
-        for stop in run.stops:
-            e = stop.audit.effects[k]
-            changes = (_percent(c) for c in (e.measured, e.resummed, e.first))
-            table.add_row(_step(stop.audit), f"{e.value:.3g}", *changes, Text(e.word, style=STYLE[e.word]))
-        table.add_section()
+def _changes(run: Run, k: int) -> Table:
+    effects = [(stop.audit, stop.audit.effects[k]) for stop in run.stops]
+    title = f"Change of the {label(effects[0][1].measure)} S per step caused by memory"
+    table = _table(title, "", "step", "S", "measured", "resummed", "first order", "memory")
+    for audit, e in effects:
+        changes = (_percent(c) for c in (e.measured, e.resummed, e.first))
+        table.add_row(_step(audit), f"{e.value:.3g}", *changes, Text(e.word, style=STYLE[e.word]))
     return table
 
 
 def _agreements(run: Run) -> Table:
-    caption = "cosine and relative error against the measured effect; outside: share of the coordinates\nthat lie outside the first-order expansion's radius"
+    caption = "cosine and relative error against the measured effect; share of coordinates outside first order's radius"
     table = _table("How well it is predicted", caption, "step", "loss", "resummed", "first order", "outside")
     for stop in run.stops:
         validity = stop.audit.validity
@@ -75,7 +74,7 @@ def _others(run: Run) -> RenderableType:
     if not last.others:
         return ""
     title = f"Other methods, change of the {label(last.audit.effects[0].measure)} at step {_step(last.audit)}"
-    caption = "measured by shadow memory on this run's gradients; (*) its F differs: on its own it would take\nanother path, the numbers are indicative"
+    caption = "measured by shadow memory on this run; (*) has another F, would take another path: indicative only"
     table = _table(title, caption, "method", "measured", "resummed", "first order", "outside")
     for other in last.others:
         changes = (percent(c[0]) for c in (other.measured, other.resummed, other.first))

@@ -1,0 +1,154 @@
+"""Bad input: what is called, what it raises, and what the one line says. Expected and received, or where."""
+
+from typing import Any
+
+import pytest
+import torch
+from tests.problems import BATCHES, THETA, norm, reference_loss, tensor
+from torch import Tensor, nn
+
+import memoryless as ml
+
+DATA = [tensor([[1, 1, 1], [2, 0, 1]]), tensor([[0, 1, 0], [1, 1, 0]])]
+WEIGHT = tensor([[1, 2, 3]])
+COMPLEX = torch.ones(1, 3, dtype=torch.complex64)
+
+
+def mean(model: nn.Module, batch: Tensor) -> Tensor:
+    return model(batch).mean()
+
+
+def loss_of(model: nn.Module | None = None, criterion: Any = mean, batches: Any = DATA) -> ml.Loss:
+    return ml.Loss(nn.Linear(3, 1) if model is None else model, criterion, batches)
+
+
+def gradient(loss: ml.Loss) -> Tensor:
+    return loss.gradient(loss.theta)
+
+
+def linear(weight: Tensor) -> nn.Module:
+    model = nn.Linear(3, 1)
+    model.weight = nn.Parameter(weight)
+    return model
+
+
+def frozen() -> nn.Module:
+    return nn.Linear(3, 1).requires_grad_(False)
+
+
+def correct(method: ml.Method | None = None, **options: Any) -> ml.Correction:
+    return ml.correction(method or ml.Adam(), reference_loss(), **options)
+
+
+class Sparse(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(5, 3, sparse=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.table(x.long()).sum(-1)
+
+
+FORGETS_NOTHING = ml.Method(0.1, (ml.Momentum(1.0),), lambda f, m, theta: m[0])
+
+METHOD = {
+    "lr_zero": (lambda: ml.Adam(lr=0), ValueError, "adam: lr must be positive and finite, got 0"),
+    "lr_negative": (lambda: ml.HeavyBall(-1), ValueError, "heavy_ball: lr must be positive and finite, got -1"),
+    "lr_nan": (lambda: ml.Lion(float("nan")), ValueError, "lion: lr must be positive and finite, got nan"),
+    "beta_one": (lambda: ml.Adam(betas=(0.9, 1.0)), ValueError, r"adam: every beta must lie in \[0, 1\), got 1.0"),
+    "beta_negative": (lambda: ml.NAdam(betas=(-0.1, 0.9)), ValueError, r"nadam: every beta .* got -0.1"),
+    "momentum": (lambda: ml.Nesterov(momentum=1.5), ValueError, r"nesterov: every beta .* got 1.5"),
+    "alpha": (lambda: ml.RMSprop(alpha=2), ValueError, r"rmsprop: every beta .* got 2"),
+    "dampening": (lambda: ml.HeavyBall(dampening=2), ValueError, r"heavy_ball: dampening must lie in \[0, 1\], got 2"),
+    "dampening_one": (lambda: ml.HeavyBall(dampening=1), ValueError, "dampening 1 freezes .* expected below 1"),
+    "betas_number": (lambda: ml.AdamW(betas=0.9), ValueError, "adamw: betas must be a pair .* got 0.9"),  # type: ignore[arg-type]
+    "betas_triple": (lambda: ml.Lion(betas=(0.9, 0.9, 0.9)), ValueError, "lion: betas must be a pair"),
+    "eps": (lambda: ml.RMSprop(eps=-1e-8), ValueError, "rmsprop: eps must be >= 0, got -1e-08"),
+    "weight_decay": (lambda: ml.LionK(weight_decay=-1, K=norm), ValueError, "lion_k: weight_decay must be >= 0, got -1"),
+    "smoothing": (lambda: ml.Signum(smoothing=-1), ValueError, "signum: smoothing must be >= 0, got -1"),
+    "momentum_decay": (lambda: ml.NAdam(momentum_decay=-1), ValueError, "nadam: momentum_decay must be >= 0, got -1"),
+    "variable_beta": (lambda: ml.Momentum(1.5), ValueError, r"beta in \[0, 1\], got 1.5"),
+    "variable_lag": (lambda: ml.Momentum(0.5, lag=2), ValueError, "lag must be 0 or 1, got 2"),
+    "with_hyper": (lambda: ml.Adam().with_hyper(beta=0.9), ValueError, "adam has no beta; it has lr, betas, eps"),
+    "with_hyper_custom": (lambda: FORGETS_NOTHING.with_hyper(lr=1), ValueError, "custom is not a catalogue method"),
+}
+LOSS = {
+    "no_batches": (lambda: loss_of(batches=[]), ValueError, "batches is empty"),
+    "one_shot": (lambda: loss_of(batches=iter(DATA)), TypeError, "re-iterable, got a one-shot list_iterator; pass a list"),
+    "generator": (lambda: loss_of(batches=(x for x in DATA)), TypeError, "re-iterable, got a one-shot generator"),
+    "batches_tensor": (lambda: loss_of(batches=DATA[0]), TypeError, "re-iterable, got Tensor"),
+    "batches_number": (lambda: loss_of(batches=3), TypeError, "re-iterable, got int"),
+    "no_parameters": (lambda: loss_of(nn.Tanh()), ValueError, "no trainable parameters"),
+    "all_frozen": (lambda: loss_of(frozen()), ValueError, "no trainable parameters"),
+    "complex": (
+        lambda: loss_of(linear(COMPLEX)),
+        TypeError,
+        "parameter 'weight' is torch.complex64; expected a real",
+    ),
+    "integer": (lambda: ml.Loss.of(BATCHES, torch.arange(6)), TypeError, "parameter 'theta' is torch.int64; expected a real"),
+    "mixed_dtypes": (
+        lambda: loss_of(linear(WEIGHT.half())),
+        TypeError,
+        "share one dtype and device, got torch.float16 on cpu, torch.float64 on cpu",
+    ),
+    "theta_nan": (
+        lambda: loss_of(linear(WEIGHT / tensor([1, 0, 1]) * 0)),
+        ValueError,
+        "parameter 'weight' is nan first at flat index 1",
+    ),
+    "theta_matrix": (lambda: ml.Loss.of(BATCHES, torch.ones(2, 3)), TypeError, r"shape \(d,\), got shape \(2, 3\); flatten"),
+    "theta_list": (lambda: ml.Loss.of(BATCHES, [1.0, 2.0]), TypeError, r"shape \(d,\), got list"),  # type: ignore[arg-type]
+    "curvature": (lambda: ml.Loss.of(BATCHES, THETA, curvature="fast"), ValueError, "'exact' or 'difference', got 'fast'"),  # type: ignore[arg-type]
+    "vector_criterion": (
+        lambda: gradient(loss_of(criterion=lambda model, batch: model(batch))),
+        TypeError,
+        r"must return a scalar tensor, got shape \(2, 1\); take the mean",
+    ),
+    "float_criterion": (
+        lambda: gradient(loss_of(criterion=lambda model, batch: model(batch).mean().item())),
+        TypeError,
+        "must return a scalar tensor, got float",
+    ),
+    "detached_criterion": (
+        lambda: gradient(loss_of(criterion=lambda model, batch: model(batch).mean().detach())),
+        ValueError,
+        "the loss does not depend on the parameters",
+    ),
+    "loss_inf": (
+        lambda: gradient(loss_of(batches=[DATA[0], DATA[0] * torch.inf])),
+        ValueError,
+        "the loss is (-?inf|nan) on batch 1",
+    ),
+    "gradient_nan": (
+        # The slope of the root at 0 is infinite.
+        lambda: gradient(ml.Loss.of([BATCHES[0], lambda t: (t * tensor([1, 1, 0, 1, 1, 1])).abs().sqrt().sum()], THETA)),
+        ValueError,
+        "on batch 1 the gradient of 'theta' is (nan|-?inf) first at flat index 2",
+    ),
+    "call_nan": (lambda: reference_loss()(THETA * torch.nan), ValueError, "parameter 'theta' is nan first at flat index 0"),
+    "theta_short": (lambda: reference_loss()(THETA[:2]), ValueError, r"theta must have shape \(6,\), got \(2,\)"),
+    "v_short": (lambda: reference_loss().curvature(THETA, THETA[:2]), ValueError, r"must have shape \(6,\), got \(2,\)"),
+    "batch_index": (lambda: reference_loss()(THETA, batch=4), ValueError, r"batch must be in 0\.\.3, got 4"),
+    "batch_negative": (lambda: reference_loss().gradient(THETA, batch=-1), ValueError, r"batch must be in 0\.\.3, got -1"),
+    "sparse": (lambda: gradient(loss_of(Sparse())), TypeError, r"gradient of 'table.weight' is sparse.*sparse=False"),
+}
+CORRECTION = {
+    "order": (lambda: correct(order="second"), ValueError, "order must be .*first.*resummed.*got 'second'"),
+    "step_negative": (lambda: correct(step=-1), ValueError, "step must be None .* or an integer >= 0, got -1"),
+    "step_float": (lambda: correct(step=1.5), ValueError, "step must be None .* or an integer >= 0, got 1.5"),
+    "step_bool": (lambda: correct(step=True), ValueError, "step must be None .* or an integer >= 0, got True"),
+    "theta": (lambda: correct(theta=THETA[:2]), ValueError, r"theta must have shape \(6,\), got \(2,\)"),
+    "batches_count": (lambda: correct(step=2, batches=[0, 1]), ValueError, r"3 batch indices, one for each step 0\.\.2, got 2"),
+    "batches_empty": (lambda: correct(batches=[]), ValueError, "at least one batch index, got 0"),
+    "batches_index": (lambda: correct(batches=[0, 4]), ValueError, r"indices in 0\.\.3, got 4"),
+    "never_forgets": (lambda: correct(FORGETS_NOTHING), ml.NeverForgets, r"never fades \(beta = 1\).*give step=n"),
+}
+TABLE = METHOD | LOSS | CORRECTION
+
+
+@pytest.mark.parametrize(("call", "exception", "message"), TABLE.values(), ids=TABLE)
+def test_bad_input(call, exception, message):
+    with pytest.raises(exception, match=message) as raised:
+        call()
+    assert raised.type is exception
+    assert "\n" not in str(raised.value)
