@@ -1,20 +1,16 @@
-"""The charts of the page, from the plain numbers of `Run.as_dict`.
-
-Changes per step span many decades with both signs, so most axes are signed-logarithmic: the position of a change c is
-asinh(c / scale), linear near zero and logarithmic beyond `scale`, with ticks at round percentages.
-"""
+"""The charts of the page, from the plain numbers of `Run.as_dict`."""
 
 import html
 import math
 import textwrap
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 
-NOTHING, MINUS, SPACE = "\N{EN DASH}", "\N{MINUS SIGN}", "\N{NO-BREAK SPACE}"
+from memoryless.report.scale import SignedLog, cosine, number, percent
+
 KINDS = {"measured": "measured", "resummed": "resummed prediction", "first": "first-order prediction"}
 """Where a number comes from, with its name, in the order of the charts."""
 
@@ -67,107 +63,6 @@ TEMPLATE = go.layout.Template(
 """Sent once, for all charts."""
 
 
-def percent(change: float | None) -> str:
-    """A relative change, signed, in per cent with two digits; a dash where there is no finite number.
-
-    Args:
-        change: of 1.
-    """
-    if change is None or not math.isfinite(change):
-        return NOTHING
-    return f"{number(100 * change, sign=True)}{SPACE}%"
-
-
-def number(value: float | None, digits: int = 2, sign: bool = False) -> str:
-    """A number with few digits and a proper minus; a dash where there is no finite number.
-
-    Args:
-        value: to write.
-        digits: significant ones.
-        sign: show the plus, too.
-    """
-    if value is None or not math.isfinite(value):
-        return NOTHING
-    if value == 0:
-        return "0"
-    rounded = float(f"{value:.{digits - 1}e}")
-    plus = "+" if sign else ""
-    if not 1e-4 <= abs(rounded) < 1e5:
-        return f"{rounded:{plus}.{digits}g}".replace("-", MINUS)
-    decimals = max(0, digits - 1 - math.floor(math.log10(abs(rounded))))
-    return f"{rounded:{plus}.{decimals}f}".replace("-", MINUS)
-
-
-def cosine(value: float | None) -> str:
-    """Two decimals; a dash where there is no finite number.
-
-    Args:
-        value: in [-1, 1].
-    """
-    return NOTHING if value is None or not math.isfinite(value) else f"{value:.2f}".replace("-", MINUS)
-
-
-@dataclass(frozen=True)
-class SignedLog:
-    """A signed-logarithmic axis of relative changes."""
-
-    scale: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, changes: Iterable[float | None]) -> "SignedLog":
-        """One on which most of these are beyond the linear part.
-
-        Args:
-            changes: to show; those that are not finite are left out.
-        """
-        finite = np.array([c for c in changes if c is not None and math.isfinite(c)] or [0.0])
-        sizes = np.abs(finite[finite != 0])
-        if not len(sizes):
-            return cls(1e-2, -1e-2, 1e-2)
-        decade = math.floor(math.log10(np.quantile(sizes, 0.15)))
-        decade = max(decade, math.floor(math.log10(sizes.max())) - 6)
-        return cls(10.0**decade, min(0.0, finite.min()), max(0.0, finite.max()))
-
-    def place(self, changes: Iterable[float | None]) -> list[float | None]:
-        """Positions on the axis.
-
-        Args:
-            changes: relative changes.
-        """
-        return [None if c is None or not math.isfinite(c) else math.asinh(c / self.scale) for c in changes]
-
-    @property
-    def ends(self) -> list[float]:
-        """Of the axis, with some room."""
-        low, high = math.asinh(self.low / self.scale), math.asinh(self.high / self.scale)
-        room = 0.06 * (high - low) + 0.1
-        return [low - room, high + room]
-
-    @property
-    def axis(self) -> dict[str, Any]:
-        """Range and ticks."""
-        low, high = self.ends
-        first = round(math.log10(self.scale))
-        last = max(first, math.floor(math.log10(max(-self.low, self.high, self.scale))))
-        finer = (1, 2, 5) if last - first < 2 else (1,)
-        ticks = [0.0]
-        for size in (m * 10.0**k for k in range(last, first - 1, -1) for m in reversed(finer)):
-            for tick in (size, -size):
-                at = math.asinh(tick / self.scale)
-                free = min(abs(at - math.asinh(t / self.scale)) for t in ticks) > 0.075 * (high - low)
-                if low <= at <= high and free:
-                    ticks.append(tick)
-        ticks.sort()
-        return {
-            "tickvals": self.place(ticks),
-            "ticktext": [f"{100 * t:+g} %".replace("-", MINUS).replace("+0 ", "0 ") for t in ticks],
-            "range": [low, high],
-            "tickangle": 0,
-        }
-
-
 def plain(figure: go.Figure) -> dict[str, Any]:
     """A figure as JSON values: no NaN, and without the template that all charts share.
 
@@ -208,7 +103,7 @@ def effect_along_run(stops: Sequence[dict[str, Any]], k: int) -> go.Figure:
             text = [f"step {s}<br>{name}: {percent(v)} per step" for s, v in zip(steps, values, strict=True)]
             figure.add_scatter(x=steps, y=axis.place(values), text=text, **_line(kind))
     figure.update_xaxes(**_steps(steps))
-    figure.update_yaxes(title_text="change per step", **axis.axis)
+    figure.update_yaxes(title_text="change per step", **axis.axis(gap=0.075))
     figure.update_layout(legend_traceorder="reversed")
     return figure
 
@@ -250,7 +145,7 @@ def radius_along_run(stops: Sequence[dict[str, Any]]) -> go.Figure:
     return figure
 
 
-def dots(labels: Sequence[str], changes: dict[str, Sequence[float | None]], random: Sequence[float] = ()) -> go.Figure:
+def dots(labels: Sequence[str], changes: Mapping[str, Sequence[float | None]], random: Sequence[float] = ()) -> go.Figure:
     """Measured and predicted change of some rows, each row one method or one measure.
 
     Args:
@@ -278,7 +173,7 @@ def dots(labels: Sequence[str], changes: dict[str, Sequence[float | None]], rand
             text = [f"{_text(label)}<br>{KINDS[kind]}: {percent(v)} per step" for label, v in zip(labels, values, strict=True)]
             look = _line(kind) | {"mode": "markers"}
             figure.add_scatter(x=axis.place(values), y=list(range(len(labels))), text=text, **look)
-    figure.update_xaxes(title_text="change per step", **axis.axis)
+    figure.update_xaxes(title_text="change per step", **axis.axis(gap=0.15))
     figure.update_yaxes(tickvals=list(range(len(labels))), ticktext=wrapped, range=[len(labels) - 0.5, -0.5], zeroline=False)
     figure.update_layout(legend_traceorder="reversed")
     return figure

@@ -10,7 +10,8 @@ import memoryless
 from memoryless.audit import COSINE, ERROR
 from memoryless.measures import label
 from memoryless.report import figures
-from memoryless.report.figures import KINDS, cosine, number, percent
+from memoryless.report.figures import KINDS
+from memoryless.report.scale import cosine, number, percent
 
 _ENVIRONMENT = jinja2.Environment(
     loader=jinja2.PackageLoader("memoryless", "report"),
