@@ -16,15 +16,15 @@ def mlp(batch: int = 512) -> Problem:
 
 
 def cnn(batch: int = 64) -> Problem:
-    """Three convolutions of 32, 64 and 64 channels on 3 x 32 x 32 images, with GELU."""
+    """Three convolutions of 32, 64 and 64 channels on 3 x 32 x 32 images, with ReLU."""
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(3, 32, 3, padding=1),
-        nn.GELU(),
+        nn.ReLU(),
         nn.Conv2d(32, 64, 3, stride=2, padding=1),
-        nn.GELU(),
+        nn.ReLU(),
         nn.Conv2d(64, 64, 3, stride=2, padding=1),
-        nn.GELU(),
+        nn.ReLU(),
         nn.Flatten(),
         nn.Linear(64 * 8 * 8, 10),
     )

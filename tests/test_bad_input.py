@@ -61,7 +61,7 @@ METHOD = {
     "alpha": (lambda: ml.RMSprop(alpha=2), ValueError, r"rmsprop: every beta .* got 2"),
     "dampening": (lambda: ml.HeavyBall(dampening=2), ValueError, r"heavy_ball: dampening must lie in \[0, 1\], got 2"),
     "dampening_one": (lambda: ml.HeavyBall(dampening=1), ValueError, "dampening 1 freezes .* expected below 1"),
-    "betas_number": (lambda: ml.AdamW(betas=0.9), ValueError, "adamw: betas must be a pair .* got 0.9"),  # type: ignore[arg-type]
+    "betas_number": (lambda: ml.AdamW(betas=0.9), ValueError, "adamw: betas must be a pair .* got 0.9"),  # pyright: ignore[reportArgumentType]
     "betas_triple": (lambda: ml.Lion(betas=(0.9, 0.9, 0.9)), ValueError, "lion: betas must be a pair"),
     "eps": (lambda: ml.RMSprop(eps=-1e-8), ValueError, "rmsprop: eps must be >= 0, got -1e-08"),
     "weight_decay": (lambda: ml.LionK(weight_decay=-1, K=norm), ValueError, "lion_k: weight_decay must be >= 0, got -1"),
@@ -97,8 +97,8 @@ LOSS = {
         "parameter 'weight' is nan first at flat index 1",
     ),
     "theta_matrix": (lambda: ml.Loss.of(BATCHES, torch.ones(2, 3)), TypeError, r"shape \(d,\), got shape \(2, 3\); flatten"),
-    "theta_list": (lambda: ml.Loss.of(BATCHES, [1.0, 2.0]), TypeError, r"shape \(d,\), got list"),  # type: ignore[arg-type]
-    "curvature": (lambda: ml.Loss.of(BATCHES, THETA, curvature="fast"), ValueError, "'exact' or 'difference', got 'fast'"),  # type: ignore[arg-type]
+    "theta_list": (lambda: ml.Loss.of(BATCHES, [1.0, 2.0]), TypeError, r"shape \(d,\), got list"),  # pyright: ignore[reportArgumentType]
+    "curvature": (lambda: ml.Loss.of(BATCHES, THETA, curvature="fast"), ValueError, "'exact' or 'difference', got 'fast'"),  # pyright: ignore[reportArgumentType]
     "vector_criterion": (
         lambda: gradient(loss_of(criterion=lambda model, batch: model(batch))),
         TypeError,

@@ -125,9 +125,10 @@ def momenta(draw: st.DrawFn) -> ml.Momentum:
 
 
 methods = st.builds(
-    lambda variables, phi: ml.Method(LR, tuple(variables), phi, elementwise=False),
+    lambda variables, phi, elementwise: ml.Method(LR, tuple(variables), phi, elementwise=elementwise and phi is not PHI[-1]),
     st.lists(momenta(), min_size=1, max_size=3),
     st.sampled_from(PHI),
+    st.booleans(),  # differentiate an elementwise phi either way
 )
 
 

@@ -39,7 +39,7 @@ def value(model: nn.Module, batches: Sequence[Batch]):
     def function(theta: Tensor) -> Tensor:
         parts = theta.split([p.numel() for p in parameters.values()])
         state = {name: part.view(p.shape) for (name, p), part in zip(parameters.items(), parts, strict=True)}
-        losses = [mse(lambda x: torch.func.functional_call(model, state, (x,)), batch) for batch in batches]  # type: ignore[arg-type]
+        losses = [mse(lambda x: torch.func.functional_call(model, state, (x,)), batch) for batch in batches]  # pyright: ignore[reportArgumentType]
         return torch.stack(losses).mean()
 
     return function
@@ -220,7 +220,7 @@ class Lazy(Sequence):
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, i: int) -> Tensor:
+    def __getitem__(self, i: int) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         if i >= self.length:
             raise IndexError(i)
         batch = torch.full((3,), float(i))
@@ -345,7 +345,7 @@ class Rotated(torch.autograd.Function):
 
 
 def test_an_asymmetric_hessian_is_caught():
-    loss = ml.Loss.of(lambda theta: Rotated.apply(theta), THETA)  # type: ignore[arg-type]
+    loss = ml.Loss.of(lambda theta: Rotated.apply(theta), THETA)  # pyright: ignore[reportArgumentType]
     v = torch.arange(6.0)
     with pytest.warns(ml.CurvatureWarning, match="wrong at parameter 'theta'"):
         Hv = loss.curvature(THETA, v)

@@ -29,7 +29,7 @@ Defining a method (RMSprop, say):
     >>> state = method.init(torch.ones(2))
     >>> state, F = method.update(state, torch.tensor([3.0, -4.0]), torch.ones(2))
     >>> F
-    tensor([10.0000, -10.0000])
+    tensor([ 10., -10.])
 """
 
 import inspect

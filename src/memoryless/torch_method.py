@@ -75,7 +75,7 @@ def method_of(optimizer: Optimizer, loss: Loss | None = None) -> AnyMethod:
     Example:
         >>> model = torch.nn.Linear(2, 1)
         >>> print(method_of(torch.optim.AdamW(model.parameters())))
-        adamw(lr=0.001, betas=(0.9, 0.999), eps=1e-08, weight_decay=0.01)
+        adamw(lr=0.001, betas=(0.9, 0.999))
     """
     recognise = _RECOGNISED.get(type(optimizer))
     if recognise is None:

@@ -154,7 +154,7 @@ def dots(labels: Sequence[str], changes: Mapping[str, Sequence[float | None]], r
         random: half width of each row's neutral zone, if known.
     """
     axis = SignedLog.of([*(c for values in changes.values() for c in values), *random, *(-r for r in random)])
-    wrapped = ["<br>".join(textwrap.wrap(label, 34) or [""]) for label in map(_text, labels)]
+    wrapped = ["<br>".join(map(_text, textwrap.wrap(label, 34))) for label in labels]
     lines = max(label.count("<br>") + 1 for label in wrapped)
     figure = go.Figure(layout={"height": 110 + (26 + 14 * lines) * len(labels)})
     if random:
@@ -193,7 +193,7 @@ def by_tensor(layers: dict[str, float]) -> go.Figure:
         shown[f"the other {rest}"] = sum(finite.values()) - sum(shown.values())
     names = [_text(name) for name in shown]
     changes = list(shown.values())
-    figure = go.Figure(layout={"height": 90 + 26 * len(shown), "margin": {"t": 12}, "bargap": 0.35})
+    figure = go.Figure(layout={"height": 110 + 26 * len(shown), "margin": {"t": 12}, "bargap": 0.35})
     figure.add_bar(
         x=[100 * c for c in changes],
         y=list(range(len(shown))),
@@ -208,7 +208,7 @@ def by_tensor(layers: dict[str, float]) -> go.Figure:
     low, high = 100 * min([0.0, *changes]), 100 * max([0.0, *changes])
     room = 0.16 * ((high - low) or 1)
     ends = [low - room if low else -room / 4, high + room if high else room / 4]
-    ticks = [_text(name if len(name) <= 40 else f"…{name[-39:]}") for name in shown]
+    ticks = [_text(name if len(name) <= 40 else f"{name[:21]}…{name[-18:]}") for name in shown]
     figure.update_xaxes(title_text="change per step", ticksuffix=" %", range=ends)
     figure.update_yaxes(tickvals=list(range(len(shown))), ticktext=ticks, range=[len(shown) - 0.5, -0.5], zeroline=False)
     return figure

@@ -3,6 +3,7 @@
 from typing import Any
 
 import jinja2
+import numpy as np
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
@@ -62,24 +63,20 @@ def page(run: dict[str, Any]) -> str:
     )
 
 
-def best(effect: dict[str, Any]) -> float:
-    """The measured change, or the resummed one where nothing is measured.
-
-    Args:
-        effect: of one measure at one stop.
-    """
+def _best(effect: dict[str, Any]) -> float:
+    """The measured change, or the resummed one where nothing is measured."""
     return effect["resummed"] if effect["measured"] is None else effect["measured"]
 
 
 def _summary(stops: list[dict[str, Any]], k: int) -> dict[str, Any]:
     """What the page says of measure k: at the last stop, how often each way, and where most."""
     words = [stop["effects"][k]["word"] for stop in stops]
-    peak = max(stops, key=lambda stop: abs(best(stop["effects"][k])))
+    peak = max(stops, key=lambda stop: np.nan_to_num(abs(_best(stop["effects"][k])), nan=-1.0))
     return {
         "effect": stops[-1]["effects"][k],
-        "change": best(stops[-1]["effects"][k]),
+        "change": _best(stops[-1]["effects"][k]),
         "counts": {word: words.count(word) for word in dict.fromkeys(words)},
-        "peak": {"step": peak["step"], "change": best(peak["effects"][k])},
+        "peak": {"step": peak["step"], "change": _best(peak["effects"][k])},
     }
 
 
