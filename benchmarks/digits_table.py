@@ -1,16 +1,16 @@
-"""First order and resummed against the measured memory effect of torch.optim.Adam: the digits MLP, float64, full batch, 5 seeds."""
+"""First order and resummed against torch.optim.Adam's measured memory effect: the digits MLP, float64, full batch."""
 
 import statistics
 from collections.abc import Iterator
 
 import torch
-from output import save, show
 from torch import Tensor
 
 import memoryless as ml
 from memoryless import problems
 from memoryless.history import frozen
 from memoryless.torch_method import next_update
+from output import save, show
 
 SETTINGS = [
     ((0.9, 0.999), 1e-5, (100,)),
@@ -25,7 +25,9 @@ def cosine(a: Tensor, b: Tensor) -> float:
     return float(torch.dot(a, b) / (a.norm() * b.norm()))
 
 
-def compare(betas: tuple[float, float], lr: float, steps: tuple[int, ...], seed: int) -> Iterator[tuple[int, dict[str, float]]]:
+def compare(
+    betas: tuple[float, float], lr: float, steps: tuple[int, ...], seed: int
+) -> Iterator[tuple[int, dict[str, float]]]:
     """Train, and at each of the steps hold both corrections against the measurement."""
     problem = problems.digits_mlp(seed)
     loss = problem.loss

@@ -5,12 +5,12 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from output import save, show
 
 import memoryless as ml
 from memoryless import problems
 from memoryless.problems import Problem
 from memoryless.shadow import Shadow
+from output import save, show
 
 Pair = tuple[float, float]
 

@@ -1,7 +1,7 @@
 """Cost of a correction, in gradients of the same batch; against curvlinops; memory; independence of the step.
 
-Everything is timed side by side: each round runs every contestant once, a ratio is the median over the rounds of the ratio within
-the round. The unit is the cheapest of three ways to the gradient (autograd on the model, `.backward()`, `Loss.gradient`).
+Everything is timed side by side: each round runs every contestant once, a ratio is the median over the rounds of the
+ratio within the round. The unit is the cheapest of three ways to the gradient (autograd on the model, `.backward()`, `Loss.gradient`).
 """
 
 import sys
@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 from curvlinops import HessianLinearOperator
-from networks import NETWORKS
-from output import save, show
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 
 import memoryless as ml
 from memoryless.problems import Problem
+from networks import NETWORKS, cnn, gpt, mlp
+from output import save, show
 
 STEP = 1000
 ROUNDS = 25
@@ -74,7 +74,7 @@ def curvlinops_product(problem: Problem, v: Tensor) -> Callable[[], Tensor]:
     model = _Tokenwise(problem.model)
     data = [(x, y.flatten())]
     operator = HessianLinearOperator(
-        model, nn.CrossEntropyLoss(), list(model.parameters()), data, check_deterministic=False, num_data=y.numel()
+        model, nn.CrossEntropyLoss(), list(model.parameters()), data, check_deterministic=False, num_data=len(x)
     )
 
     def product() -> Tensor:
@@ -120,13 +120,14 @@ def cost(name: str) -> dict[str, Any]:
         "gradients": {way: ratio(seconds[way], seconds[unit]) for way in contestants},
         "HVP of curvlinops / ours": ratio(seconds["HVP of curvlinops"], seconds["HVP"]),
         "HVP of curvlinops, disagreement": disagreement,
+        "difference, relative error of the HVP": float((differences.curvature(theta, v) - ours).norm() / ours.norm()),
         "difference, relative error of M first": float((approximate.M - exact.M).norm() / exact.M.norm()),
         "difference, relative error of M resummed": float((approximate_r.M - exact_r.M).norm() / exact_r.M.norm()),
     }
 
 
 def peak(work: Work) -> int:
-    """Most bytes that torch's allocator has handed out at once beyond those at the start, from the profiler's record of each."""
+    """Most bytes that torch's allocator has handed out at once beyond those at the start (from the profiler)."""
     work()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         work()
@@ -140,9 +141,9 @@ def peak(work: Work) -> int:
     return most
 
 
-def memory(name: str, batch: int) -> dict[str, float]:
+def memory(make: Callable[[int], Problem], batch: int) -> dict[str, float]:
     """Peak memory of corrections in that of the gradient, at a batch where activations dominate."""
-    problem = NETWORKS[name](batch)
+    problem = make(batch)
     loss = problem.loss
     theta, method = loss.theta, ml.AdamW()
     gradient = min(peak(way) for way in unit_ways(problem, loss, theta).values())
@@ -168,7 +169,7 @@ def independence() -> dict[str, dict[str, float]]:
             def at(n: int, method: ml.Method = method, order: Any = order) -> ml.Correction:
                 return ml.correction(method, loss, theta, n, order)
 
-            seconds = rounds({"early": lambda: at(10), "late": lambda: at(10_000)})  # noqa: B023
+            seconds = rounds({"early": lambda: at(10), "late": lambda: at(10_000)})
             figures[f"{method.name} {order}"] = {
                 "time ratio": ratio(seconds["late"], seconds["early"]),
                 "products at 10": at(10).products,
@@ -188,7 +189,7 @@ def main() -> None:
     rows += [[key, *(c[key] if isinstance(c[key], str) else f"{c[key]:.3g}" for c in costs.values())] for key in rest]
     show(f"in gradients, {threads} threads, float32", ["", *costs], rows)
 
-    peaks = {name: memory(name, batch) for name, batch in (("MLP", 8192), ("CNN", 64), ("GPT", 32))}
+    peaks = {make.__name__.upper(): memory(make, batch) for make, batch in ((mlp, 8192), (cnn, 64), (gpt, 32))}
     show("peak memory", ["", *peaks["MLP"]], [[name, *p.values()] for name, p in peaks.items()])
 
     late = independence()

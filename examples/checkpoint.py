@@ -4,9 +4,9 @@ import tempfile
 from pathlib import Path
 
 import torch
-from digits import setup
 
 import memoryless as ml
+from digits import setup
 
 model, criterion, batches, optimizer = setup()
 loss = ml.Loss(model, criterion, batches)
@@ -18,7 +18,7 @@ for _ in range(100):
 found = ml.audit(optimizer, loss)
 print(found.verdict)
 for effect in found.effects:
-    print(f"{effect.measure}: {effect.measured:+.2e} measured, {effect.resummed:+.2e} resummed, {effect.first:+.2e} first order")
+    print(f"{effect.measure}: {effect.measured:+.2e} measured, {effect.resummed:+.2e} resummed, {effect.first:+.2e} first")
 
 with tempfile.TemporaryDirectory() as folder:
     path = Path(folder) / "run.pt"

@@ -9,11 +9,6 @@ settings.load_profile("deterministic")
 torch.set_num_threads(1)
 
 
-def pytest_configure(config: pytest.Config):
-    # torch's own, when forward-mode differentiation is first used (torch/_decomp/decompositions_for_jvp.py).
-    config.addinivalue_line("filterwarnings", "ignore:`torch.jit.script` is deprecated:DeprecationWarning")
-
-
 @pytest.fixture(scope="module", autouse=True)
 def float64():
     """Torch keeps NAdam's product of momenta in the default dtype."""

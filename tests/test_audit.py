@@ -157,7 +157,7 @@ def test_a_run_that_continues_from_a_state():
 
 def test_divergence_keeps_what_was_audited():
     loss, optimizer = small(lambda params: torch.optim.SGD(params, lr=1e200, momentum=0.9))
-    with pytest.raises(ml.Diverged, match="after [12] steps") as caught:
+    with pytest.raises(ml.Diverged, match=r"after [12] steps") as caught:
         ml.audit_run(optimizer, loss, steps=10, stops=[0, 10])
     assert [stop.audit.step for stop in caught.value.run.stops] == [0]
 

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 import torch
-from tests.problems import BATCHES, THETA, norm, reference_loss, tensor
 from torch import Tensor, nn
 
 import memoryless as ml
+from tests.problems import BATCHES, THETA, norm, reference_loss, tensor
 
 DATA = [tensor([[1, 1, 1], [2, 0, 1]]), tensor([[0, 1, 0], [1, 1, 0]])]
 WEIGHT = tensor([[1, 2, 3]])

@@ -205,7 +205,8 @@ def test_script_with_options_as_json(folder: Path, capsys: pytest.CaptureFixture
     found = json.loads(capsys.readouterr().out)
     assert found["about"]["problem"] == "base.py:setup"
     assert [stop["step"] for stop in found["stops"]] == [1, 3]
-    assert [other["method"] for other in found["stops"][0]["others"]] == ["lion(betas=(0.9, 0.99))", "signum(lr=0.001, momentum=0.9)"]
+    others = [other["method"] for other in found["stops"][0]["others"]]
+    assert others == ["lion(betas=(0.9, 0.99))", "signum(lr=0.001, momentum=0.9)"]
     assert [e["measure"] for e in found["stops"][0]["effects"]] == ["gradient_1_norm"]
 
 
@@ -229,11 +230,21 @@ def test_divergence_shows_what_was_audited(folder: Path, capsys: pytest.CaptureF
 
 
 def test_help_does_not_wait_for_torch():
-    code = "import sys; from memoryless.cli import main\ntry: main(['audit', '--help'])\nfinally: assert 'torch' not in sys.modules"
+    code = """
+import sys
+from memoryless.cli import main
+try:
+    main(["audit", "--help"])
+finally:
+    assert "torch" not in sys.modules
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "--checkpoint" in done.stdout
 
 
-@pytest.mark.parametrize("example", sorted((Path(__file__).parent.parent / "examples").glob("*.py")), ids=lambda path: path.stem)
+EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 def test_examples_run(example: Path):
     subprocess.run([sys.executable, str(example)], check=True, capture_output=True, cwd=example.parent)

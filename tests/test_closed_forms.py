@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from tests.problems import FULL_BATCH, THETA, Wave, norm, reference_loss, relative_error
 
 import memoryless as ml
+from tests.problems import FULL_BATCH, THETA, Wave, norm, reference_loss, relative_error
 
 LR, B1, B2, EPS, LAM = 0.01, 0.9, 0.99, 0.01, 0.1
 T1, T2 = B1 / (1 - B1), B2 / (1 - B2)

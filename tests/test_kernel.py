@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.problems import METHODS, variables
 
 import memoryless as ml
 from memoryless import kernel
 from memoryless.method import Momentum
+from tests.problems import METHODS, variables
 
 # Torch's NAdam schedule is what takes so long to settle.
 LATE = 200_000
@@ -97,3 +98,22 @@ def test_a_memory_that_never_fades_has_no_steady_state(function, v):
     with pytest.raises(ml.NeverForgets, match="never fades"):
         function(v, None)
     assert np.isfinite(function(v, 5)).all()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_elementwise_is_found(name: str):
+    for part in METHODS[name](0.1).parts:
+        assert part.method.elementwise == (name != "lion_k")
+
+
+@pytest.mark.parametrize(
+    "phi",
+    [
+        lambda f, m, theta: m[0] / (m[0].norm() + 1),  # a norm over all coordinates
+        lambda f, m, theta: m[0] / len(m[0]),  # a mean
+        lambda f, m, theta: m[0] * torch.arange(7.0),  # only for d = 7
+        lambda f, m, theta: m[0].flip(0),
+    ],
+)
+def test_not_elementwise_is_found(phi):
+    assert not ml.Method(0.1, (ml.Momentum(0.9),), phi).elementwise

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from tests.problems import BATCHES, FULL_BATCH, THETA, reference_loss, relative_error
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.testing import assert_close
@@ -16,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import memoryless as ml
 from memoryless.problems import digits_mlp, text_gpt
+from tests.problems import BATCHES, FULL_BATCH, THETA, reference_loss, relative_error
 
 Batch = tuple[Tensor, Tensor]
 
@@ -127,6 +127,17 @@ def test_data_loader():
     check(loss, value(model, [(x, y)]))
     # The same index is the same batch as long as the generator stands still.
     assert_close(loss(loss.theta), torch.stack([loss(loss.theta, i) for i in range(3)]).mean())
+
+
+def test_a_shuffling_loader_with_its_own_generator_stands_still():
+    (x, y), *_ = data(1, 10)
+    generator = torch.Generator().manual_seed(3)
+    before = generator.get_state()
+    loss = ml.Loss(network(), mse, DataLoader(TensorDataset(x, y), batch_size=4, shuffle=True, generator=generator))
+    # The last batch is smaller: another order would be another mean.
+    assert torch.equal(loss.gradient(loss.theta), loss.gradient(loss.theta))
+    assert torch.equal(loss.gradient(loss.theta, 0), loss.gradient(loss.theta, 0))
+    assert torch.equal(generator.get_state(), before)
 
 
 def test_tied_parameters_count_once():

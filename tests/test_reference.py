@@ -3,10 +3,10 @@
 from typing import Any
 
 import pytest
-from tests.problems import REFERENCE, reference_loss, relative_error, tensor
 
 import memoryless as ml
 from memoryless.correction import Correction
+from tests.problems import REFERENCE, reference_loss, relative_error, tensor
 
 METHODS = {
     "heavy_ball": lambda lr, beta1: ml.HeavyBall(lr, momentum=beta1),

@@ -6,8 +6,8 @@ At one theta, for a live optimizer,
     first order   M[n] of Eq. 9 (https://arxiv.org/abs/2502.02132)
     resummed      the same drift through the optimizer itself (`memoryless.correction`)
 
-and for each measure S of the loss the relative change per step that each of them causes, -lr <grad S, effect> / S. Memory regularizes S
-if it lowers it, anti-regularizes if it raises it.
+and for each measure S of the loss the relative change per step that each of them causes, -lr <grad S, effect> / S. Memory
+regularizes S if it lowers it, anti-regularizes if it raises it.
 """
 
 import json
@@ -40,8 +40,8 @@ class Effect:
         first: the same for the first-order prediction.
         resummed: the same for the resummed prediction.
         update: the same for F, what the update does without memory.
-        random: what a random direction as long as the effect would do at two standard deviations, 2 lr |grad S| |E| / (sqrt(d) S);
-            a change below it is called neutral.
+        random: what a random direction as long as the effect E would do at two standard deviations,
+            min(2 / sqrt(d), 1/2) lr |grad S| |E| / S; a change below it is called neutral.
         layers: contribution of each parameter tensor to `measured` (to `resummed` without a live optimizer).
     """
 
@@ -177,7 +177,8 @@ def audit(
     """Audit the memory of an optimizer at the loss's present parameters. Nothing is changed, bit for bit.
 
     Args:
-        optimizer: a live torch optimizer whose state comes from full-batch steps on this loss, or a method (then nothing is measured).
+        optimizer: a live torch optimizer whose state comes from full-batch steps on this loss, or a method (then nothing is
+            measured).
         loss: the loss.
         measures: names in `MEASURES`, or differentiable functions theta -> scalar.
         step: n, the number of past steps; default what the optimizer's state says, or the steady state.
@@ -193,7 +194,7 @@ def audit(
         >>> import memoryless as ml
         >>> theta = torch.nn.Parameter(torch.tensor([1.0, -2.0, 3.0]))
         >>> loss = ml.Loss.of(lambda theta: (theta**2).sum() / 2, theta)
-        >>> optimizer = torch.optim.SGD([theta], lr=0.01, momentum=0.9)
+        >>> optimizer = torch.optim.SGD([theta], lr=0.001, momentum=0.9)
         >>> for _ in range(100):
         ...     theta.grad = loss.gradient(loss.theta)
         ...     optimizer.step()
@@ -259,7 +260,8 @@ def _effect(value: Value, lr: float, F: Tensor, delta: Tensor | None, first: Ten
         return -lr * float(torch.dot(value.gradient, vector)) / value.value if value.value else 0.0
 
     best = summed if delta is None else delta
-    random = 2 * lr * float(value.gradient.norm() * best.norm()) / (best.numel() ** 0.5 * abs(value.value) or 1)
+    share = min(2 / best.numel() ** 0.5, 0.5)
+    random = share * lr * float(value.gradient.norm() * best.norm()) / (abs(value.value) or 1)
     product = value.gradient * best * (-lr / (value.value or 1))
     layers = {name: float(product[part].sum()) for name, part in loss.slices.items()}
     measured = None if delta is None else change(delta)

@@ -1,9 +1,9 @@
 """The effect of memory over a grid of (beta_1, beta_2), at the price of about one correction.
 
-At a theta where F does not depend on the betas, all pairs share g, w = lr H F and the slope of the measure. First order is linear in the
-age moments e_l, so the map is sum_l e_l <grad S, dphi/dm_l dg_l w>: one inner product per variable for the whole grid. The
-resummed and the measured (shadow) maps need phi at every pair, but each variable depends on one beta, so only
-their combination is formed pair by pair, in blocks of coordinates: memory does not grow with the number of pairs.
+Where F does not depend on the betas, all pairs share g, w = lr H F and the slope of the measure. First order is linear in the
+age moments e_l, so the map is sum_l e_l <grad S, dphi/dm_l dg_l w>: one inner product per variable for the whole grid. The resummed
+and the measured (shadow) maps need phi at every pair, but each variable depends on one beta, so only their combination is
+formed pair by pair, in blocks of coordinates: memory does not grow with the number of pairs.
 """
 
 from collections.abc import Callable, Sequence
@@ -85,8 +85,8 @@ def beta_map(
         >>> import memoryless as ml
         >>> loss = ml.Loss.of(lambda theta: (theta**4).sum() / 4, torch.tensor([1.0, -2.0]))
         >>> found = ml.beta_map(ml.Adam(eps=1e-3), loss, (0.9,), (0.9, 0.99, 0.999), kind="first")
-        >>> found.change.round(4)  # older memory in the denominator: anti-regularizes
-        array([[-0.0001, 0.2983, 3.2729]])
+        >>> (1000 * found.change).round(2)  # older memory in the denominator: anti-regularizes
+        array([[-0.  ,  0.27,  2.97]])
     """
     if kind not in ("first", "resummed"):
         raise ValueError(f"kind must be 'first' or 'resummed', got {kind!r}; measured maps come from audit_run")

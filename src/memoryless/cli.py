@@ -29,7 +29,7 @@ class Audit:
     checkpoint: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     """File with the state dicts 'model' and 'optimizer' to start from."""
     optimizer: Annotated[str | None, tyro.conf.arg(metavar="NAME(OPTIONS)")] = None
-    """sgd, adam, adamw, nadam or rmsprop, with options: "adamw(lr=1e-3, betas=(0.9, 0.99))". Default: adamw, or the script's."""
+    """sgd, adam, adamw, nadam, rmsprop, with options: "adamw(lr=1e-3, betas=(0.9, 0.99))". Default: adamw, or the script's."""
     steps: int = 1000
     """Steps to run."""
     stops: int = 10

@@ -2,12 +2,13 @@
 
     t[n+1] = t[n] - lr (F[n](t) + M[n](t))      follows the optimizer to O(lr^2), with M = 0 to O(lr) only    (Theorem 3.2)
 
-The gradient of k steps ago is, on average over the memory of variable l, g + k w_l with w_l = lr H Fbar_l (`memoryless.history`):
+The gradient of k steps ago is, on average over the memory of variable l, g + k w_l, w_l = lr H Fbar_l (`memoryless.history`):
 
     first order:  M = sum_l dphi/dm_l . e_l (dg_l/dg . w_l + dg_l/dtheta . lr Fbar_l),      e_l = sum_k k kernel_l[k]
     resummed:     M = phi(..., sum_k kernel_l[k] g_l(g + k w_l, theta + k lr Fbar_l), ...) - F
 
-The two agree to O(lr^2) and cost the same. The first linearizes the trajectory and the optimizer, the second only the trajectory.
+The two agree to O(lr^2) and cost the same. First order linearizes the trajectory and the optimizer, resummed only the
+trajectory.
 """
 
 import functools
@@ -87,7 +88,8 @@ def correction(
         raise ValueError(f"step must be None (steady state) or an integer >= 0, got {step!r}")
     theta = loss.theta if theta is None else theta.detach()
     if batches is None:
-        past = history.full_batch(method, loss.linearize(theta), theta, step)
+        linearization = loss.linearize(theta, products=history.products(method, step))
+        past = history.full_batch(method, linearization, theta, step)
     else:
         sequence = _checked(batches, step, len(loss))
         gradients = {i: loss.gradient(theta, i) for i in sorted(set(sequence))}

@@ -5,8 +5,9 @@ the age moment of variable l, its memory sees the past updates through one avera
 
     Fbar_l = (1/e_l) sum_k kernel_l[k] D[k] = sum_{s<n} (T_l[n-s] / e_l) F[s](theta),        T_l[j] = sum_{k >= j} kernel_l[k]
 
-(exchange the sums), so that per step of age theta lies lr Fbar_l back and the gradient changes by lr H Fbar_l: one Hessian-vector
-product per distinct Fbar. Where F[s] does not depend on s (Adam with bias correction, every steady state) all Fbar_l are F.
+(exchange the sums), so that per step of age theta lies lr Fbar_l back and the gradient changes by lr H Fbar_l: one
+Hessian-vector product per distinct Fbar. Where F[s] does not depend on s (Adam with bias correction, every steady state) all
+Fbar_l are F.
 With mini-batches the ages split by batch, each with its own gradient, H and Fbar.
 """
 
@@ -123,19 +124,28 @@ def pieces(part: Part, theta: Tensor) -> Iterator[Part]:
         yield from (replace(part, index=slice(i, min(i + size, stop))) for i in range(start, stop, size))
 
 
-@lru_cache(maxsize=4096)
-def _past(variables: tuple[Momentum, ...], n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Steps s and weights, shape (len(variables), steps), with Fbar_l = sum_s weights[l, s] F[s](theta).
+PROBES = 3
+"""Steps at which the interpolation of F[s](theta) over s is compared with F[s](theta)."""
 
-    Step n itself stands for every s where F[s](theta) = F[n](theta). Rows of variables without a past at n are zero.
+
+@lru_cache(maxsize=4096)
+def _past(variables: tuple[Momentum, ...], n: int, every: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Steps s and weights, shape (len(variables) + PROBES, steps), with Fbar_l = sum_s weights[l, s] F[s](theta).
+
+    Step n itself stands for every s where F[s](theta) = F[n](theta). Rows of variables without a past at n are zero. The last
+    rows give F at the probed steps, which come third; with `every`, all distinct steps are used and nothing is interpolated.
     """
     steps = np.arange(max(n + 1 - kernel.window(variables, n), 0), n + 1)
     weights = np.stack([kernel.tails(kernel.kernel(v, n))[n - steps] for v in variables])
     weights[:, -1] = 0
     sums = weights.sum(axis=1, keepdims=True)
     weights = np.divide(weights, sums, out=np.zeros_like(weights), where=sums != 0)
-    index, folded = kernel.compress(np.stack([kernel.totals(v, steps) for v in variables]), weights)
-    return steps[index], folded
+    c = np.stack([kernel.totals(v, steps) for v in variables])
+    # Half of the way of c lies before the first probe's step, where it moves most.
+    far = np.abs(c - c[:, -1:]).max(axis=0)
+    probed = np.array([np.searchsorted(-far, -far[0] * share) for share in (0.5, 0.1, 0.01)]).clip(0, len(steps) - 1)
+    index, folded = kernel.compress(c, np.vstack([weights, np.eye(len(steps))[probed]]), len(steps) if every else 32)
+    return steps[index], folded, steps[probed]
 
 
 def settled(variables: tuple[Momentum, ...], n: int) -> bool:
@@ -146,6 +156,19 @@ def settled(variables: tuple[Momentum, ...], n: int) -> bool:
         n: step.
     """
     return bool((_past(variables, n)[0] == n).all())
+
+
+def products(method: AnyMethod, step: int | None) -> int:
+    """How many Hessian-vector products `full_batch` takes.
+
+    Args:
+        method: in momentum form.
+        step: n, or None for the steady state.
+    """
+    variables = tuple(v for part in method.parts for v in part.method.variables)
+    if step is None:
+        return int(any(v.has_memory for v in variables))
+    return max(_distinct(_past(variables, step)[1][:-PROBES]), default=-1) + 1
 
 
 def full_batch(method: AnyMethod, linearization: Linearization, theta: Tensor, step: int | None) -> History:
@@ -183,16 +206,33 @@ def _averages(
     if step is None:
         owner = [0 if v.has_memory else -1 for v in variables]
         return [F] * (0 in owner), owner
-    steps, weights = _past(variables, step)
-    owner = _distinct(weights)
+    steps, weights, probed = _past(variables, step)
+    owner = _distinct(weights[:-PROBES])
     if list(steps) == [step]:
         return [F] * (0 in owner), owner
-    averages = [torch.zeros_like(F) for _ in range(max(owner) + 1)]
-    for i, s in enumerate(steps):
-        at_s = F if s == step else frozen(method, gradient, theta, int(s))
-        for row, average in enumerate(averages):
-            average.add_(at_s, alpha=float(weights[owner.index(row), i]))
+
+    def update(s: int) -> Tensor:
+        return F if s == step else frozen(method, gradient, theta, s)
+
+    rows = [owner.index(row) for row in range(max(owner) + 1)]
+    *averages, a, b, c = _combined(update, steps, weights[[*rows, -3, -2, -1]])
+    tolerance = max(1e-10, 1e3 * torch.finfo(F.dtype).eps)
+    if any((x - y).norm() > tolerance * y.norm() for x, y in zip((a, b, c), map(update, probed.tolist()), strict=True)):
+        # F[s] is not a smooth function of the frozen weights: take every step.
+        steps, weights, _ = _past(variables, step, every=True)
+        averages = _combined(update, steps, weights[rows])
     return averages, owner
+
+
+def _combined(update: Callable[[int], Tensor], steps: np.ndarray, weights: np.ndarray) -> list[Tensor]:
+    """sum_s weights[row, s] F[s](theta) for each row."""
+    sums: list[Tensor] = []
+    for s, column in zip(steps.tolist(), weights.T.tolist(), strict=True):
+        F = update(s)
+        sums = sums or [torch.zeros_like(F) for _ in column]
+        for total, weight in zip(sums, column, strict=True):
+            total.add_(F, alpha=weight)
+    return sums
 
 
 def _distinct(rows: np.ndarray) -> list[int]:

@@ -139,7 +139,10 @@ class Loss:
         self.names = list(parameters)
         self.shapes = [p.shape for p in self._parameters]
         self._sizes = [p.numel() for p in self._parameters]
-        self._batches, self._count = _reiterable(batches, self.device)
+        sources = batches, getattr(batches, "sampler", None)
+        candidates = (getattr(source, "generator", None) for source in sources)
+        self._generators = [g for g in candidates if isinstance(g, torch.Generator)]
+        self._batches, self._count = _reiterable(batches, self.device, self._generators)
         self._require_finite(self.theta, "parameter")
 
     @property
@@ -222,12 +225,13 @@ class Loss:
             return self._difference(theta, v, batch)
         return self._average(batch, lambda data, i: self._linearize(theta, data, i)[1](v, False))
 
-    def linearize(self, theta: Tensor, batch: int | None = None) -> tuple[Tensor, Curvature]:
+    def linearize(self, theta: Tensor, batch: int | None = None, products: int | None = None) -> tuple[Tensor, Curvature]:
         """grad L(theta) and the map v -> H(theta) v, sharing one forward pass when there is a single batch.
 
         Args:
             theta: shape (d,).
             batch: index of a batch; None means the average over all.
+            products: how many will be asked for, if that is known: the last one then frees the graph as it goes.
 
         Returns:
             The gradient, shape (d,), and a function from (d,) to (d,). One gradient and one product cost about 3
@@ -241,15 +245,16 @@ class Loss:
             return gradient, lambda v: self.curvature(theta, v, batch)
         (index, data), *_ = self._select(batch)
         gradient, product = self._linearize(theta, data, index)
-        return gradient, lambda v: product(v, True)
+        asked = itertools.count(1)
+        return gradient, lambda v: product(v, next(asked) != products)
 
     def _select(self, batch: int | None) -> Iterator[tuple[int, Any]]:
         if batch is None:
             # A DataLoader draws its seeds from the global generator, at the first batch at the latest.
-            with isolated(self.device):
+            with isolated(self.device, generators=self._generators):
                 iterator = iter(self._batches)
             for i in range(len(self)):
-                with isolated(self.device):
+                with isolated(self.device, generators=self._generators):
                     data = next(iterator)
                 yield i, data
             return
@@ -258,7 +263,7 @@ class Loss:
         if isinstance(self._batches, Sequence):
             yield batch, self._batches[batch]
         else:
-            with isolated(self.device):
+            with isolated(self.device, generators=self._generators):
                 data = next(itertools.islice(iter(self._batches), batch, None))
             yield batch, data
 
@@ -367,12 +372,12 @@ class Loss:
                 raise ValueError(f"{what} '{name}' is {vector[first].item()} first at flat index {first - part.start}")
 
 
-def _reiterable(batches: Iterable[Any], device: torch.device) -> tuple[Iterable[Any], int]:
+def _reiterable(batches: Iterable[Any], device: torch.device, generators: list[torch.Generator]) -> tuple[Iterable[Any], int]:
     """Check that batches can be iterated again and again; return them with their number."""
     advice = "pass a list or a DataLoader"
     if not isinstance(batches, Iterable) or isinstance(batches, Tensor):
         raise TypeError(f"batches must be re-iterable, got {type(batches).__name__}; {advice}")
-    with isolated(device):
+    with isolated(device, generators=generators):
         if iter(batches) is batches:
             raise TypeError(f"batches must be re-iterable, got a one-shot {type(batches).__name__}; {advice}")
         count = len(batches) if isinstance(batches, Sequence) else sum(1 for _ in batches)

@@ -1,6 +1,7 @@
 """What memory acts on: measures S(theta) of the loss, each with its gradient.
 
-The change that an effect E (an update, theta_next = theta - lr E) makes to S in one step is -lr <grad S, E> to first order in lr.
+The change that an effect E (an update, theta_next = theta - lr E) makes to S in one step is -lr <grad S, E>, to first order
+in lr.
 """
 
 from collections.abc import Callable, Sequence
@@ -45,8 +46,9 @@ def gradient_norm_squared(loss: Loss, theta: Tensor, gradient: Tensor, curvature
 def sharpness(loss: Loss, theta: Tensor, gradient: Tensor, curvature: Curvature) -> tuple[Tensor, Tensor]:
     """The largest eigenvalue of H, by Lanczos (ARPACK); its gradient is the third derivative D^3 L[v, v, .].
 
-    v is the unit eigenvector. By symmetry D^3 L[v, v, .] is the derivative of H(theta + e v) v along e, here a central difference of
-    two products: third derivatives through fused layers are not to be trusted. Relative error about 1e-9 in float64, 1e-2 in float32.
+    v is the unit eigenvector. By symmetry D^3 L[v, v, .] is the derivative of H(theta + e v) v along e, here a central
+    difference of two products: third derivatives through fused layers are not to be trusted. Relative error about 1e-9 in
+    float64, 1e-2 in float32.
     """
 
     def matvec(x: np.ndarray) -> np.ndarray:

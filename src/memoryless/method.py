@@ -36,6 +36,7 @@ import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -135,7 +136,6 @@ class Method:
         name: for tables.
         hyper: hyperparameters by name, for tables and for `with_hyper`.
         make: builds the method from `hyper`, if it comes from the catalogue.
-        elementwise: whether phi acts coordinate by coordinate.
 
     Raises:
         ValueError: lr is not positive.
@@ -147,7 +147,6 @@ class Method:
     name: str = "custom"
     hyper: dict[str, Any] = field(default_factory=dict, compare=False)
     make: Callable[..., "Method"] | None = field(default=None, compare=False, repr=False)
-    elementwise: bool = True
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.lr) and self.lr > 0):
@@ -157,6 +156,21 @@ class Method:
     def parts(self) -> tuple[Part, ...]:
         """One part: all coordinates."""
         return (Part(self, slice(None), 1.0),)
+
+    @cached_property
+    def elementwise(self) -> bool:
+        """Whether phi and the g_l act coordinate by coordinate, found by giving them parts of a vector and the whole."""
+        generator = torch.Generator().manual_seed(0)
+        theta, *m = torch.randn(1 + len(self.variables), 5, generator=generator, dtype=torch.float64)
+
+        def of(part: slice) -> Tensor:
+            g = [v.g(x[part], theta[part]) for v, x in zip(self.variables, m, strict=True)]
+            return self.readout(g, theta[part])
+
+        try:
+            return torch.equal(of(slice(5)).nan_to_num(), torch.cat([of(slice(2)), of(slice(2, 5))]).nan_to_num())
+        except (RuntimeError, ValueError, IndexError):
+            return False
 
     def init(self, theta: Tensor) -> State:
         """Empty memory for theta of shape (d,)."""

@@ -361,7 +361,6 @@ def LionK(
         "lion_k",
         hyper,
         LionK,
-        elementwise=False,
     )
 
 
