@@ -1,4 +1,4 @@
-"""Shadow memories on a live Adam (0.9, 0.999) run against each pair's own run from the same start: float64, full batch."""
+"""Shadow memories on a live Adam run against each pair's own run from the same start: float64, full batch."""
 
 import math
 import statistics

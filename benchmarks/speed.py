@@ -1,7 +1,8 @@
 """Cost of a correction, in gradients of the same batch; against curvlinops; memory; independence of the step.
 
 Everything is timed side by side: each round runs every contestant once, a ratio is the median over the rounds of the
-ratio within the round. The unit is the cheapest of three ways to the gradient (autograd on the model, `.backward()`, `Loss.gradient`).
+ratio within the round. The unit is the cheapest of three ways to the gradient (autograd on the model, `.backward()`,
+`Loss.gradient`). Give a number of threads; the default is 1, since two on a shared machine wait for each other.
 """
 
 import sys
@@ -69,7 +70,7 @@ def unit_ways(problem: Problem, loss: ml.Loss, theta: Tensor) -> dict[str, Work]
     }
 
 
-def curvlinops_product(problem: Problem, v: Tensor) -> Callable[[], Tensor]:
+def curvlinops_product(problem: Problem, v: Tensor) -> Callable[[], Any]:
     x, y = problem.batches[0]
     model = _Tokenwise(problem.model)
     data = [(x, y.flatten())]
@@ -77,7 +78,7 @@ def curvlinops_product(problem: Problem, v: Tensor) -> Callable[[], Tensor]:
         model, nn.CrossEntropyLoss(), list(model.parameters()), data, check_deterministic=False, num_data=len(x)
     )
 
-    def product() -> Tensor:
+    def product() -> Any:
         with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
             return operator @ v
 
@@ -133,7 +134,7 @@ def peak(work: Work) -> int:
         work()
     assert record.profiler is not None
     assert record.profiler.kineto_results is not None
-    events = [e for e in record.profiler.kineto_results.events() if e.name() == "[memory]"]
+    events: list[Any] = [e for e in record.profiler.kineto_results.events() if e.name() == "[memory]"]
     now = most = 0
     for event in sorted(events, key=lambda e: e.start_ns()):
         now += event.nbytes()

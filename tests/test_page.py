@@ -259,7 +259,7 @@ def test_in_a_browser(make, tmp_path):
         measure.checked = true; slider.value = stop;
         slider.dispatchEvent(new Event("input", {bubbles: true}));
         for (const div of document.querySelectorAll("[data-chart]:not([hidden])"))
-          if (!div.querySelector(".scatterlayer .trace path, .barlayer .trace path, .heatmaplayer image"))
+          if (!div.querySelector(div.dataset.chart.startsWith("map") ? ".heatmaplayer image" : ".mlayer .trace path"))
             console.error("empty", div.dataset.chart, measure.value, stop);
       }
     const state = document.createElement("p");
@@ -293,6 +293,33 @@ def test_the_browser_shows_the_selected_step(tmp_path):
     assert '<div class="wide" data-measure="0" data-stop="1">' in dom
     assert '<div class="wide" data-measure="0" data-stop="2" hidden="">' in dom
     assert '<tr data-row="1" class="selected">' in dom
+
+
+@needs_chromium
+def test_the_browser_takes_names_literally(tmp_path):
+    show = """<script>document.body.append(document.querySelector("[data-chart=tensors] .ytick text").textContent)</script></body>"""
+    file = tmp_path / "page.html"
+    file.write_text(page(hostile()).replace("</body>", show))
+    assert Parsed(visit(file, tmp_path).dom).text.rstrip().endswith(f"0.weight{HOSTILE[:13]}…{HOSTILE[-18:]}")
+
+
+@needs_chromium
+def test_the_browser_says_what_a_cell_is(tmp_path):
+    hover = """<script>
+    const map = document.querySelector("[data-chart='map measured']");
+    Plotly.Fx.hover(map, [{curveNumber: 0, pointNumber: [4, 2]}]);
+    const [x, y] = ["x", "y"].map(axis => map._fullLayout[axis + "axis"].tickvals.at(-1));
+    document.body.append(`${map.querySelector(".hoverlayer").textContent} ends ${x.toFixed(3)} ${y.toFixed(3)}`);
+    </script></body>"""
+    run = audited_run()
+    file = tmp_path / "page.html"
+    file.write_text(page(run).replace("</body>", hover))
+    text = Parsed(visit(file, tmp_path).dom).text
+    found, ends = text[text.rindex("β₁ 0.9, β₂ 0.999") :].split("ends")
+    change = next(m["change"] for m in run["stops"][-1]["maps"] if m["kind"] == "measured")[2][4]
+    said = found.replace("\N{MINUS SIGN}", "-").removeprefix("β₁ 0.9, β₂ 0.999").split("%")[0]
+    assert float(said) / 100 == pytest.approx(change, rel=0.06)
+    assert [float(end) for end in ends.split()] == pytest.approx([-math.log10(1 - 0.95), 3], abs=1e-3)
 
 
 @needs_chromium

@@ -14,6 +14,7 @@ With mini-batches the ages split by batch, each with its own gradient, H and Fba
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -284,7 +285,8 @@ def mini_batch(
                 tails = kernel.tails(values)
                 if moment := tails[1:].sum():
                     shares[j, l, i] = tails[::-1] / moment  # by step s = n - age
-    state, F = method.init(theta), torch.zeros_like(theta)
+    state: Any = method.init(theta)
+    F = torch.zeros_like(theta)
     averages = {key: torch.zeros_like(theta) for key in shares}
     for s, i in enumerate(sequence):
         state, F = method.update(state, gradients[i], theta)
