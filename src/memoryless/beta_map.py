@@ -2,8 +2,8 @@
 
 Where F does not depend on the betas, all pairs share g, w = lr H F and the slope of the measure. First order is linear in the
 age moments e_l, so the map is sum_l e_l <grad S, dphi/dm_l dg_l w>: one inner product per variable for the whole grid. The resummed
-and the measured (shadow) maps need phi at every pair, but each variable depends on one beta, so only their combination is
-formed pair by pair, in blocks of coordinates: memory does not grow with the number of pairs.
+and the measured (shadow) maps need phi at every pair; where it is affine in the variables of the first beta (Adam's numerator) the
+sum over coordinates is a matrix product, elsewhere phi is formed pair by pair, in blocks of coordinates: memory does not grow with the number of pairs.
 """
 
 from collections.abc import Callable, Sequence
@@ -258,24 +258,23 @@ def with_betas(method: AnyMethod, beta_1: float, beta_2: float) -> AnyMethod:
 def _share_update(grid: Grid, gradient: Tensor, theta: Tensor, step: int | None) -> bool:
     """Whether F[s](theta) is one vector for all pairs and all past s, and phi one elementwise function of the m_l.
 
-    The vector is compared at the corners of the grid, on some coordinates.
+    Where the frozen weights differ, vectors are compared at the corners of the grid, on some coordinates (Lion's rho1 cancels).
     """
-    last = grid.shape[0] - 1, grid.shape[1] - 1
-    corners = [grid.cell(i, j) for i in (0, last[0]) for j in (0, last[1])]
-    for p, part in enumerate(corners[0].parts):
+    for p, part in enumerate(grid.cell(0, 0).parts):
+        plans = [grid.variables(p, l)[0] for l in range(len(part.method.variables))]
         if not part.method.elementwise:
+            return False
+        if step is not None and not all(history.settled((v,), step) for variables in plans for v in variables):
             return False
         g, point = gradient[part.index][:64], theta[part.index][:64]
         same = [v.g(g, point) for v in part.method.variables]
-        methods = [corner.parts[p].method for corner in corners]
-        readouts = [method.readout(same, point) for method in methods]
-        updates = [history.frozen(method, g, point, step) for method in methods]
-        if not all(torch.equal(x, readouts[0]) for x in readouts):
+        if not torch.equal(part.method.readout(same, point), grid.oldest.parts[p].method.readout(same, point)):
             return False
-        if not all(torch.allclose(x, updates[0], rtol=1e3 * torch.finfo(x.dtype).eps) for x in updates):
-            return False
-        variables = [v for l in range(len(same)) for v in grid.variables(p, l)[0]]
-        if step is not None and not all(history.settled((v,), step) for v in variables):
+        if all(np.ptp([kernel.total(v, step) for v in variables]) < 1e-12 for variables in plans):
+            continue
+        corners = [grid.cell(i, j).parts[p].method for i in (0, grid.shape[0] - 1) for j in (0, grid.shape[1] - 1)]
+        first, *others = (history.frozen(method, g, point, step) for method in corners)
+        if not all(torch.allclose(first, other, rtol=1e3 * torch.finfo(g.dtype).eps) for other in others):
             return False
     return True
 
@@ -321,14 +320,48 @@ def _from_memory(grid: Grid, F: Tensor, slopes: Tensor, theta: Tensor, memory: M
     total = slopes.new_zeros((*grid.shape, len(slopes)))
     for p, part in enumerate(grid.oldest.parts):
         plans = [grid.variables(p, l) for l in range(len(part.method.variables))]
+        rows = [l for l, (_, number) in enumerate(plans) if number.shape[0] > 1]
+        affine = all(plans[l][1].shape[1] == 1 for l in rows) and _affine(part.method, rows)
         size = F[part.index].numel()
-        block = max(1, BLOCK // (grid.shape[0] * grid.shape[1]))
+        block = max(1, BLOCK // (sum(grid.shape) if affine else grid.shape[0] * grid.shape[1]))
         for start in range(0, size, block):
             index = _within(part, slice(start, min(start + block, size)))
             m = [torch.stack([memory(v, index) for v in variables])[number] for variables, number in plans]
-            effect = part.scale * part.method.readout(m, theta[index])
-            total += effect.expand(*grid.shape, -1) @ slopes[:, index].T - slopes[:, index] @ F[index]
+            inner = (_matrix_product if affine else _broadcast)(part.method, m, rows, slopes[:, index], theta[index])
+            total += part.scale * inner - slopes[:, index] @ F[index]
     return total.cpu().numpy()
+
+
+def _affine(method: Method, rows: Sequence[int]) -> bool:
+    """Whether phi is affine in the variables `rows` together, tried at random points."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, len(method.variables), 64, generator=generator, dtype=torch.float64)
+    theta = torch.randn(64, generator=generator, dtype=torch.float64)
+
+    def phi(x: Callable[[int], Tensor]) -> Tensor:
+        return method.readout([x(l) if l in rows else a[l].abs() for l in range(len(method.variables))], theta)
+
+    sums = phi(lambda l: a[l] + b[l]) + phi(lambda l: torch.zeros_like(a[l]))
+    return torch.allclose(sums, phi(lambda l: a[l]) + phi(lambda l: b[l]), rtol=1e-10)
+
+
+def _broadcast(method: Method, m: list[Tensor], rows: Sequence[int], slopes: Tensor, theta: Tensor) -> Tensor:
+    """<grad S, phi(m)> from phi at every pair."""
+    return method.readout(m, theta) @ slopes.T
+
+
+def _matrix_product(method: Method, m: list[Tensor], rows: Sequence[int], slopes: Tensor, theta: Tensor) -> Tensor:
+    """The same where phi = offset + sum_{l in rows} coefficient_l m_l, both functions of the second beta alone."""
+
+    def phi(one: int | None) -> Tensor:
+        return method.readout([torch.full_like(x[:1], float(l == one)) if l in rows else x for l, x in enumerate(m)], theta)
+
+    offset = phi(None)
+    inner = offset @ slopes.T
+    for l in rows:
+        coefficient = (phi(l) - offset)[0]
+        inner = inner + torch.stack([(m[l][:, 0] * slope) @ coefficient.T for slope in slopes], dim=-1)
+    return inner
 
 
 def _within(part: Part, block: slice) -> Index:
