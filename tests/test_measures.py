@@ -45,6 +45,12 @@ def test_sharpness_of_a_network_is_the_largest_eigenvalue():
     assert found.value == pytest.approx(float(torch.linalg.eigvalsh(hessian)[-1]), rel=1e-6)
 
 
+def test_names_must_differ():
+    loss = reference_loss()
+    with pytest.raises(ValueError, match="two measures are called 'sharpness'"):
+        evaluate(["sharpness", "sharpness"], loss, THETA, *loss.linearize(THETA))
+
+
 def test_own_measure():
     loss = reference_loss()
 

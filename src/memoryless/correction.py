@@ -13,7 +13,8 @@ trajectory.
 
 import functools
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -39,8 +40,8 @@ class Correction:
         order: "first" or "resummed".
         step: n, or None for the steady state.
         products: Hessian-vector products spent.
-        outside: share of coordinates outside the expansion's radius, where the gradient drifts by as much as itself within the
-            mean age of some memory, |mean age * lr (H Fbar)_i| >= |g_i|. There first order means nothing.
+        method: it belongs to.
+        history: it was made of.
     """
 
     F: Tensor
@@ -48,7 +49,17 @@ class Correction:
     order: Order
     step: int | None
     products: int
-    outside: float
+    method: AnyMethod = field(repr=False)
+    history: History = field(repr=False)
+
+    @cached_property
+    def outside(self) -> float:
+        """Share of the coordinates outside the expansion's radius, where first order means nothing.
+
+        There the gradient drifts by as much as itself within the mean age of some memory,
+        |mean age * lr (H Fbar)_i| >= |g_i|.
+        """
+        return outside(self.method, self.history)
 
 
 def correction(
@@ -96,7 +107,7 @@ def correction(
         past = history.mini_batch(method, gradients, lambda v, i: loss.curvature(theta, v, i), theta, sequence)
         step = len(sequence) - 1
     M = (first_order if order == "first" else resummed)(method, past, theta)
-    return Correction(past.F, M, order, step, past.products, outside(method, past))
+    return Correction(past.F, M, order, step, past.products, method, past)
 
 
 def first_order(method: AnyMethod, past: History, theta: Tensor) -> Tensor:
@@ -126,8 +137,11 @@ def _elementwise_derivative(part: Part, lags: list[list[Lag]], theta: Tensor) ->
     def memory(lag: Lag, v: Momentum) -> Tensor:
         g, point = lag.gradient[part.index].detach(), theta[part.index].detach()
         if lag.back is not None and lag.drift is not None:
-            leaves.extend((g.requires_grad_(), point.requires_grad_()))
-            directions.extend(((lag.drift, lag.mean_age), (lag.back, lag.mean_age)))
+            leaves.append(g.requires_grad_())
+            directions.append((lag.drift, lag.mean_age))
+            if v.uses_theta:
+                leaves.append(point.requires_grad_())
+                directions.append((lag.back, lag.mean_age))
         return lag.weight * v.g(g, point)
 
     with torch.enable_grad():
@@ -176,9 +190,11 @@ def resummed(method: AnyMethod, past: History, theta: Tensor) -> Tensor:
                 if lag.back is None or lag.drift is None:
                     return lag.weight * v.g(g, point)
                 drift, back = lag.drift[index], lag.back[index]
-                nodes = zip(lag.ages.tolist(), lag.weights.tolist(), strict=True)
-                terms = [weight * v.g(g.add(drift, alpha=age), point.add(back, alpha=age)) for age, weight in nodes]
-                return _sum(terms, point)
+                total = torch.zeros_like(point)
+                for age, weight in zip(lag.ages.tolist(), lag.weights.tolist(), strict=True):
+                    earlier = point.add(back, alpha=age) if v.uses_theta else point
+                    total.add_(v.g(g.add(drift, alpha=age), earlier), alpha=weight)
+                return total
 
             M[piece.index] = part.scale * _readout(piece, lags, theta, memory) - past.F[piece.index]
     return M

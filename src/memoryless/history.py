@@ -25,7 +25,7 @@ from memoryless.method import AnyMethod, Momentum, Part
 
 # A vector of so many numbers fits a core's cache many times; allocated anew for every operation, as torch does, a larger one
 # costs more in page faults than in arithmetic. An accelerator wants few kernels instead.
-CACHED = 2**16
+CACHED = 2**17
 RESIDENT = 2**24
 
 Linearization = tuple[Tensor, Callable[[Tensor], Tensor]]

@@ -42,7 +42,8 @@ class Loss:
         criterion: `criterion(model, batch)` returns the mean loss of the batch, a scalar.
         batches: re-iterable; a sequence is indexed, anything else (a DataLoader) is iterated anew for each use.
         curvature: "exact" (reverse over reverse, 2 gradients) or "difference" (one-sided difference of gradients, one
-            gradient; relative error about 1e-3 in float32, 1e-7 in float64).
+            gradient; relative error about 1e-3 in float32, 1e-7 in float64 where the gradient is smooth; where it has kinks
+            (ReLU) the difference also sees those that its step crosses, the exact product does not).
 
     Attributes:
         names: name of each parameter tensor in theta.

@@ -94,7 +94,7 @@ def evaluate(
         One `Value` per measure.
 
     Raises:
-        ValueError: unknown name.
+        ValueError: unknown name, or one that occurs twice.
         TypeError: your function returns no differentiable scalar.
 
     Example:
@@ -111,6 +111,9 @@ def evaluate(
             raise ValueError(f"unknown measure {measure!r}; expected one of {', '.join(MEASURES)}, or a function of theta")
         value, slope = MEASURES[measure](loss, theta, gradient, curvature)
         found.append(Value(measure, float(value), slope))
+    names = [value.name for value in found]
+    if repeated := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"two measures are called '{repeated}'; give the functions different names")
     return found
 
 

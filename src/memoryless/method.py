@@ -36,7 +36,7 @@ import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -91,6 +91,21 @@ class Momentum:
     def has_memory(self) -> bool:
         """Does any gradient but the present one enter?"""
         return self.beta > 0 or self.lag > 0
+
+    @property
+    def uses_theta(self) -> bool:
+        """Does g depend on theta (coupled weight decay, say)? Tried on random vectors."""
+        return _uses_theta(self.g)
+
+
+@cache
+def _uses_theta(g: Callable[[Tensor, Tensor], Tensor]) -> bool:
+    generator = torch.Generator().manual_seed(0)
+    x, a, b = torch.randn(3, 16, generator=generator, dtype=torch.float64)
+    try:
+        return not torch.equal(g(x, a), g(x, b))
+    except (RuntimeError, ValueError, IndexError):
+        return True
 
 
 class State(NamedTuple):
