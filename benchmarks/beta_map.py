@@ -6,38 +6,15 @@ Both do one gradient and one product for the history; to say what the effect doe
 rounds interleave the contestants, a ratio is the median over the rounds of the ratio within the round.
 """
 
-import statistics
-import time
 from collections.abc import Callable
-
-import torch
-from output import save, show
+from statistics import median
 
 import memoryless as ml
+from measuring import peak, ratio, rounds
 from memoryless import history, measures, problems
 from memoryless.beta_map import BETAS_1, BETAS_2
 from memoryless.correction import first_order, resummed
-
-ROUNDS = 60
-
-
-def seconds(action: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    action()
-    return time.perf_counter() - start
-
-
-def peak_bytes(action: Callable[[], object]) -> int:
-    """Largest total of torch's allocations during the action, above what there was before."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        action()
-    kineto = profile.profiler.kineto_results  # pyright: ignore[reportOptionalMemberAccess]
-    changes = sorted((e.start_ns(), e.nbytes()) for e in kineto.events() if e.name() == "[memory]")  # pyright: ignore[reportAttributeAccessIssue]
-    total = peak = 0
-    for _, change in changes:
-        total += change
-        peak = max(peak, total)
-    return peak
+from output import save, show
 
 
 def times() -> dict[str, float]:
@@ -58,19 +35,12 @@ def times() -> dict[str, float]:
         "map of 400 pairs, first": lambda: ml.beta_map(method, loss, kind="first"),
         "map of 400 pairs, resummed": lambda: ml.beta_map(method, loss, kind="resummed"),
     }
-    rounds = []
-    for _ in range(ROUNDS + 3):
-        rounds.append({name: seconds(action) for name, action in contestants.items()})
-    rounds = rounds[3:]
-
-    def ratio(a: str, b: str) -> float:
-        return statistics.median(r[a] / r[b] for r in rounds)
-
-    found = {f"milliseconds: {name}": 1e3 * statistics.median(r[name] for r in rounds) for name in contestants}
+    seconds = rounds(contestants, 60)
+    found = {f"milliseconds: {name}": 1e3 * median(seconds[name]) for name in contestants}
     for kind in ("first", "resummed"):
         name, unit = f"map of 400 pairs, {kind}", f"correction, {kind}, and its effect on a measure"
-        found[f"{name} / {unit}"] = ratio(name, unit)
-        found[f"{name} / correction, resummed"] = ratio(name, "correction, resummed")
+        found[f"{name} / {unit}"] = ratio(seconds[name], seconds[unit])
+        found[f"{name} / correction, resummed"] = ratio(seconds[name], seconds["correction, resummed"])
     return found
 
 
@@ -79,8 +49,8 @@ def memory() -> dict[str, float]:
     d = loss.theta.numel()
     found = {}
     for k in (5, 10, 20):
-        peak = peak_bytes(lambda k=k: ml.beta_map(method, loss, BETAS_1[:k], BETAS_2[:k]))
-        found[f"{k * k} pairs: peak in vectors of d = {d}"] = peak / (8 * d)
+        most = peak(lambda k=k: ml.beta_map(method, loss, BETAS_1[:k], BETAS_2[:k]))
+        found[f"{k * k} pairs: peak in vectors of d = {d}"] = most / (8 * d)
     return found
 
 

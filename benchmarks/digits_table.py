@@ -25,9 +25,7 @@ def cosine(a: Tensor, b: Tensor) -> float:
     return float(torch.dot(a, b) / (a.norm() * b.norm()))
 
 
-def compare(
-    betas: tuple[float, float], lr: float, steps: tuple[int, ...], seed: int
-) -> Iterator[tuple[int, dict[str, float]]]:
+def compare(betas: tuple[float, float], lr: float, steps: tuple[int, ...], seed: int) -> Iterator[tuple[int, dict[str, float]]]:
     """Train, and at each of the steps hold both corrections against the measurement."""
     problem = problems.digits_mlp(seed)
     loss = problem.loss

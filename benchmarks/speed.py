@@ -6,9 +6,8 @@ ratio within the round. The unit is the cheapest of three ways to the gradient (
 """
 
 import sys
-import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from statistics import median
 from typing import Any
 
@@ -16,32 +15,14 @@ import torch
 from curvlinops import HessianLinearOperator
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.profiler import ProfilerActivity, profile
 
 import memoryless as ml
+from measuring import Work, peak, ratio, rounds
 from memoryless.problems import Problem
 from networks import NETWORKS, cnn, gpt, mlp
 from output import save, show
 
 STEP = 1000
-ROUNDS = 25
-Work = Callable[[], Any]
-
-
-def rounds(contestants: dict[str, Work], count: int = ROUNDS) -> dict[str, list[float]]:
-    """Seconds of every contestant in every round, after a round that does not count."""
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for i in range(count + 1):
-        for name, work in contestants.items():
-            start = time.perf_counter()
-            work()
-            if i:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
-def ratio(a: Sequence[float], b: Sequence[float]) -> float:
-    return median(x / y for x, y in zip(a, b, strict=True))
 
 
 class _Tokenwise(nn.Module):
@@ -125,21 +106,6 @@ def cost(name: str) -> dict[str, Any]:
         "difference, relative error of M first": float((approximate.M - exact.M).norm() / exact.M.norm()),
         "difference, relative error of M resummed": float((approximate_r.M - exact_r.M).norm() / exact_r.M.norm()),
     }
-
-
-def peak(work: Work) -> int:
-    """Most bytes that torch's allocator has handed out at once beyond those at the start (from the profiler)."""
-    work()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        work()
-    assert record.profiler is not None
-    assert record.profiler.kineto_results is not None
-    events: list[Any] = [e for e in record.profiler.kineto_results.events() if e.name() == "[memory]"]
-    now = most = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        now += event.nbytes()
-        most = max(most, now)
-    return most
 
 
 def memory(make: Callable[[int], Problem], batch: int) -> dict[str, float]:

@@ -71,6 +71,7 @@ def test_measured_is_what_the_optimizer_really_does_less_the_frozen_update(name:
 def test_a_shadow_of_the_live_method_measures_the_same(name: str):
     loss, optimizer = small(OPTIMIZERS[name])
     method = ml.method_of(optimizer, loss)
+    assert isinstance(method, ml.Method)
     run = ml.audit_run(optimizer, loss, steps=9, stops=[0, 1, 9], compare=[method], betas_1=(0.9,), betas_2=(0.99,))
     for stop in run.stops:
         for effect, shadow in zip(stop.audit.effects, stop.others[0].measured, strict=True):
@@ -164,7 +165,7 @@ def test_divergence_keeps_what_was_audited():
 
 def test_several_batches_and_frozen_parameters_are_said():
     problem = problems.digits_mlp(width=8, count=100)
-    problem.model[2].bias.requires_grad_(False)
+    problem.model.get_parameter("2.bias").requires_grad_(False)
     (inputs, targets), *_ = problem.batches
     loss = ml.Loss(problem.model, problem.criterion, list(zip(inputs.split(50), targets.split(50), strict=True)))
     found = ml.audit(torch.optim.SGD([p for p in problem.model.parameters() if p.requires_grad], 0.1, 0.9), loss)

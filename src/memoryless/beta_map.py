@@ -1,9 +1,10 @@
 """The effect of memory over a grid of (beta_1, beta_2), at the price of about one correction.
 
 Where F does not depend on the betas, all pairs share g, w = lr H F and the slope of the measure. First order is linear in the
-age moments e_l, so the map is sum_l e_l <grad S, dphi/dm_l dg_l w>: one inner product per variable for the whole grid. The resummed
-and the measured (shadow) maps need phi at every pair; where it is affine in the variables of the first beta (Adam's numerator) the
-sum over coordinates is a matrix product, elsewhere phi is formed pair by pair, in blocks of coordinates: memory does not grow with the number of pairs.
+age moments e_l, so the map is sum_l e_l <grad S, dphi/dm_l dg_l w>: one inner product per variable for the whole grid. The
+resummed and the measured (shadow) maps need phi at every pair; where it is affine in the variables of the first beta (Adam's
+numerator) the sum over coordinates is a matrix product, elsewhere phi is formed pair by pair. Both go by blocks of
+coordinates: memory does not grow with the number of pairs.
 """
 
 from collections.abc import Callable, Sequence

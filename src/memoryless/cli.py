@@ -72,6 +72,8 @@ class Audit:
         with Progress(console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task("setting up", total=self.steps)
             if self.script is None:
+                # A network this small gains little from a second thread, and loses much on a busy machine.
+                torch.set_num_threads(1)
                 problem = problems.digits_mlp(self.seed, dtype=dtype or torch.float64)
                 model, criterion, batches = problem
                 optimizer = torch.optim.AdamW(model.parameters())
