@@ -170,6 +170,8 @@ def test_several_batches_and_frozen_parameters_are_said():
     loss = ml.Loss(problem.model, problem.criterion, list(zip(inputs.split(50), targets.split(50), strict=True)))
     found = ml.audit(torch.optim.SGD([p for p in problem.model.parameters() if p.requires_grad], 0.1, 0.9), loss)
     assert any("several batches" in note for note in found.validity.notes)
+    run = ml.audit_run(torch.optim.Adam([p for p in problem.model.parameters() if p.requires_grad]), loss, steps=2, stops=[2])
+    assert not any("several batches" in note for note in run.stops[0].audit.validity.notes)  # full batch from its first step
     assert any("2.bias" in note for note in found.validity.notes)
 
 

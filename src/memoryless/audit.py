@@ -28,6 +28,8 @@ from memoryless.method import AnyMethod
 COSINE, ERROR = 0.9, 0.5
 """A prediction holds where its cosine to the measured effect and its relative error are at least and at most these."""
 
+UNKNOWN_PAST = "several batches: the measured effect is memory's alone only if every past step used their mean gradient"
+
 
 @dataclass(frozen=True)
 class Effect:
@@ -212,7 +214,9 @@ def audit(
     live = None
     if isinstance(optimizer, torch.optim.Optimizer):
         live = torch_method.next_update(optimizer, loss, linearization[0])
-    return inspect(method, loss, linearization, theta, step, evaluate(measures, loss, theta, *linearization), live)
+    values = evaluate(measures, loss, theta, *linearization)
+    notes = [UNKNOWN_PAST] if live is not None and len(loss) > 1 else []
+    return inspect(method, loss, linearization, theta, step, values, live, notes)
 
 
 def inspect(
@@ -223,6 +227,7 @@ def inspect(
     step: int | None,
     values: Sequence[Value],
     live: Tensor | None = None,
+    notes: Sequence[str] = (),
 ) -> Audit:
     """Audit a method at theta from what is already known there.
 
@@ -234,6 +239,7 @@ def inspect(
         step: n, or None for the steady state.
         values: the measures at theta.
         live: the measured update, shape (d,), if there is one; float64 keeps its digits.
+        notes: what a reader must know besides.
 
     Returns:
         The audit.
@@ -250,7 +256,9 @@ def inspect(
         if delta.norm() <= rounding:
             delta = torch.zeros_like(delta)
     effects = tuple(_effect(value, method.lr, past.F, delta, first, summed, loss) for value in values)
-    validity = Validity(outside(method, past), _agreement(first, delta), _agreement(summed, delta), _notes(loss, live, step))
+    validity = Validity(
+        outside(method, past), _agreement(first, delta), _agreement(summed, delta), (*notes, *_notes(loss, live, step))
+    )
     value = float(loss(theta).detach())
     return Audit(str(method), step, method.lr, value, past.F, delta, first, summed, effects, validity)
 
@@ -279,8 +287,6 @@ def _notes(loss: Loss, live: Tensor | None, step: int | None) -> tuple[str, ...]
     notes = []
     if live is None:
         notes.append("no live optimizer: predicted only")
-    elif len(loss) > 1:
-        notes.append("several batches: the measured effect is memory's alone only if every past step used their mean gradient")
     if live is not None and step is None:
         notes.append("the optimizer does not count its steps: its steady state is assumed, pass step=n for exact transients")
     if loss.uses_differences:

@@ -13,10 +13,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from memoryless import guard
 from memoryless.randomness import isolated
+from memoryless.second import twice_differentiable
 
 Curvature = Callable[[Tensor], Tensor]
 
@@ -314,8 +314,7 @@ class Loss:
         return gradient
 
     def _linearize(self, theta: Tensor, data: Any, index: int) -> tuple[Tensor, Callable[[Tensor, bool], Tensor]]:
-        # The fused attention kernels have no second derivative (PyTorch issue 116350).
-        with sdpa_kernel(SDPBackend.MATH):
+        with twice_differentiable():
             leaves, grads = self._backward(theta, data, index, create_graph=True)
         gradient = torch.cat([g.detach().reshape(-1) for g in grads])
         self._require_finite(gradient, f"on batch {index} the gradient of")

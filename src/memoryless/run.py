@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from memoryless import history, methods, torch_method
-from memoryless.audit import Audit, inspect, percent
+from memoryless.audit import UNKNOWN_PAST, Audit, inspect, percent
 from memoryless.beta_map import BETAS_1, BETAS_2, BetaMap, Grid, measured_maps, predicted_maps
 from memoryless.correction import first_order, outside, resummed
 from memoryless.history import Linearization
@@ -244,7 +244,8 @@ def _stop(
     linearization = gradient, _remembering(curvature)
     values = evaluate(measures, loss, theta, gradient, curvature)
     live = torch_method.next_update(optimizer, loss, gradient)
-    audit = inspect(method, loss, linearization, theta, step, values, live)
+    notes = [UNKNOWN_PAST] if len(loss) > 1 and step != shadow.n else []  # steps before this run
+    audit = inspect(method, loss, linearization, theta, step, values, live, notes)
     compared = tuple(_other(m, audit, linearization, theta, values, shadow) for m in others)
     maps: list[BetaMap] = []
     if grid is not None:
