@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.testing import assert_close
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 import memoryless as ml
@@ -138,6 +139,28 @@ def test_a_shuffling_loader_with_its_own_generator_stands_still():
     assert torch.equal(loss.gradient(loss.theta), loss.gradient(loss.theta))
     assert torch.equal(loss.gradient(loss.theta, 0), loss.gradient(loss.theta, 0))
     assert torch.equal(generator.get_state(), before)
+
+
+class Checkpointed(nn.Module):
+    """Runs its forward pass a second time during the backward pass."""
+
+    def __init__(self, inner: nn.Module):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(self.inner, x, use_reentrant=False)  # pyright: ignore[reportReturnType]
+
+
+def test_checkpointing_sees_theta_and_not_the_models_own_parameters():
+    model, batches = network(), data(2)
+    plain, checkpointed = ml.Loss(model, mse, batches), ml.Loss(Checkpointed(model), mse, batches)
+    theta, v = plain.theta + 0.3, torch.randn(len(plain.theta))
+    assert_close(checkpointed.gradient(theta), plain.gradient(theta))
+    assert_close(checkpointed.curvature(theta, v), plain.curvature(theta, v))
+    gradient, product = checkpointed.linearize(theta, 0)
+    assert_close(gradient, plain.gradient(theta, 0))
+    assert_close(product(v), plain.curvature(theta, v, 0))
 
 
 def test_tied_parameters_count_once():

@@ -21,16 +21,18 @@ from memoryless.second import twice_differentiable
 Curvature = Callable[[Tensor], Tensor]
 
 
-class _Objective(nn.Module):
-    """Model and criterion as one module, so that `functional_call` can put theta under both."""
+Action = Callable[[], Any]
 
-    def __init__(self, model: nn.Module, criterion: Callable[[nn.Module, Any], Tensor]):
+
+class _Scope(nn.Module):
+    """Runs an action with other parameters in a model's place, put there and taken back by `functional_call`."""
+
+    def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
-        self.criterion = criterion
 
-    def forward(self, batch: Any) -> Tensor:
-        return self.criterion(self.model, batch)
+    def forward(self, action: Action) -> Any:
+        return action()
 
 
 class Loss:
@@ -73,16 +75,16 @@ class Loss:
         trainable: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.model: nn.Module | None = model
         self.frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
-        objective = _Objective(model, criterion)
+        scope = _Scope(model)
         buffers = {f"model.{name}": buffer for name, buffer in model.named_buffers()}
         names = [f"model.{name}" for name in trainable]
 
-        def function(tensors: Sequence[Tensor], batch: Any) -> Tensor:
+        def at(tensors: Sequence[Tensor], action: Action) -> Any:
             # Buffers go in as copies: a BatchNorm in training mode updates them in place.
             state = dict(zip(names, tensors, strict=True)) | {name: b.clone() for name, b in buffers.items()}
-            return torch.func.functional_call(objective, state, (batch,))
+            return torch.func.functional_call(scope, state, (action,))
 
-        self._setup(function, trainable, batches, curvature)
+        self._setup(lambda tensors, batch: criterion(model, batch), at, trainable, batches, curvature)
 
     @classmethod
     def of(
@@ -113,12 +115,15 @@ class Loss:
         loss = cls.__new__(cls)
         loss.model, loss.frozen = None, []
         batches = [functions] if callable(functions) else functions
-        loss._setup(lambda tensors, batch: batch(tensors[0]), {"theta": theta}, batches, curvature)
+        loss._setup(
+            lambda tensors, batch: batch(tensors[0]), lambda tensors, action: action(), {"theta": theta}, batches, curvature
+        )
         return loss
 
     def _setup(
         self,
         function: Callable[[Sequence[Tensor], Any], Tensor],
+        at: Callable[[Sequence[Tensor], Action], Any],
         parameters: dict[str, Tensor],
         batches: Iterable[Any],
         curvature: str,
@@ -133,7 +138,7 @@ class Loss:
             raise TypeError(f"all parameters must share one dtype and device, got {', '.join(kinds)}")
         if curvature not in ("exact", "difference"):
             raise ValueError(f"curvature must be 'exact' or 'difference', got {curvature!r}")
-        self._function = function
+        self._function, self._at = function, at
         self._parameters = list(parameters.values())
         self._differences = curvature == "difference"
         self._guarded = self._differences
@@ -186,7 +191,8 @@ class Loss:
         Returns:
             A scalar tensor in the units of the criterion.
         """
-        values = [self._value(self._views(theta), data, i) for i, data in self._select(batch)]
+        tensors = self._views(theta)
+        values = [self._at(tensors, lambda d=data, i=i: self._value(tensors, d, i)) for i, data in self._select(batch)]
         return torch.stack(values).mean()
 
     def gradient(self, theta: Tensor, batch: int | None = None) -> Tensor:
@@ -297,12 +303,17 @@ class Loss:
         return [view.requires_grad_() for view in self._views(theta.detach())]
 
     def _backward(self, theta: Tensor, data: Any, index: int, create_graph: bool) -> tuple[list[Tensor], list[Tensor]]:
-        with torch.enable_grad():
-            leaves = self._leaves(theta)
+        leaves = self._leaves(theta)
+
+        def differentiate() -> tuple[Tensor | None, ...]:
             value = self._value(leaves, data, index)
             if not value.requires_grad:
                 raise ValueError("the loss does not depend on the parameters: criterion returned a tensor without a graph")
-            grads = torch.autograd.grad(value, leaves, create_graph=create_graph, allow_unused=True)
+            return torch.autograd.grad(value, leaves, create_graph=create_graph, allow_unused=True)
+
+        with torch.enable_grad():
+            # The backward pass in the scope too: a model with checkpointing runs its forward pass again in it.
+            grads = self._at(leaves, differentiate)
         if sparse := next((n for n, g in zip(self.names, grads, strict=True) if g is not None and g.is_sparse), None):
             raise TypeError(f"the gradient of '{sparse}' is sparse; expected dense, use Embedding(sparse=False)")
         return leaves, [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, grads, strict=True)]
@@ -326,13 +337,16 @@ class Loss:
             seeds = self._views(v)
             if not dependent:
                 return torch.zeros_like(v)
-            parts = torch.autograd.grad(
-                [grads[j] for j in dependent],
+            parts = self._at(
                 leaves,
-                [seeds[j] for j in dependent],
-                retain_graph=keep,
-                allow_unused=True,
-                materialize_grads=True,
+                lambda: torch.autograd.grad(
+                    [grads[j] for j in dependent],
+                    leaves,
+                    [seeds[j] for j in dependent],
+                    retain_graph=keep,
+                    allow_unused=True,
+                    materialize_grads=True,
+                ),
             )
             return torch.cat([part.reshape(-1) for part in parts])
 
@@ -353,13 +367,14 @@ class Loss:
             return
         self._guarded = True
         (index, data), *_ = self._select(0)
+        views = self._views(theta.detach())
         self._differences = guard.needs_differences(
             gradient=lambda x: self._gradient(x, data, index),
             curvature=lambda x, v: self._linearize(x, data, index)[1](v, False),
             theta=theta.detach(),
             slices=self.slices,
             model=self.model,
-            evaluate=lambda: self._value(self._views(theta.detach()), data, index),
+            evaluate=lambda: self._at(views, lambda: self._value(views, data, index)),
         )
 
     def _require_finite(self, vector: Tensor, what: str) -> None:
