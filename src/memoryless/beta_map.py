@@ -9,6 +9,7 @@ coordinates: memory does not grow with the number of pairs.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import pairwise
 from typing import Literal
 
@@ -92,7 +93,7 @@ def beta_map(
     if kind not in ("first", "resummed"):
         raise ValueError(f"kind must be 'first' or 'resummed', got {kind!r}; measured maps come from audit_run")
     theta = loss.theta if theta is None else theta.detach()
-    grid = Grid(method, betas_1, betas_2)
+    grid = _grid(method, tuple(betas_1), tuple(betas_2))
     linearization = loss.linearize(theta)
     values = measures.evaluate([measure], loss, theta, *linearization)
     (found,) = predicted_maps(grid, linearization, theta, step, values, kinds=(kind,))
@@ -165,6 +166,12 @@ class Grid:
             found = [at(i, j) for i in rows for j in columns]
             self._axes[p, l] = found, np.arange(len(found)).reshape(len(rows), len(columns))
         return self._axes[p, l]
+
+
+@lru_cache(maxsize=8)
+def _grid(method: AnyMethod, betas_1: tuple[float, ...], betas_2: tuple[float, ...]) -> Grid:
+    """Its variants are built once for all the points at which the same method is mapped."""
+    return Grid(method, betas_1, betas_2)
 
 
 def predicted_maps(
