@@ -12,7 +12,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from curvlinops import HessianLinearOperator
+from curvlinops import HessianLinearOperator  # pyright: ignore[reportMissingImports] - extra `benchmark`
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
