@@ -163,6 +163,13 @@ def test_divergence_keeps_what_was_audited():
     assert [stop.audit.step for stop in caught.value.run.stops] == [0]
 
 
+def test_bad_input_is_not_divergence():
+    loss, optimizer = small()
+    with pytest.raises(ValueError, match=r"^unknown measure 'flatness'") as caught:
+        ml.audit_run(optimizer, loss, steps=2, measures=["flatness"])
+    assert not isinstance(caught.value, ml.Diverged)
+
+
 def test_several_batches_and_frozen_parameters_are_said():
     problem = problems.digits_mlp(width=8, count=100)
     problem.model.get_parameter("2.bias").requires_grad_(False)

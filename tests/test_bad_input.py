@@ -93,7 +93,7 @@ LOSS = {
     ),
     "theta_nan": (
         lambda: loss_of(linear(WEIGHT / tensor([1, 0, 1]) * 0)),
-        ValueError,
+        ml.NotFinite,
         "parameter 'weight' is nan first at flat index 1",
     ),
     "theta_matrix": (lambda: ml.Loss.of(BATCHES, torch.ones(2, 3)), TypeError, r"shape \(d,\), got shape \(2, 3\); flatten"),
@@ -116,16 +116,16 @@ LOSS = {
     ),
     "loss_inf": (
         lambda: gradient(loss_of(batches=[DATA[0], DATA[0] * torch.inf])),
-        ValueError,
+        ml.NotFinite,
         "the loss is (-?inf|nan) on batch 1",
     ),
     "gradient_nan": (
         # The slope of the root at 0 is infinite.
         lambda: gradient(ml.Loss.of([BATCHES[0], lambda t: (t * tensor([1, 1, 0, 1, 1, 1])).abs().sqrt().sum()], THETA)),
-        ValueError,
+        ml.NotFinite,
         "on batch 1 the gradient of 'theta' is (nan|-?inf) first at flat index 2",
     ),
-    "call_nan": (lambda: reference_loss()(THETA * torch.nan), ValueError, "parameter 'theta' is nan first at flat index 0"),
+    "call_nan": (lambda: reference_loss()(THETA * torch.nan), ml.NotFinite, "parameter 'theta' is nan first at flat index 0"),
     "theta_short": (lambda: reference_loss()(THETA[:2]), ValueError, r"theta must have shape \(6,\), got \(2,\)"),
     "v_short": (lambda: reference_loss().curvature(THETA, THETA[:2]), ValueError, r"must have shape \(6,\), got \(2,\)"),
     "batch_index": (lambda: reference_loss()(THETA, batch=4), ValueError, r"batch must be in 0\.\.3, got 4"),

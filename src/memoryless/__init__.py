@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from memoryless.correction import Correction, correction
     from memoryless.guard import CurvatureWarning
     from memoryless.kernel import NeverForgets
-    from memoryless.loss import Loss
+    from memoryless.loss import Loss, NotFinite
     from memoryless.method import Groups, Method, Momentum
     from memoryless.methods import (
         Adam,
@@ -37,7 +37,7 @@ _HOME = {
     "correction": "Correction correction",
     "guard": "CurvatureWarning",
     "kernel": "NeverForgets",
-    "loss": "Loss",
+    "loss": "Loss NotFinite",
     "method": "Groups Method Momentum",
     "methods": "Adam AdamW HeavyBall Lion LionK NAdam Nesterov RMSprop Signum",
     "run": "Diverged Run audit_run",
@@ -65,6 +65,7 @@ __all__ = [
     "NAdam",
     "Nesterov",
     "NeverForgets",
+    "NotFinite",
     "NotRecognised",
     "RMSprop",
     "Run",

@@ -145,7 +145,8 @@ def _past(variables: tuple[Momentum, ...], n: int, every: bool = False) -> tuple
     # Half of the way of c lies before the first probe's step, where it moves most.
     far = np.abs(c - c[:, -1:]).max(axis=0)
     probed = np.array([np.searchsorted(-far, -far[0] * share) for share in (0.5, 0.1, 0.01)]).clip(0, len(steps) - 1)
-    index, folded = kernel.compress(c, np.vstack([weights, np.eye(len(steps))[probed]]), len(steps) if every else 32)
+    at_probes = (np.arange(len(steps)) == probed[:, None]).astype(float)
+    index, folded = kernel.compress(c, np.vstack([weights, at_probes]), len(steps) if every else 32)
     return steps[index], folded, steps[probed]
 
 

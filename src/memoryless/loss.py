@@ -24,6 +24,10 @@ Curvature = Callable[[Tensor], Tensor]
 Action = Callable[[], Any]
 
 
+class NotFinite(ValueError):
+    """A loss, gradient or parameter is infinite or NaN; the message says where first."""
+
+
 class _Scope(nn.Module):
     """Runs an action with other parameters in a model's place, put there and taken back by `functional_call`."""
 
@@ -206,7 +210,8 @@ class Loss:
             Shape (d,), detached.
 
         Raises:
-            ValueError: loss or gradient is not finite, or the loss does not depend on the parameters; says where first.
+            NotFinite: loss or gradient is infinite or NaN; says where first.
+        ValueError: the loss does not depend on the parameters.
         """
         return self._average(batch, lambda data, i: self._gradient(theta, data, i))
 
@@ -296,7 +301,7 @@ class Loss:
             raise TypeError(f"criterion must return a scalar tensor, got {got}; take the mean over the batch")
         if not torch.isfinite(value):
             self._require_finite(torch.cat([t.detach().reshape(-1) for t in tensors]), "parameter")
-            raise ValueError(f"the loss is {value.item()} on batch {index}; lower the learning rate or check the data")
+            raise NotFinite(f"the loss is {value.item()} on batch {index}; lower the learning rate or check the data")
         return value.reshape(())
 
     def _leaves(self, theta: Tensor) -> list[Tensor]:
@@ -384,7 +389,7 @@ class Loss:
         first = int((~torch.isfinite(vector)).nonzero()[0])
         for name, part in self.slices.items():
             if part.start <= first < part.stop:
-                raise ValueError(f"{what} '{name}' is {vector[first].item()} first at flat index {first - part.start}")
+                raise NotFinite(f"{what} '{name}' is {vector[first].item()} first at flat index {first - part.start}")
 
 
 def _reiterable(batches: Iterable[Any], device: torch.device, generators: list[torch.Generator]) -> tuple[Iterable[Any], int]:

@@ -17,7 +17,7 @@ from memoryless.audit import UNKNOWN_PAST, Audit, inspect, percent
 from memoryless.beta_map import BETAS_1, BETAS_2, BetaMap, Grid, measured_maps, predicted_maps
 from memoryless.correction import first_order, outside, resummed
 from memoryless.history import Linearization
-from memoryless.loss import Loss
+from memoryless.loss import Loss, NotFinite
 from memoryless.measures import MEASURES, Differentiable, Value, evaluate, label
 from memoryless.method import AnyMethod, Method
 from memoryless.shadow import Shadow
@@ -217,7 +217,7 @@ def audit_run(
             if taken in wanted:
                 step = None if before is None else before + taken
                 run.stops.append(_stop(optimizer, method, loss, theta, step, measures, others, shadow, grid))
-        except ValueError as error:
+        except NotFinite as error:
             raise Diverged(f"after {taken} steps {error}", run) from error
         on_step(taken)
         if taken == steps:
