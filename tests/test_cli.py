@@ -160,7 +160,7 @@ BAD = [
     ("--dtype float16", "--dtype must be float32 or float64, got 'float16'"),
     ("--device gpu", "--device must be cpu, cuda or cuda:N, got 'gpu'"),
     ("--device cuda", "torch sees no CUDA device"),
-    ("--html mine.html", "mine.html exists and is not a page of memoryless"),
+    ("--html mine.html", "mine.html exists and was not written by memoryless"),
     ("--html nowhere/page.html", "no folder nowhere"),
     ("--html .", "is a folder"),
 ]

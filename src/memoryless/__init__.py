@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from memoryless.audit import Audit, audit
     from memoryless.beta_map import BetaMap, beta_map
     from memoryless.correction import Correction, correction
+    from memoryless.derivation import Derivation
+    from memoryless.derive import derive
     from memoryless.guard import CurvatureWarning
     from memoryless.kernel import NeverForgets
     from memoryless.loss import Loss, NotFinite
@@ -29,12 +31,15 @@ if TYPE_CHECKING:
     )
     from memoryless.run import Diverged, Run, audit_run
     from memoryless.shadow import Shadow
+    from memoryless.symbolic import NotDerivable
     from memoryless.torch_method import NotRecognised, method_of
 
 _HOME = {
     "audit": "Audit audit",
     "beta_map": "BetaMap beta_map",
     "correction": "Correction correction",
+    "derivation": "Derivation",
+    "derive": "derive",
     "guard": "CurvatureWarning",
     "kernel": "NeverForgets",
     "loss": "Loss NotFinite",
@@ -42,6 +47,7 @@ _HOME = {
     "methods": "Adam AdamW HeavyBall Lion LionK NAdam Nesterov RMSprop Signum",
     "run": "Diverged Run audit_run",
     "shadow": "Shadow",
+    "symbolic": "NotDerivable",
     "torch_method": "NotRecognised method_of",
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names.split()}
@@ -54,6 +60,7 @@ __all__ = [
     "BetaMap",
     "Correction",
     "CurvatureWarning",
+    "Derivation",
     "Diverged",
     "Groups",
     "HeavyBall",
@@ -65,6 +72,7 @@ __all__ = [
     "NAdam",
     "Nesterov",
     "NeverForgets",
+    "NotDerivable",
     "NotFinite",
     "NotRecognised",
     "RMSprop",
@@ -75,6 +83,7 @@ __all__ = [
     "audit_run",
     "beta_map",
     "correction",
+    "derive",
     "method_of",
 ]
 

@@ -12,6 +12,7 @@ DESCRIPTION = """What an optimizer's memory does to the loss: measured, predicte
 
 Examples:
   memoryless audit
+  memoryless derive adamw --set eps=0
   memoryless audit --optimizer "sgd(lr=0.1, momentum=0.9)" --steps 300
   memoryless audit train.py:setup --checkpoint run.pt --steps 200 --json > audit.json
 """
@@ -63,7 +64,7 @@ class Audit:
         from memoryless.loss import Loss
         from memoryless.run import Diverged, audit_run, log_spaced
 
-        page = _writable(self.html)
+        page = _writable("--html", self.html)
         for option, value in (("steps", self.steps), ("stops", self.stops)):
             if value < 1:
                 raise ValueError(f"--{option} must be at least 1, got {value}")
@@ -129,27 +130,80 @@ class Audit:
             console.print(f"Charts and beta maps: {page}", soft_wrap=True)
 
 
-def _writable(html: str | None) -> Path | None:
-    """The page's path, checked before any work is done."""
-    if html is None:
+@dataclass
+class Derive:
+    """Derive the formulas of a method: F, M, the modified loss if there is one, the modified flow, limits, and what they say.
+
+    Such as: memoryless derive adamw --set beta1=0.9 --set eps=0 --latex adamw.tex
+    """
+
+    method: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="METHOD")]
+    """heavy_ball, nesterov, rmsprop, adam, adamw, nadam, lion_k, lion, signum, or module:attribute."""
+    set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME=VALUE")] = ()
+    """A hyperparameter: a number, or the name of another's symbol. May be given more than once; the others stay symbols."""
+    step: Annotated[str | None, tyro.conf.arg(metavar="N")] = None
+    """Number of past steps, or n for a symbol. Default: the steady state."""
+    markdown: bool = False
+    """Print Markdown."""
+    json: bool = False
+    """Print JSON."""
+    latex: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
+    """LaTeX article to write; compiles as it is. Only a file that memoryless wrote is overwritten."""
+    html: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
+    """Page to write. Only a page that memoryless wrote is overwritten."""
+
+    def run(self) -> None:
+        """Derive, print, write."""
+        from rich.console import Console
+
+        from memoryless.derive import derive
+
+        sys.path.insert(0, "")  # a module of the user's own, where the command is run
+        latex, html = _writable("--latex", self.latex), _writable("--html", self.html)
+        step: int | str | None = self.step
+        if step not in (None, "n"):
+            if not str(step).isdigit():
+                raise ValueError(f"--step must be an integer >= 0, or n, got {step!r}")
+            step = int(str(step))
+        with Console(stderr=True).status("deriving"):
+            d = derive(self.method, step, **dict(map(_pair, self.set)))
+            shown = d.to_json() if self.json else d.markdown() if self.markdown else d.text()
+            files = [(path, text()) for path, text in ((latex, d.latex), (html, d.to_html)) if path is not None]
+        print(shown)
+        for path, text in files:
+            path.write_text(text, encoding="utf-8")
+            print(f"wrote {path}", file=sys.stderr)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name.strip() and equals and value.strip()):
+        raise ValueError(f"--set expects NAME=VALUE such as beta1=0.9, got {text!r}")
+    return name.strip(), value.strip()
+
+
+def _writable(option: str, name: str | None) -> Path | None:
+    """The path of a file to write, checked before any work is done."""
+    if name is None:
         return None
-    page = Path(html)
-    if not page.parent.is_dir():
-        raise ValueError(f"--html {html}: no folder {page.parent}")
-    if page.is_dir():
-        raise ValueError(f"--html {html} is a folder; expected a file")
-    if page.exists():
-        with page.open("rb") as file:
-            if b'name="generator" content="memoryless' not in file.read(4096):
-                raise ValueError(f"--html {html} exists and is not a page of memoryless; choose another name or --html None")
+    path = Path(name)
+    if not path.parent.is_dir():
+        raise ValueError(f"{option} {name}: no folder {path.parent}")
+    if path.is_dir():
+        raise ValueError(f"{option} {name} is a folder; expected a file")
+    if path.exists():
+        with path.open("rb") as file:
+            start = file.read(4096)
+            if not any(mark in start for mark in (b'name="generator" content="memoryless', b"% written by memoryless")):
+                raise ValueError(f"{option} {name} exists and was not written by memoryless; choose another name")
     try:
-        with page.open("ab"):
+        with path.open("ab"):
             pass
     except OSError as error:
-        raise ValueError(f"--html {html} cannot be written: {error.strerror}") from error
-    if page.stat().st_size == 0:
-        page.unlink()
-    return page
+        raise ValueError(f"{option} {name} cannot be written: {error.strerror}") from error
+    if path.stat().st_size == 0:
+        path.unlink()
+    return path
 
 
 def _device(name: str) -> Any:
@@ -178,7 +232,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: default those of the process.
     """
-    command = tyro.extras.subcommand_cli_from_dict({"audit": Audit}, prog="memoryless", description=DESCRIPTION, args=arguments)
+    command = tyro.extras.subcommand_cli_from_dict(
+        {"audit": Audit, "derive": Derive}, prog="memoryless", description=DESCRIPTION, args=arguments
+    )
     try:
         command.run()
     except (ValueError, TypeError, OSError) as error:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import eigh_tridiagonal, qr
 
-from memoryless.method import Momentum
+from memoryless.method import Momentum, is_number
 
 Array = NDArray[np.float64]
 
@@ -32,7 +32,8 @@ def require_fading(variable: Momentum) -> None:
     Raises:
         NeverForgets: beta = 1, or a weight without a limit.
     """
-    if variable.beta == 1 or not math.isfinite(variable.weight(math.inf)):
+    weight = variable.weight(math.inf)
+    if variable.beta == 1 or (is_number(weight) and not math.isfinite(weight)):
         why = "beta = 1" if variable.beta == 1 else "weight(n) has no limit"
         raise NeverForgets(
             f"the steady state of a memory that never fades ({why}) does not exist; give step=n for the correction at step n"

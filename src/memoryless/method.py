@@ -34,6 +34,7 @@ Defining a method (RMSprop, say):
 
 import inspect
 import math
+import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -53,6 +54,11 @@ def gradient(gradient: Tensor, theta: Tensor) -> Tensor:
 def square(gradient: Tensor, theta: Tensor) -> Tensor:
     """g_l = g^2, the usual second moment."""
     return gradient * gradient
+
+
+def is_number(x: Any) -> bool:
+    """Whether a hyperparameter has a value; where formulas are derived it may be a symbol."""
+    return isinstance(x, numbers.Real)
 
 
 def one(n: float) -> float:
@@ -82,7 +88,7 @@ class Momentum:
     degree: int | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.beta <= 1:
+        if is_number(self.beta) and not 0 <= self.beta <= 1:
             raise ValueError(f"a momentum variable needs beta in [0, 1], got {self.beta}")
         if self.lag not in (0, 1):
             raise ValueError(f"lag must be 0 or 1, got {self.lag}")
@@ -120,6 +126,11 @@ class Functions:
 
     An exactly zero gradient (a dead pixel) makes v = 0; there 0/0 would turn an effect of 0 into NaN.
     """
+
+    @staticmethod
+    def grad(K: Callable[[Tensor], Tensor] | None) -> Callable[[Tensor], Tensor]:
+        """The gradient of K, a function of the whole vector; None is half the squared norm."""
+        return torch.func.grad(K) if K else lambda c: c
 
     @staticmethod
     def sqrt(x: Tensor) -> Tensor:
@@ -164,7 +175,7 @@ class Method:
     make: Callable[..., "Method"] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.lr) and self.lr > 0):
+        if is_number(self.lr) and not (math.isfinite(self.lr) and self.lr > 0):
             raise ValueError(f"{self.name}: lr must be positive and finite, got {self.lr}")
 
     @property

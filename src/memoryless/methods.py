@@ -11,10 +11,9 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from memoryless.method import Method, Momentum, gradient, square
+from memoryless.method import Method, Momentum, gradient, is_number, square
 
 GFunction = Callable[[Tensor, Tensor], Tensor]
 
@@ -42,17 +41,18 @@ def _coupled(g: GFunction, weight_decay: float, sign: float) -> GFunction:
 
 def _checked(name: str, betas: Sequence[float], **nonnegative: float) -> None:
     for beta in betas:
-        if not 0 <= beta < 1:
+        if is_number(beta) and not 0 <= beta < 1:
             raise ValueError(f"{name}: every beta must lie in [0, 1), got {beta}")
     for key, value in nonnegative.items():
-        if not value >= 0:
+        if is_number(value) and not value >= 0:
             raise ValueError(f"{name}: {key} must be >= 0, got {value}")
 
 
 def _pair(name: str, betas: Sequence[float]) -> tuple[float, float]:
     if isinstance(betas, (int, float)) or len(betas) != 2:
         raise ValueError(f"{name}: betas must be a pair such as (0.9, 0.999), got {betas!r}")
-    return float(betas[0]), float(betas[1])
+    first, second = (float(beta) if isinstance(beta, (Tensor, str)) else beta for beta in betas)
+    return first, second
 
 
 def HeavyBall(
@@ -110,7 +110,7 @@ def _sgd(
     _checked(name, [momentum], weight_decay=weight_decay)
     g = _coupled(gradient, weight_decay, -1.0 if maximize else 1.0)
     kept = 1 - (dampening or 0.0)
-    if not 0 <= kept <= 1:
+    if is_number(kept) and not 0 <= kept <= 1:
         raise ValueError(f"{name}: dampening must lie in [0, 1], got {dampening}")
     hyper = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "maximize": maximize}
     if dampening is None:
@@ -352,12 +352,11 @@ def LionK(
     """
     betas = _pair("lion_k", betas)
     _checked("lion_k", betas, weight_decay=weight_decay)
-    slope = torch.func.grad(K or (lambda c: c.square().sum() / 2))
     hyper = {"lr": lr, "betas": betas, "weight_decay": weight_decay, "K": K}
     return Method(
         lr,
         _lion_memory(betas),
-        lambda f, m, theta: slope(m[0] + m[1]) + weight_decay * theta,
+        lambda f, m, theta: f.grad(K)(m[0] + m[1]) + weight_decay * theta,
         "lion_k",
         hyper,
         LionK,

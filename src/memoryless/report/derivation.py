@@ -1,0 +1,270 @@
+"""A derivation printed: as text, Markdown, LaTeX, HTML, and as a dictionary for JSON."""
+
+# SymPy's annotations do not describe what it returns.
+# pyright: reportArgumentType=false, reportReturnType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportAssignmentType=false, reportOperatorIssue=false, reportOptionalOperand=false, reportGeneralTypeIssues=false
+# pyright: reportIncompatibleMethodOverride=false, reportOptionalMemberAccess=false, reportIndexIssue=false
+
+from typing import Any
+
+import jinja2
+import latex2mathml.converter
+import sympy
+from markupsafe import Markup
+from sympy import Eq, Expr, Symbol
+from sympy.printing.precedence import PRECEDENCE
+from sympy.printing.pretty.pretty_symbology import pretty_symbol
+from sympy.printing.str import StrPrinter
+
+import memoryless
+from memoryless.derivation import Derivation
+from memoryless.report.document import Sentence, document, reading
+from memoryless.symbolic import g, norm_of, theta
+
+_GREEK = {name: pretty_symbol(name) for name in ["beta", "rho", "tau", "epsilon", "lambda", "theta", "kappa", "Delta"]}
+_NAMES = {"Ltilde": "L̃", "thetadot": "dθ/dt", "M_resummed": "M resummed", "Delta_K": "ΔK"}
+_RAISED, _LOWERED = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻"), str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
+
+
+class TextPrinter(StrPrinter):
+    """One line of plain text with Greek letters, norms and superscripts."""
+
+    def _print_Symbol(self, expr: Symbol) -> str:
+        if expr.name in _NAMES:
+            return _NAMES[expr.name]
+        stem, _, index = expr.name.partition("_")
+        return _GREEK.get(stem, stem) + (index.translate(_LOWERED) if index.isdigit() else f"_{index}" if index else "")
+
+    _print_Dummy = _print_Symbol
+
+    def _print_Abs(self, expr: Expr) -> str:
+        return f"|{self._print(expr.args[0])}|"
+
+    def _print_Pow(self, expr: Any, rational: bool = False) -> str:
+        if expr.exp.is_Integer and expr.exp > 1:
+            return self.parenthesize(expr.base, PRECEDENCE["Pow"]) + str(expr.exp).translate(_RAISED)
+        return super()._print_Pow(expr, rational)
+
+    def _print_Product(self, expr: Expr) -> str:
+        return " ".join(self.parenthesize(x, PRECEDENCE["Mul"]) for x in expr.args)
+
+    def _print_Relational(self, expr: Any) -> str:
+        return f"{self._print(expr.lhs)} {'=' if expr.rel_op == '==' else expr.rel_op} {self._print(expr.rhs)}"
+
+    def _print_H(self, expr: Expr) -> str:
+        return f"H[{self._print(expr.args[0])}]"
+
+    def _print_Grad(self, expr: Expr) -> str:
+        return f"∇[{self._print(expr.args[0])}]"
+
+    def _print_GradK(self, expr: Expr) -> str:
+        return f"∇K({self._print(expr.args[0])})"
+
+    def _print_HessK(self, expr: Expr) -> str:
+        return f"∇²K({self._print(expr.args[0])})[{self._print(expr.args[1])}]"
+
+    def _print_Inner(self, expr: Expr) -> str:
+        return f"⟨{self._print(expr.args[0])}, {self._print(expr.args[1])}⟩"
+
+    def _print_Total(self, expr: Expr) -> str:
+        if name := norm_of(expr.args[0]):
+            v, below, power = name[0].subs(g, Symbol("∇L", real=True)), *name[1:]
+            index = ",".join(self._print(x) for x in below) if isinstance(below, sympy.Tuple) else self._print(below)
+            index = index.translate(_LOWERED) if index.isdigit() else f"_{{{index}}}" if index else ""
+            return f"‖{self._print(v)}‖{index}" + ("²" if power == 2 else "")
+        return f"∇L·{self._print(theta)}" if expr.args[0] == g * theta else f"Σ[{self._print(expr.args[0])}]"
+
+
+def plain(expression: Expr) -> str:
+    """One line of text.
+
+    Args:
+        expression: of the kind that derivations are made of.
+    """
+    return TextPrinter().doprint(_decimals(expression)).replace("**", "^").replace("*", " ").replace("sqrt(", "√(")
+
+
+def _decimals(expression: Expr) -> Expr:
+    """Fractions of large numbers as decimals."""
+    large = {q for q in expression.atoms(sympy.Rational) if not q.is_Integer and (q.q > 1000 or abs(q.p) > 10_000)}
+    return expression.xreplace({q: sympy.Float(q, 6) for q in large})
+
+
+def tex(expression: Expr) -> str:
+    """LaTeX, to stand between dollars.
+
+    Args:
+        expression: of the kind that derivations are made of.
+    """
+    names = {Symbol("M_resummed"): r"M_{\mathrm{resummed}}", Symbol("Delta_K"): r"\Delta K"}
+    return sympy.latex(_decimals(expression), symbol_names=names, fold_short_frac=False, mul_symbol=None)
+
+
+def title(d: Derivation) -> str:
+    """Name and hyperparameters.
+
+    Args:
+        d: any.
+    """
+
+    def shown(value: Any) -> str:
+        return (
+            f"({', '.join(map(shown, value))})"
+            if isinstance(value, tuple)
+            else plain(value)
+            if isinstance(value, Expr)
+            else str(value)
+        )
+
+    values = ", ".join(f"{key}={shown(value)}" for key, value in d.values.items() if value is not None and value is not False)
+    return f"{d.name}({values})"
+
+
+def text(d: Derivation) -> str:
+    """Plain text for a terminal.
+
+    Args:
+        d: any.
+    """
+    blocks = [title(d)]
+    for section in document(d):
+        lines = [f"    {plain(line)}" if isinstance(line, Eq) else f"  {_flat(line, plain)}" for line in section.lines]
+        blocks.append("\n".join([section.title, *lines]))
+    return "\n\n".join(blocks)
+
+
+def _flat(line: Sentence, printed: Any) -> str:
+    return "".join(piece if isinstance(piece, str) else printed(piece) for piece in line)
+
+
+def markdown(d: Derivation, level: int = 1) -> str:
+    """Markdown with LaTeX between dollars.
+
+    Args:
+        d: any.
+        level: of the top heading.
+    """
+    blocks = [f"{'#' * level} `{title(d)}`"]
+    for section in document(d):
+        blocks.append(f"{'#' * (level + 1)} {section.title}")
+        blocks += [
+            f"$$ {tex(line)} $$" if isinstance(line, Eq) else _flat(line, lambda x: f"${tex(x)}$") for line in section.lines
+        ]
+    return "\n\n".join(blocks) + "\n"
+
+
+_ENVIRONMENT = jinja2.Environment(
+    loader=jinja2.PackageLoader("memoryless", "report"), trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+)
+
+# What the sentences hold beside ASCII.
+_TEX = {
+    "∇": r"\nabla",
+    "∫": r"\int",
+    "Σ": r"\textstyle\sum",
+    "θ": r"\theta",
+    "∞": r"\infty",
+    "→": r"\to",
+    "≪": r"\ll",
+    "≫": r"\gg",
+    "²": "^2",
+}
+
+
+def latex(d: Derivation) -> str:
+    """A LaTeX article that compiles as it is.
+
+    Args:
+        d: any.
+    """
+    table = str.maketrans({character: f"${command}$" for character, command in _TEX.items()} | {"_": r"\_"})
+
+    def printed(line: Sentence) -> str:
+        return "".join(piece.translate(table) if isinstance(piece, str) else f"${tex(piece)}$" for piece in line)
+
+    return _ENVIRONMENT.get_template("derivation.tex.j2").render(
+        heading=title(d).partition("(")[0].translate(table),
+        values=_values(d),
+        sections=_printed(d, printed, tex),
+        version=memoryless.__version__,
+    )
+
+
+def html(d: Derivation) -> str:
+    """One self-contained HTML page; the formulas are MathML, which browsers render by themselves.
+
+    Args:
+        d: any.
+    """
+
+    def mathml(expression: Expr, display: str = "inline") -> Markup:
+        return Markup(latex2mathml.converter.convert(tex(expression), display=display))
+
+    def printed(line: Sentence) -> Markup:
+        return Markup("").join(piece if isinstance(piece, str) else mathml(piece) for piece in line)
+
+    return _ENVIRONMENT.get_template("derivation.html.j2").render(
+        heading=Markup.escape(title(d)),
+        sections=_printed(d, printed, lambda e: mathml(e, "block")),
+        version=memoryless.__version__,
+    )
+
+
+def _printed(d: Derivation, inline: Any, display: Any) -> list[tuple[str, list[tuple[bool, str]]]]:
+    """Sections with their lines printed: (title, [(is it a displayed equation?, text)])."""
+    return [
+        (s.title, [(True, display(line)) if isinstance(line, Eq) else (False, inline(line)) for line in s.lines])
+        for s in document(d)
+    ]
+
+
+def _values(d: Derivation) -> str:
+    def shown(value: Any) -> str:
+        return (
+            f"({', '.join(map(shown, value))})"
+            if isinstance(value, tuple)
+            else tex(value)
+            if isinstance(value, Expr)
+            else rf"\mathrm{{{value}}}"
+        )
+
+    names = {key: key.replace("_", r"\_") for key, value in d.values.items() if value is not None and value is not False}
+    pairs = [rf"\mathtt{{{name}}}={shown(d.values[key])}" for key, name in names.items()]
+    return ", ".join(pairs)
+
+
+def as_dict(d: Derivation) -> dict[str, Any]:
+    """For JSON: every formula in SymPy's own notation, as text, and in LaTeX.
+
+    Args:
+        d: any.
+    """
+
+    def both(expression: Expr | None) -> dict[str, str] | None:
+        return None if expression is None else {"sympy": str(expression), "text": plain(expression), "latex": tex(expression)}
+
+    a = d.anatomy
+    return {
+        "method": d.name,
+        "hyperparameters": {key: str(value) for key, value in d.values.items()},
+        "step": None if d.step is None else str(d.step),
+        "variables": [
+            {
+                "symbol": str(v.m),
+                "g": both(v.g),
+                "beta": str(v.beta),
+                "weight": both(v.moment(0, d.step)),
+                "mean_age": both(v.mean_age(d.step)),
+            }
+            for v in d.variables
+        ],
+        "F": both(d.F),
+        "M": both(d.M),
+        "w": both(d.drift),
+        "resummed": both(d.resummed),
+        "flow": both(d.flow) if d.step is None else None,
+        "preconditioner": both(a.P) if a else None,
+        "net_age": both(a.kappa) if a else None,
+        "modified_loss": both(d.modified_loss),
+        "reading": [plain(line) if isinstance(line, Eq) else _flat(line, plain) for line in reading(d)],
+    }

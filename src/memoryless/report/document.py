@@ -1,0 +1,336 @@
+"""A derivation told section by section: sentences with formulas in them, and displayed equations."""
+
+# SymPy's annotations do not describe what it returns.
+# pyright: reportArgumentType=false, reportReturnType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportAssignmentType=false, reportOperatorIssue=false, reportOptionalOperand=false, reportGeneralTypeIssues=false
+# pyright: reportIncompatibleMethodOverride=false, reportOptionalMemberAccess=false, reportIndexIssue=false
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import sympy
+from sympy import Eq, Expr, Symbol
+
+from memoryless.derivation import Derivation
+from memoryless.derive import SYMBOLS, derive
+from memoryless.net_age import NetAge, sign_of
+from memoryless.symbolic import Beta, Grad, GradK, H, HessK, Inner, L, Product, Total, g, h, k, scalar, theta, update, w
+
+_M, _P, _kappa, _loss, _velocity, _resummed, _change = (
+    Symbol(name) for name in ["M", "P", "kappa", "Ltilde", "thetadot", "M_resummed", "Delta_K"]
+)
+
+Sentence = Sequence[str | Expr]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading and what stands below it: sentences of text and formulas, and displayed equations (an Eq alone)."""
+
+    title: str
+    lines: Sequence[Sentence | Eq]
+
+
+def document(d: Derivation) -> list[Section]:
+    """The derivation, section by section.
+
+    Args:
+        d: any.
+    """
+    sections = [
+        Section("Assumptions", list(_assumptions(d))),
+        Section("Memory", list(_memory(d))),
+        Section("Update", _update(d)),
+    ]
+    if d.anatomy:
+        sections += [
+            Section("Net age", list(_net_age(d, d.anatomy))),
+            Section("Modified loss", list(_modified_loss(d, d.anatomy))),
+        ]
+    sections.append(Section("Resummed correction", _resummed_lines(d)))
+    if d.step is None:
+        sections.append(Section("Modified flow", list(_flow(d))))
+    if limits := [line for limit in d.limits for line in _limit(*limit)]:
+        sections.append(Section("Limits", limits))
+    return [*sections, Section("In words", list(reading(d)))]
+
+
+def _eq(left: Expr, right: Expr) -> Eq:
+    return Eq(left, right, evaluate=False)
+
+
+def _assumptions(d: Derivation) -> Iterator[Sentence]:
+    when = ["the memory has settled, n → ∞"] if d.step is None else ["at step ", d.step, ", from an empty memory"]
+    yield [
+        "Full batch; ",
+        *when,
+        "; ",
+        g,
+        " = ∇L, H = ∇²L at ",
+        theta,
+        "; products are elementwise, H[v] is the Hessian applied to v.",
+    ]
+    if d.coupling:
+        yield [
+            "The decay is coupled into the gradient: below, ",
+            g,
+            " and ",
+            L,
+            " stand for those of ",
+            L + d.coupling / 2 * Total(theta**2),
+            ", H for H + ",
+            d.coupling,
+            ".",
+        ]
+    yield [
+        "To first order in ",
+        h,
+        " the iterate of k steps ago lies ",
+        Product(k, h, update),
+        " back, so its gradient was ",
+        g + Product(k, w),
+        " with ",
+        _eq(w, h * H(update)),
+        ".",
+    ]
+    if d.lr != h:
+        yield ["The step size is ", _eq(h, d.lr), "."]
+    if d.readout.has(sympy.sign):
+        yield ["The slope of the sign is 0, which holds away from 0."]
+
+
+def _memory(d: Derivation) -> Iterator[Sentence]:
+    for v in d.variables:
+        c, age = v.moment(0, d.step), v.mean_age(d.step)
+        if d.step is not None and d.step.is_Integer and d.step < v.lag:
+            yield [v.m, " is still empty"]
+        elif age == 0:
+            yield [v.m, " holds ", _eq(v.m, c * v.g), ", the present alone"]
+        else:
+            yield [
+                v.m,
+                " remembers ",
+                v.g,
+                ", decay rate ",
+                v.beta,
+                ": frozen ",
+                _eq(v.m, c * v.g),
+                ", mean age ",
+                _eq(_tau(v.m), age),
+            ]
+
+
+def _tau(m: Symbol) -> Symbol:
+    return Symbol(str(m).replace("m", "tau"), positive=True)
+
+
+def _update(d: Derivation) -> list[Sentence | Eq]:
+    return [
+        _eq(update, d.readout),
+        ["with the history frozen ", _eq(update, d.F), ", and with the history that lags"],
+        _eq(_M, d.M),
+    ]
+
+
+def _net_age(d: Derivation, a: NetAge) -> Iterator[Sentence | Eq]:
+    decay = a.decay * theta
+    yield ["Write ", _eq(update, decay + Product(_P, g)), " with the preconditioner ", _eq(_P, a.P), ". Then"]
+    yield _eq(_M, Product(h, _kappa, _P, H(update)))
+    yield ["with the net age ", _eq(_kappa, a.symbolic), ": mean ages times the elasticities of the update."]
+    if a.R is None:
+        yield ["No closed form was found for ∫P(g) g dg."]
+    else:
+        yield [
+            "What H acts on is a gradient too: ",
+            _eq(H(update), Grad(_potential(a.R) + a.decay * (Total(g * theta) - L))),
+            ".",
+        ]
+
+
+def _modified_loss(d: Derivation, a: NetAge) -> Iterator[Sentence | Eq]:
+    if d.modified_loss is not None:
+        yield [
+            "The net age is the same for every coordinate, so the memoryless iteration descends a loss: ",
+            _eq(update + _M, a.decay * theta + Product(_P, Grad(_loss))),
+            " with",
+        ]
+        yield _loss_of(a)
+    elif a.constant:
+        yield ["The net age is the same for every coordinate, but no closed form was found for the loss."]
+    else:
+        yield [
+            "None: one exists only if the ratio of ",
+            _M,
+            " to ",
+            Product(h, _P, H(update)),
+            ", the net age, is the same for every coordinate; but it changes with ",
+            g,
+            ":",
+        ]
+        yield _eq(_kappa, a.symbolic)
+        if a.at != g:
+            low, high = a.ends
+            yield ["from ", low, " for small |g| to ", high, " for large |g|."]
+
+
+def _resummed_lines(d: Derivation) -> list[Sentence | Eq]:
+    lines: list[Sentence | Eq] = [
+        ["Only the path is linearized, not the update; to first order in ", h, " it is ", _M, "."],
+        _eq(_resummed, d.resummed),
+    ]
+    return [*lines, [_eq(w, d.drift)]] if d.settled else lines
+
+
+def _flow(d: Derivation) -> Iterator[Sentence | Eq]:
+    yield _eq(_velocity, d.flow)
+    if d.anatomy and (loss := d.anatomy.flow_loss) is not None:
+        yield ["which is ", -Product(_P, Grad(_loss)), " with"]
+        yield _eq(_loss, loss)
+
+
+def _limit(condition: Eq, d: Derivation) -> Iterator[Sentence | Eq]:
+    if d.anatomy:
+        line: list[str | Expr] = [condition, ": ", _eq(_P, d.anatomy.P), ", ", _eq(_kappa, _short(d.anatomy))]
+    else:
+        line = [condition, ": ", _eq(_M, d.M)]
+    yield [*line, f"; the formulas of {twin}" if (twin := _twin(d)) else ""]
+    if d.anatomy and d.modified_loss is not None and d.anatomy.kappa != 0:
+        yield _loss_of(d.anatomy)
+
+
+def _short(a: NetAge) -> Expr:
+    """Kappa, in terms of the mean ages' symbols where several ages play together."""
+    return a.symbolic if len(set(a.ages.values())) > 1 else a.kappa
+
+
+def _loss_of(a: NetAge) -> Eq:
+    return _eq(_loss, a.loss_of(_short(a)))
+
+
+def _twin(d: Derivation) -> str | None:
+    """A catalogue method with the same formulas, up to the names of its rates."""
+    symbols = d.F.free_symbols | d.M.free_symbols
+    rates = sorted((b for b in symbols if isinstance(b, Beta)), key=str)
+    for name in SYMBOLS:
+        other = _catalogue(name)
+        theirs = other.F.free_symbols | other.M.free_symbols
+        own = sorted((b for b in theirs if isinstance(b, Beta)), key=str)
+        if name == d.name or len(own) != len(rates) or symbols - set(rates) != theirs - set(own):
+            continue
+        renamed = dict(zip(own, rates, strict=True))
+        if sympy.simplify(other.F.subs(renamed) - d.F) == 0 and sympy.simplify(other.M.subs(renamed) - d.M) == 0:
+            return name
+    return None
+
+
+@functools.cache
+def _catalogue(name: str) -> Derivation:
+    return derive(name)
+
+
+def reading(d: Derivation) -> Iterator[Sentence | Eq]:
+    """What the formulas say, in words.
+
+    Args:
+        d: any.
+    """
+    a = d.anatomy
+    if a is None:
+        yield from _reading_without_anatomy(d)
+        return
+    norm: Sentence = ["Σ R(g), R' = P g,"] if a.R is None else [_potential(a.R).as_independent(Total, as_Add=False)[1]]
+    free = " (without decay, on any loss)" if a.decay else " (on any loss)"
+    if a.constant:
+        sign = a.sign(a.kappa)
+        if sign == 0:
+            yield ["To first order memory does nothing: the update's slope is 0. The resummed correction sees what is left."]
+        elif sign is not None:
+            yield [f"Memory {_verb(sign)}: step by step it {_moves(sign)} ", *norm, free, "."]
+        else:
+            yield [
+                "Memory regularizes, lowering ",
+                *norm,
+                ", where ",
+                sympy.Gt(a.symbolic, 0, evaluate=False),
+                ", and anti-regularizes, raising it, where ",
+                sympy.Lt(a.symbolic, 0, evaluate=False),
+                free,
+                ".",
+            ]
+        return
+    if a.at == g:
+        yield [
+            "Memory lowers ",
+            *norm,
+            " through coordinates with positive net age and raises it through the others",
+            free,
+            ".",
+        ]
+        return
+    scale = _scale(a)
+    for end, small in zip(a.ends, (True, False), strict=True):
+        where = (
+            [f"Per step, coordinates with {scale[0]} {'≪' if small else '≫'} ", scale[1]]
+            if scale
+            else [f"Per step, coordinates with {'small' if small else 'large'} |g|"]
+        )
+        sign = a.sign(end)
+        if sign == 0:
+            yield [*where, " leave ", *norm, " as it is: their net age goes to 0."]
+        elif sign is not None:
+            yield [*where, f" {'lower' if sign > 0 else 'raise'} ", *norm, ": net age ", end, free, "."]
+        else:
+            yield [
+                *where,
+                " raise ",
+                *norm,
+                " if ",
+                sympy.Lt(end, 0, evaluate=False),
+                ", and lower it if ",
+                sympy.Gt(end, 0, evaluate=False),
+                free,
+                ".",
+            ]
+    if (crossing := a.crossing) is not None:
+        quantity, value = crossing
+        known = value.subs(a.ages)
+        if not known.free_symbols and known > 0:
+            yield ["In between, the sign changes at ", _eq(quantity, known), "."]
+        elif known.free_symbols:
+            yield ["In between, the sign changes at ", _eq(quantity, value), ", if that is positive."]
+
+
+def _reading_without_anatomy(d: Derivation) -> Iterator[Sentence | Eq]:
+    factor = sympy.simplify(d.M.coeff(HessK(g, H(GradK(g)))) / d.lr)
+    if d.step is None and factor != 0 and sign_of(factor) == 1:
+        yield ["Lion-K theorem: without decay H[F] is the gradient of K(∇L) along θ, so that memory changes K(∇L) per step by"]
+        yield _eq(_change, -scalar(factor) * Inner(w, HessK(g, w)))
+        yield ["which is never positive for a convex K: memory cannot anti-regularize K(∇L)."]
+        return
+    yield [
+        "The update is not a preconditioner on each coordinate's gradient beside a decay: ",
+        "the sign of memory's effect cannot be read off; ml.audit measures it.",
+    ]
+
+
+def _potential(R: Expr) -> Expr:
+    """The sum of R over coordinates, in one piece."""
+    return Total(R, evaluate=False) if R.is_Add else Total(R)
+
+
+def _verb(sign: int) -> str:
+    return "regularizes" if sign > 0 else "anti-regularizes"
+
+
+def _moves(sign: int) -> str:
+    return "lowers" if sign > 0 else "raises"
+
+
+def _scale(a: NetAge) -> tuple[str, Expr] | None:
+    """The quantity, |g| or g^2, and the symbol with which kappa scales."""
+    for eps in a.symbolic.free_symbols - set(a.ages):
+        for quantity, size in (("|g|", sympy.Abs(g)), ("g²", g**2)):
+            if not sympy.simplify(a.symbolic.subs(eps, size * Symbol("t", positive=True))).has(g):
+                return quantity, eps
+    return None
