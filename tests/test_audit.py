@@ -160,7 +160,7 @@ def test_divergence_keeps_what_was_audited():
     loss, optimizer = small(lambda params: torch.optim.SGD(params, lr=1e200, momentum=0.9))
     with pytest.raises(ml.Diverged, match=r"after [12] steps") as caught:
         ml.audit_run(optimizer, loss, steps=10, stops=[0, 10])
-    assert [stop.audit.step for stop in caught.value.run.stops] == [0]
+    assert [stop.audit.step for stop in caught.value.so_far.stops] == [0]
 
 
 def test_bad_input_is_not_divergence():

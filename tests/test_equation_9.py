@@ -177,7 +177,8 @@ def test_steady_state_is_the_limit(name, order):
     steady = ml.correction(method, reference_loss(), order=order)
     late = ml.correction(method, reference_loss(), step=SETTLED[name], order=order)
     assert relative_error(late.F, steady.F) < 1e-12
-    assert relative_error(late.M, steady.M) < 1e-11
+    # To first order centered RMSprop has none: what remains is F's rounding.
+    assert float((late.M - steady.M).norm()) < 1e-11 * float(steady.M.norm()) + 1e-14 * float(steady.F.norm())
 
 
 @pytest.mark.parametrize("n", [0, 1, 45])

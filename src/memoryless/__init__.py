@@ -9,14 +9,16 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from memoryless.accuracy import Accuracy, order_of_accuracy
     from memoryless.audit import Audit, audit
     from memoryless.beta_map import BetaMap, beta_map
     from memoryless.correction import Correction, correction
     from memoryless.derivation import Derivation
     from memoryless.derive import derive
+    from memoryless.flow import ModifiedFlow, integrate, modified_flow
     from memoryless.guard import CurvatureWarning
     from memoryless.kernel import NeverForgets
-    from memoryless.loss import Loss, NotFinite
+    from memoryless.loss import Diverged, Loss, NotFinite
     from memoryless.method import Groups, Method, Momentum
     from memoryless.methods import (
         Adam,
@@ -29,31 +31,38 @@ if TYPE_CHECKING:
         RMSprop,
         Signum,
     )
-    from memoryless.run import Diverged, Run, audit_run
+    from memoryless.modified import ModifiedLoss, NoModifiedLoss, modified_loss
+    from memoryless.run import Run, audit_run
     from memoryless.shadow import Shadow
     from memoryless.symbolic import NotDerivable
     from memoryless.torch_method import NotRecognised, method_of
+    from memoryless.trajectory import trajectory
 
 _HOME = {
+    "accuracy": "Accuracy order_of_accuracy",
     "audit": "Audit audit",
     "beta_map": "BetaMap beta_map",
     "correction": "Correction correction",
     "derivation": "Derivation",
     "derive": "derive",
+    "flow": "ModifiedFlow integrate modified_flow",
     "guard": "CurvatureWarning",
     "kernel": "NeverForgets",
-    "loss": "Loss NotFinite",
+    "loss": "Diverged Loss NotFinite",
     "method": "Groups Method Momentum",
     "methods": "Adam AdamW HeavyBall Lion LionK NAdam Nesterov RMSprop Signum",
-    "run": "Diverged Run audit_run",
+    "modified": "ModifiedLoss NoModifiedLoss modified_loss",
+    "run": "Run audit_run",
     "shadow": "Shadow",
     "symbolic": "NotDerivable",
     "torch_method": "NotRecognised method_of",
+    "trajectory": "trajectory",
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names.split()}
 
 __version__ = "0.1.0"
 __all__ = [
+    "Accuracy",
     "Adam",
     "AdamW",
     "Audit",
@@ -68,10 +77,13 @@ __all__ = [
     "LionK",
     "Loss",
     "Method",
+    "ModifiedFlow",
+    "ModifiedLoss",
     "Momentum",
     "NAdam",
     "Nesterov",
     "NeverForgets",
+    "NoModifiedLoss",
     "NotDerivable",
     "NotFinite",
     "NotRecognised",
@@ -84,7 +96,12 @@ __all__ = [
     "beta_map",
     "correction",
     "derive",
+    "integrate",
     "method_of",
+    "modified_flow",
+    "modified_loss",
+    "order_of_accuracy",
+    "trajectory",
 ]
 
 

@@ -1,4 +1,4 @@
-"""The memoryless update F and its correction M: first order (Eq. 9) and resummed.
+"""The memoryless update F and its correction M: first order (Eq. 9), resummed, and to any order R.
 
     t[n+1] = t[n] - lr (F[n](t) + M[n](t))      follows the optimizer to O(lr^2), with M = 0 to O(lr) only    (Theorem 3.2)
 
@@ -8,14 +8,14 @@ The gradient of k steps ago is, on average over the memory of variable l, g + k 
     resummed:     M = phi(..., sum_k kernel_l[k] g_l(g + k w_l, theta + k lr Fbar_l), ...) - F
 
 The two agree to O(lr^2) and cost the same. First order linearizes the trajectory and the optimizer, resummed only the
-trajectory.
+trajectory; order R linearizes neither and costs gradients in place of Hessian-vector products (`memoryless.relaxation`).
 """
 
 import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -25,8 +25,9 @@ from memoryless import history
 from memoryless.history import History, Lag, pieces
 from memoryless.loss import Loss
 from memoryless.method import AnyMethod, Index, Momentum, Part
+from memoryless.relaxation import relaxed
 
-Order = Literal["first", "resummed"]
+Order = Literal["first", "resummed"] | int
 ORDERS = ("first", "resummed")
 
 
@@ -37,11 +38,11 @@ class Correction:
     Attributes:
         F: update with the history frozen at theta, shape (d,), in the units of an update.
         M: what memory adds, shape (d,), same units.
-        order: "first" or "resummed".
+        order: "first", "resummed" or R.
         step: n, or None for the steady state.
         products: Hessian-vector products spent.
         method: it belongs to.
-        history: it was made of.
+        history: the linearized history it was made of; None at order R, which linearizes nothing.
     """
 
     F: Tensor
@@ -50,7 +51,7 @@ class Correction:
     step: int | None
     products: int
     method: AnyMethod = field(repr=False)
-    history: History = field(repr=False)
+    history: History | None = field(repr=False)
 
     @cached_property
     def outside(self) -> float:
@@ -58,7 +59,12 @@ class Correction:
 
         There the gradient drifts by as much as itself within the mean age of some memory,
         |mean age * lr (H Fbar)_i| >= |g_i|.
+
+        Raises:
+            ValueError: the correction is of order R, not an expansion's.
         """
+        if self.history is None:
+            raise ValueError(f"order {self.order} expands nothing and has no radius; ask a correction of order 'first'")
         return outside(self.method, self.history)
 
 
@@ -70,14 +76,15 @@ def correction(
     order: Order = "first",
     batches: Iterable[int] | None = None,
 ) -> Correction:
-    """F[n](theta) and M[n](theta) of Eq. 9 (https://arxiv.org/abs/2502.02132), or the resummed M.
+    """F[n](theta) and M[n](theta) of Eq. 9 (https://arxiv.org/abs/2502.02132), or the resummed M, or M to order R.
 
     Args:
         method: from the catalogue, from `method_of`, or a `Method` of your own.
-        loss: the loss; its curvature is used.
+        loss: the loss; its curvature is used, at order R only its gradients.
         theta: shape (d,); default `loss.theta`.
         step: n, the number of past iterates, with exact transients; None is the steady state n -> infinity.
-        order: "first" or "resummed".
+        order: "first", "resummed", or an integer R: F + M accurate to O(lr^R), so that M = 0 at 1, and 2 is as good as
+            "first".
         batches: index of the batch used at each step 0..n; None is full batch.
 
     Returns:
@@ -93,19 +100,23 @@ def correction(
         >>> ml.correction(ml.HeavyBall(lr=0.01, momentum=0.9), loss).M  # lr beta / (1 - beta)^3 H g
         tensor([  9.0000, -18.0000])
     """
-    if order not in ORDERS:
-        raise ValueError(f"order must be one of {', '.join(ORDERS)}, got {order!r}")
+    if not is_order(order):
+        raise ValueError(f"order must be one of {', '.join(ORDERS)}, or an integer >= 1, got {order!r}")
     if step is not None and (isinstance(step, bool) or not isinstance(step, int) or step < 0):
         raise ValueError(f"step must be None (steady state) or an integer >= 0, got {step!r}")
     theta = loss.theta if theta is None else theta.detach()
-    if batches is None:
+    sequence = None if batches is None else batch_sequence(batches, step, len(loss))
+    step = step if sequence is None else len(sequence) - 1
+    if isinstance(order, int):
+        F, G = relaxed(method, loss, theta, step, order, sequence)
+        return Correction(F, G - F, order, step, 0, method, None)
+    if sequence is None:
         linearization = loss.linearize(theta, products=history.products(method, step))
         past = history.full_batch(method, linearization, theta, step)
     else:
-        sequence = _checked(batches, step, len(loss))
-        gradients = {i: loss.gradient(theta, i) for i in sorted(set(sequence))}
+        recent = sequence[len(sequence) - history.reach(method, len(sequence) - 1) :]
+        gradients = {i: loss.gradient(theta, i) for i in sorted(set(recent))}
         past = history.mini_batch(method, gradients, lambda v, i: loss.curvature(theta, v, i), theta, sequence)
-        step = len(sequence) - 1
     M = (first_order if order == "first" else resummed)(method, past, theta)
     return Correction(past.F, M, order, step, past.products, method, past)
 
@@ -241,7 +252,29 @@ def _far(lag: Lag, index: Index) -> Tensor:
     return (lag.drift[index] * lag.mean_age).abs_() >= lag.gradient[index].abs().clamp_min_(torch.finfo(lag.drift.dtype).tiny)
 
 
-def _checked(batches: Iterable[int], step: int | None, count: int) -> list[int]:
+def is_order(order: Any) -> bool:
+    """Whether `correction` knows the order.
+
+    Args:
+        order: "first", "resummed" or an integer R >= 1.
+    """
+    return order in ORDERS if isinstance(order, str) else type(order) is int and order >= 1
+
+
+def batch_sequence(batches: Iterable[int], step: int | None, count: int) -> list[int]:
+    """The batch of each step, checked.
+
+    Args:
+        batches: index of the batch used at each step 0..step.
+        step: n, or None if the batches say it.
+        count: number of batches of the loss.
+
+    Returns:
+        One index for each step 0..n.
+
+    Raises:
+        ValueError: too few, too many, or out of range.
+    """
     sequence = [int(i) for i in batches]
     if not sequence or (step is not None and len(sequence) != step + 1):
         expected = "at least one batch index" if step is None else f"{step + 1} batch indices, one for each step 0..{step}"

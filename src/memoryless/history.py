@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from memoryless import kernel
-from memoryless.method import AnyMethod, Momentum, Part
+from memoryless.method import AnyMethod, Momentum, Part, State
 
 # A vector of so many numbers fits a core's cache many times; allocated anew for every operation, as torch does, a larger one
 # costs more in page faults than in arithmetic. An accelerator wants few kernels instead.
@@ -136,8 +136,11 @@ def _past(variables: tuple[Momentum, ...], n: int, every: bool = False) -> tuple
     Step n itself stands for every s where F[s](theta) = F[n](theta). Rows of variables without a past at n are zero. The last
     rows give F at the probed steps, which come third; with `every`, all distinct steps are used and nothing is interpolated.
     """
+    if kernel.constant(variables, n):
+        rows = [float(n > 0 and v.has_memory) for v in variables] + [1.0] * PROBES
+        return np.array([n]), np.array(rows)[:, None], np.full(PROBES, n)
     steps = np.arange(max(n + 1 - kernel.window(variables, n), 0), n + 1)
-    weights = np.stack([kernel.tails(kernel.kernel(v, n))[n - steps] for v in variables])
+    weights = np.stack([kernel.tails(kernel.kernel(v, n, len(steps)))[::-1] for v in variables])
     weights[:, -1] = 0
     sums = weights.sum(axis=1, keepdims=True)
     weights = np.divide(weights, sums, out=np.zeros_like(weights), where=sums != 0)
@@ -253,6 +256,23 @@ def _distinct(rows: np.ndarray) -> list[int]:
     return numbers
 
 
+def reach(method: AnyMethod, n: int) -> int:
+    """How many of the steps 0..n, counted back from n, the method remembers to double precision.
+
+    Args:
+        method: in momentum form.
+        n: step.
+    """
+    variables = tuple(v for part in method.parts for v in part.method.variables)
+    # Many quadrature nodes weigh high powers of the age, which reach further back.
+    return min((4 if any(v.degree is None for v in variables) else 1) * kernel.window(variables, n), n + 1)
+
+
+def _empty(state: Any, n: int) -> Any:
+    """The state of step n that has forgotten all before."""
+    return state._replace(n=n) if isinstance(state, State) else tuple(_empty(s, n) for s in state)
+
+
 def mini_batch(
     method: AnyMethod,
     gradients: dict[int, Tensor],
@@ -264,7 +284,7 @@ def mini_batch(
 
     Args:
         method: in momentum form.
-        gradients: grad L_i(theta) of each batch that occurs.
+        gradients: grad L_i(theta) of each batch that occurs within `reach`.
         curvature: (v, i) -> H_i(theta) v.
         theta: shape (d,).
         sequence: batch of each step 0..n.
@@ -272,26 +292,27 @@ def mini_batch(
     Returns:
         The linearized history; one product per variable and batch.
     """
-    n = len(sequence) - 1
-    used = np.array(sequence[::-1])  # batch by age
+    n, count = len(sequence) - 1, reach(method, len(sequence) - 1)
+    recent = sequence[n + 1 - count :]
+    used = np.array(recent[::-1])  # batch by age
     quadratures: dict[tuple[int, int, int], tuple[np.ndarray, np.ndarray]] = {}
     shares: dict[tuple[int, int, int], np.ndarray] = {}
     for j, part in enumerate(method.parts):
         for l, v in enumerate(part.method.variables):
             for i in gradients:
-                values = np.where(used == i, kernel.kernel(v, n), 0)
+                values = np.where(used == i, kernel.kernel(v, n, count), 0)
                 if not values.any():
                     continue
                 quadratures[j, l, i] = kernel.gauss_of(values, kernel.node_count(v))
                 tails = kernel.tails(values)
                 if moment := tails[1:].sum():
-                    shares[j, l, i] = tails[::-1] / moment  # by step s = n - age
-    state: Any = method.init(theta)
+                    shares[j, l, i] = tails[::-1] / moment  # by step, the oldest first
+    state: Any = _empty(method.init(theta), n + 1 - count)
     F = torch.zeros_like(theta)
     averages = {key: torch.zeros_like(theta) for key in shares}
-    for s, i in enumerate(sequence):
+    for s, i in enumerate(recent):
         state, F = method.update(state, gradients[i], theta)
-        if s < n:
+        if s < count - 1:
             for key, share in shares.items():
                 averages[key].add_(F, alpha=float(share[s]))
     lags: list[list[list[Lag]]] = [[[] for _ in part.method.variables] for part in method.parts]

@@ -41,12 +41,12 @@ def require_fading(variable: Momentum) -> None:
 
 
 @lru_cache(maxsize=16)
-def kernel(variable: Momentum, n: int) -> Array:
-    """kernel[k] for k = 0..n, shape (n + 1,)."""
-    ages = np.arange(n + 1, dtype=float)
-    values = np.zeros(n + 1)
-    values[variable.lag :] = variable.beta ** ages[: n + 1 - variable.lag]
-    if n >= variable.lag:
+def kernel(variable: Momentum, n: int, count: int | None = None) -> Array:
+    """kernel[k] for k = 0..n, or for the first `count` of these ages."""
+    count = n + 1 if count is None else min(count, n + 1)
+    values = np.zeros(count)
+    values[variable.lag :] = variable.beta ** np.arange(count - variable.lag, dtype=float)
+    if variable.lag <= n < count:
         values[n] *= variable.first
     values *= variable.weight(n)
     values.setflags(write=False)
@@ -62,6 +62,18 @@ def total(variable: Momentum, n: int | None) -> float:
     return float(totals(variable, np.array([n]))[0])
 
 
+def constant(variables: tuple[Momentum, ...], n: int) -> bool:
+    """Whether no frozen weight c changes in steps 0..n, seen at steps of all sizes: then F[s](theta) = F[n](theta).
+
+    Args:
+        variables: of a method.
+        n: last step.
+    """
+    steps = np.unique(np.concatenate([np.arange(min(n, 16) + 1), np.geomspace(1, max(n, 1), 32).astype(int), [n]]))
+    c = np.stack([totals(v, steps) for v in variables])
+    return bool((np.ptp(c, axis=1) <= 1e-15 * np.abs(c).max(axis=1)).all())
+
+
 def totals(variable: Momentum, steps: NDArray[np.int64]) -> Array:
     """c at each of the given steps s, shape (len(steps),)."""
     beta, age = variable.beta, steps - variable.lag
@@ -74,8 +86,8 @@ def totals(variable: Momentum, steps: NDArray[np.int64]) -> Array:
 def age_moment(variable: Momentum, n: int | None) -> float:
     """sum_k k kernel[k], which is c times the mean age."""
     if n is not None:
-        values = kernel(variable, n)
-        return float(values @ np.arange(n + 1))
+        values = kernel(variable, n, 4 * window((variable,), n))
+        return float(values @ np.arange(len(values)))
     require_fading(variable)
     beta = variable.beta
     return float(variable.weight(math.inf)) * (beta / (1 - beta) ** 2 + variable.lag / (1 - beta))
@@ -84,7 +96,9 @@ def age_moment(variable: Momentum, n: int | None) -> float:
 def window(variables: tuple[Momentum, ...], n: int) -> int:
     """How many ages matter to double precision at step n, over all the variables; at most n + 1."""
     betas = [v.beta for v in variables if v.beta > 0]
-    if not betas or max(betas) == 1:
+    if not betas:
+        return min(n + 1, 2)  # a lag of 1 at most
+    if max(betas) == 1:
         return n + 1
     return min(n + 1, 2 + math.ceil(math.log(1e-18 * (1 - max(betas))) / math.log(max(betas))))
 
@@ -114,7 +128,8 @@ def gauss(variable: Momentum, n: int | None) -> tuple[Array, Array]:
     """
     count = node_count(variable)
     if n is not None:
-        return gauss_of(kernel(variable, n), count)
+        # High powers of the age, which many nodes integrate, reach further back.
+        return gauss_of(kernel(variable, n, (4 if count > 2 else 1) * window((variable,), n)), count)
     require_fading(variable)
     beta = variable.beta
     i = np.arange(count if beta > 0 else 1)
@@ -183,9 +198,12 @@ def compress(c: Array, weights: Array, exact_below: int = 32) -> tuple[NDArray[n
     steps = np.append(np.flatnonzero(unsettled), last)
     folded = np.column_stack([weights[:, unsettled], weights[:, ~unsettled].sum(axis=1)])
     curve = c[moving][:, steps]
-    if len(steps) <= exact_below or len(curve) > 2 or (curve <= 0).any():
+    positive = (curve > 0).all(axis=0)
+    if len(steps) <= exact_below or len(curve) > 2 or positive.sum() <= exact_below:
         return steps, folded
-    x = np.log(curve)
+    apart, steps = steps[~positive], steps[positive]  # before a lagging variable has seen a gradient
+    alone, folded = folded[:, ~positive], folded[:, positive]
+    x = np.log(curve[:, positive])
     low, high = x.min(axis=1, keepdims=True), x.max(axis=1, keepdims=True)
     x = (2 * x - low - high) / (high - low)
     degree = 40 if len(x) == 1 else 10
@@ -198,4 +216,5 @@ def compress(c: Array, weights: Array, exact_below: int = 32) -> tuple[NDArray[n
     nodes = np.sort(pivots[:rank])
     # The weights that give every basis polynomial its exact sum.
     solution = np.linalg.lstsq(basis[nodes].T, basis.T @ folded.T, rcond=None)[0]
-    return steps[nodes], np.asarray(solution.T, dtype=float)
+    kept = np.concatenate([apart, steps[nodes]]).astype(np.int64)
+    return kept, np.hstack([alone, np.asarray(solution.T, dtype=float)])

@@ -28,6 +28,19 @@ class NotFinite(ValueError):
     """A loss, gradient or parameter is infinite or NaN; the message says where first."""
 
 
+class Diverged(ValueError):
+    """A path left the finite numbers.
+
+    Attributes:
+        step: the last one with finite parameters.
+        so_far: what was computed up to it.
+    """
+
+    def __init__(self, message: str, step: int, so_far: Any = None):
+        super().__init__(message)
+        self.step, self.so_far = step, so_far
+
+
 class _Scope(nn.Module):
     """Runs an action with other parameters in a model's place, put there and taken back by `functional_call`."""
 
@@ -261,6 +274,9 @@ class Loss:
         return gradient, lambda v: product(v, next(asked) != products)
 
     def _select(self, batch: int | None) -> Iterator[tuple[int, Any]]:
+        if batch is None and isinstance(self._batches, (list, tuple)):
+            yield from enumerate(self._batches)
+            return
         if batch is None:
             # A DataLoader draws its seeds from the global generator, at the first batch at the latest.
             with isolated(self.device, generators=self._generators):

@@ -161,8 +161,9 @@ class NetAge:
         Args:
             loss: from `modified_loss` or `flow_loss`.
         """
-        decayed = {L: L + self.coupling / 2 * Total(theta**2), g: g + self.coupling * theta}
-        return loss.subs(decayed, simultaneous=True) if self.coupling else loss
+        if self.coupling == 0:
+            return loss
+        return loss.subs(L, L + self.coupling / 2 * Total(theta**2)).subs(g, g + self.coupling * theta)
 
     def loss_of(self, kappa: Expr) -> Expr:
         """The L~ of a constant net age, in terms of L and g = grad L.

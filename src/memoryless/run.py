@@ -17,18 +17,10 @@ from memoryless.audit import UNKNOWN_PAST, Audit, inspect, percent
 from memoryless.beta_map import BETAS_1, BETAS_2, BetaMap, Grid, measured_maps, predicted_maps
 from memoryless.correction import first_order, outside, resummed
 from memoryless.history import Linearization
-from memoryless.loss import Loss, NotFinite
+from memoryless.loss import Diverged, Loss, NotFinite
 from memoryless.measures import MEASURES, Differentiable, Value, evaluate, label
 from memoryless.method import AnyMethod, Method
 from memoryless.shadow import Shadow
-
-
-class Diverged(ValueError):
-    """The run left the finite numbers; `run` holds what was audited before."""
-
-    def __init__(self, message: str, run: "Run"):
-        super().__init__(message)
-        self.run = run
 
 
 @dataclass(frozen=True)
@@ -218,7 +210,7 @@ def audit_run(
                 step = None if before is None else before + taken
                 run.stops.append(_stop(optimizer, method, loss, theta, step, measures, others, shadow, grid))
         except NotFinite as error:
-            raise Diverged(f"after {taken} steps {error}", run) from error
+            raise Diverged(f"after {taken} steps {error}", taken, run) from error
         on_step(taken)
         if taken == steps:
             return run

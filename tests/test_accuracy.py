@@ -1,0 +1,152 @@
+"""With which power of lr each iteration approaches the optimizer, judged at one fine halving; the frozen one is the control."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import memoryless as ml
+from memoryless.accuracy import Accuracy, at_lr, order_of_accuracy
+from memoryless.loss import Diverged
+from memoryless.problems import cross_entropy, digits
+from memoryless.trajectory import trajectory
+from tests.problems import METHODS, Wave, groups, quartic
+
+# Curvature, memory and eps so moderate that the powers show while trajectories are short; fixed, not tuned per method.
+WAVE = Wave(*(0.2 * part for part in Wave.random(6, 0)))
+START = Wave.random(6, 1).b
+HORIZON, LRS = 0.25, (2e-3, 1e-3)
+BETAS, EPS, DECAY = (0.5, 0.8), 0.1, 0.1
+SMOOTH = {
+    "heavy_ball": ml.HeavyBall(momentum=BETAS[0]),
+    "nesterov": ml.Nesterov(momentum=BETAS[0]),
+    "rmsprop": ml.RMSprop(alpha=BETAS[1], eps=EPS),
+    "adamw": ml.AdamW(betas=BETAS, eps=EPS, weight_decay=DECAY),
+    "adamw_eps_inside": ml.AdamW(betas=BETAS, eps=EPS, weight_decay=DECAY, eps_inside_root=True),
+    "nadam": ml.NAdam(betas=BETAS, eps=EPS, weight_decay=DECAY),
+    "lion": ml.Lion(betas=BETAS, weight_decay=DECAY, smoothing=EPS),
+    "signum": ml.Signum(momentum=BETAS[0], weight_decay=DECAY, smoothing=EPS),
+}
+POWER = {"frozen": (1, 0.15), "first": (2, 0.15), "resummed": (2, 0.15), 3: (3, 0.2), 4: (4, 0.2)}
+
+
+def wave_loss() -> ml.Loss:
+    return ml.Loss.of(WAVE, START)
+
+
+# Resummed is first order where phi is linear; order 4 takes longest, one method of a kind will do.
+NEEDLESS = {("heavy_ball", "resummed"), ("nesterov", "resummed"), ("nesterov", 4), ("adamw_eps_inside", 4), ("nadam", 4)}
+
+
+@pytest.mark.parametrize(("name", "kind"), [(n, k) for n in SMOOTH for k in POWER if (n, k) not in NEEDLESS])
+def test_order_of_accuracy(name, kind):
+    power, tolerance = POWER[kind]
+    result = order_of_accuracy(SMOOTH[name], wave_loss(), HORIZON, LRS, kind)
+    assert result.errors[-1] > 10 * result.floor
+    assert result.order == pytest.approx(power, abs=tolerance)
+
+
+@pytest.mark.parametrize("kind", ["frozen", "first", 3])
+def test_order_of_accuracy_on_a_network(kind):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 3), nn.GELU(), nn.Linear(3, 10)).double()
+    loss = ml.Loss(model, cross_entropy, [digits(20)])
+    power, tolerance = POWER[kind]
+    result = order_of_accuracy(SMOOTH["adamw"], loss, HORIZON, LRS, kind)
+    assert result.order == pytest.approx(power, abs=tolerance)
+
+
+def test_steady_values_from_the_start_cost_an_order():
+    """The transients matter: a second negative control."""
+
+    def error(lr: float) -> float:
+        method, loss, steps = at_lr(SMOOTH["heavy_ball"], lr), wave_loss(), round(HORIZON / lr)
+        steady = [loss.theta]
+        for _ in range(steps):
+            c = ml.correction(method, loss, steady[-1])
+            steady.append(steady[-1] - lr * (c.F + c.M))
+        return float((trajectory(method, loss, steps) - torch.stack(steady)).abs().max())
+
+    coarse, fine = (error(lr) for lr in LRS)
+    assert math.log2(coarse / fine) == pytest.approx(1, abs=0.15)
+
+
+def test_errors_are_the_distances_between_the_trajectories():
+    # In a bowl the distance is largest on the way.
+    method, loss = SMOOTH["heavy_ball"], ml.Loss.of(lambda theta: theta.square().sum() / 2, START)
+    result = order_of_accuracy(method, loss, 4, [0.25, 0.1])
+    for lr, error, steps in zip(result.lrs, result.errors, (16, 40), strict=True):
+        with_memory, first = (trajectory(at_lr(method, lr), loss, steps, kind) for kind in ("memory", "first"))
+        distances = (with_memory - first).abs().amax(1)
+        assert error == distances.max() > 2 * distances[-1]
+    assert result.slopes == (pytest.approx(math.log(result.errors[0] / result.errors[1]) / math.log(2.5)),)
+
+
+def test_what_rounding_has_reached_is_not_judged():
+    assert Accuracy(3, (4.0, 2.0, 1.0), (8.0, 1.0, 1e-12), 1e-10).order == 3
+    assert math.isnan(Accuracy(3, (2.0, 1.0), (1e-11, 0.0), 1e-10).order)
+    assert all(map(math.isnan, Accuracy(3, (2.0, 1.0), (0.0, 0.0), 1e-10).slopes))
+    memoryless = order_of_accuracy(ml.HeavyBall(momentum=0.0), wave_loss(), 0.01, LRS, "frozen")
+    assert max(memoryless.errors) <= memoryless.floor
+
+
+def test_progress_counts_all_steps():
+    seen: list[int] = []
+    assert 0.3 / 0.1 < 3
+    order_of_accuracy(SMOOTH["heavy_ball"], wave_loss(), 0.3, [0.1, 0.05], on_step=seen.append)
+    assert seen == list(range(1, 3 + 6 + 1))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_at_lr_is_the_same_method_at_another_step_size(name):
+    for expected, actual in zip(METHODS[name](2e-3).parts, at_lr(METHODS[name](1e-3), 2e-3).parts, strict=True):
+        assert actual.method.lr == expected.method.lr
+        assert actual.scale == expected.scale
+        assert actual.method.hyper == expected.method.hyper
+        assert [v.beta for v in actual.method.variables] == [v.beta for v in expected.method.variables]
+
+
+def test_at_lr_of_any_other_object_is_its_own():
+    class Own:
+        def at_lr(self, lr: float) -> str:
+            return f"own at {lr}"
+
+    assert at_lr(Own(), 0.5) == "own at 0.5"
+    assert at_lr(groups(1e-3), 1e-4).lr == 1e-4
+
+
+def measure(horizon: float = 0.1, lrs=LRS, kind="first", loss: ml.Loss | None = None) -> Accuracy:
+    return order_of_accuracy(SMOOTH["heavy_ball"], loss or wave_loss(), horizon, lrs, kind)
+
+
+def steep() -> ml.Loss:
+    def explosive(theta: Tensor) -> Tensor:
+        return quartic(1e3 * theta)
+
+    return ml.Loss.of(explosive, START)
+
+
+BAD = {
+    "horizon_short": (
+        lambda: measure(1e-3),
+        ValueError,
+        "horizon must be at least one step of the largest lr, 0.002, got 0.001",
+    ),
+    "horizon_nan": (lambda: measure(math.nan), ValueError, "horizon must be .* got nan"),
+    "lrs_one": (lambda: measure(lrs=[1e-3]), ValueError, r"lrs must be at least two .* strictly decreasing, got \[0.001\]"),
+    "lrs_rising": (lambda: measure(lrs=[1e-3, 2e-3]), ValueError, r"strictly decreasing, got \[0.001, 0.002\]"),
+    "lrs_equal": (lambda: measure(lrs=[1e-3, 1e-3]), ValueError, r"strictly decreasing, got \[0.001, 0.001\]"),
+    "lrs_zero": (lambda: measure(lrs=[1e-3, 0.0]), ValueError, r"positive numbers, .* got \[0.001, 0.0\]"),
+    "lrs_nan": (lambda: measure(lrs=[math.nan, 1e-3]), ValueError, r"strictly decreasing, got \[nan, 0.001\]"),
+    "kind": (lambda: measure(kind="second"), ValueError, "kind must be one of memory, frozen, .* got 'second'"),
+    "diverged": (lambda: measure(loss=steep()), Diverged, r"kind '(memory|first)' diverged at step \d+: "),
+}
+
+
+@pytest.mark.parametrize(("call", "exception", "message"), BAD.values(), ids=BAD)
+def test_bad_input(call, exception, message):
+    with pytest.raises(exception, match=message) as raised:
+        call()
+    assert raised.type is exception
+    assert "\n" not in str(raised.value)
