@@ -69,7 +69,7 @@ def test_progress_counts_steps_taken():
     assert seen == list(range(STEPS + 1))
 
 
-@pytest.mark.parametrize("kind", [*KINDS, 3])
+@pytest.mark.parametrize("kind", ["memory", "frozen", "first", "resummed", 3])  # the flow goes downhill in any case
 def test_divergence_says_where_and_keeps_what_was_recorded(kind):
     loss = ml.Loss.of(quartic, torch.tensor([20.0, 1.0]))
     with pytest.raises(Diverged, match=rf"kind {kind!r} diverged at step \d+: ") as raised:

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-
 MARKS = (
     b'name="generator" content="memoryless',
     b"% written by memoryless",
