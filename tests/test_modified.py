@@ -2,6 +2,7 @@
 
 import builtins
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -97,7 +98,7 @@ def test_descent_on_the_modified_loss_lands_where_heavy_ball_lands():
             g = wave.gradient(theta)
             return wave(theta) + lr * beta / (2 * (1 - beta) ** 2) * g @ g
 
-        losses = modified, lambda x: wave(x)
+        losses: list[Any] = [modified, wave]
         method, loss = ml.HeavyBall(lr, beta), ml.Loss.of(wave, torch.zeros(6))
         state, theta = method.init(loss.theta), loss.theta
         paths = []
