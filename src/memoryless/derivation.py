@@ -27,7 +27,24 @@ from sympy import Expr, S, Symbol
 
 from memoryless.method import Method
 from memoryless.net_age import NetAge
-from memoryless.symbolic import Beta, H, NotDerivable, Symbolic, formula, g, k, rational, s, scalar, theta, tidy, w
+from memoryless.symbolic import (
+    Beta,
+    H,
+    NotDerivable,
+    Symbolic,
+    equal,
+    formula,
+    g,
+    k,
+    magnitude,
+    n,
+    rational,
+    s,
+    scalar,
+    theta,
+    tidy,
+    w,
+)
 
 
 @dataclass(frozen=True)
@@ -58,8 +75,16 @@ class Variable:
 
         def weight(step: Expr | None) -> Expr:
             """At step n; None is the limit."""
-            at = math.inf if step is None else int(step) if step.is_Integer else step
-            return formula(f"the weight of {what}", lambda: v.weight(at))
+
+            def at(step: Any) -> Expr:
+                return formula(f"the weight of {what}", lambda: v.weight(step))
+
+            if step is None or not step.is_Integer:
+                return at(math.inf if step is None else step)
+            try:
+                return at(n).subs(n, step)  # n as a symbol keeps its powers exact
+            except NotDerivable:
+                return at(int(step))
 
         g_l = formula(f"g of {what}", lambda: v.g(Symbolic(g), Symbolic(theta)))
         return cls(Symbol(f"m_{l + 1}", real=True), g_l, rational(v.beta), weight, rational(v.first), v.lag)
@@ -90,6 +115,8 @@ class Variable:
             ages = range(self.lag, int(step) + 1)
             terms = (a**p * self.beta ** (a - self.lag) * (self.first if a == step else 1) for a in ages)
             return scalar(self.weight(step) * sum(terms, S.Zero))
+        if self.beta == 1:
+            return scalar(self.weight(step) * (sympy.summation(k**p, (k, self.lag, step)) + (self.first - 1) * step**p))
         total = _series(p, self.lag, step).subs(_z, self.beta)
         if step is not None:
             total += (self.first - 1) * step**p * self.beta ** (step - self.lag)
@@ -104,6 +131,8 @@ class Variable:
         """sum_{k >= age} kernel[k] at step n, for 1 <= age <= n."""
         if self.beta == 0:
             return self.weight(step) * (1 if age == self.lag else 0)
+        if self.beta == 1:
+            return self.weight(step) * (step + 1 - age + self.first - 1)
         run = (self.beta ** (age - self.lag) - self.beta ** (step + 1 - self.lag)) / (1 - self.beta)
         return self.weight(step) * (run + (self.first - 1) * self.beta ** (step - self.lag))
 
@@ -161,7 +190,13 @@ class Derivation:
 
     @cached_property
     def resummed(self) -> Expr:
-        """Resummed correction, in terms of g and w where all variables share one drift w."""
+        """Resummed correction, in terms of g and w where all variables share one drift w.
+
+        Raises:
+            NotDerivable: at a symbolic step, where the variables' drifts differ.
+        """
+        if not self.has_resummed:
+            raise NotDerivable(f"{self.name}: the drifts differ between variables at a symbolic step; give an integer one")
         m = {}
         for v, lag in zip(self.variables, self._lags, strict=True):
             age = v.moment(1, self.step)
@@ -174,6 +209,12 @@ class Derivation:
                 m[v.m] = v.sum(g_l, self.step)
         moved = self.readout.subs(m, simultaneous=True)
         return tidy(self._uncoupled(moved)) - self.F
+
+    @property
+    def has_resummed(self) -> bool:
+        """Is there a formula for `resummed`? Not at a symbolic step where several variables have a drift of their own."""
+        alone = sum(v.moment(1, self.step) != 0 for v in self.variables) <= 1
+        return self.settled or alone or (self.step is not None and self.step.is_Integer)
 
     @cached_property
     def flow(self) -> Expr:
@@ -216,7 +257,7 @@ class Derivation:
             return []
         symbols = {v for value in self.values.values() for v in (value if isinstance(value, tuple) else (value,))}
         rates = sorted((v for v in symbols if isinstance(v, Beta)), key=str)
-        limits = {v: S.Zero for v in sorted(symbols, key=str) if str(v) in ("epsilon", "lambda")}
+        limits = {v: S.Zero for v in sorted(symbols, key=str) if str(v) in ("epsilon", "lamda")}
         if len(rates) == 2:
             limits[rates[1]] = rates[0]
         return [(sympy.Eq(v, to, evaluate=False), self.again({v: to})) for v, to in limits.items()]
@@ -276,7 +317,7 @@ class Derivation:
     @cached_property
     def settled(self) -> bool:
         """Whether F[s] = F[n] at every past step s, so that all variables share one drift."""
-        return self.step is None or not any(sympy.simplify(F - self.frozen) for F in self._past)
+        return self.step is None or all(equal(F, self.frozen) for F in self._past)
 
     @cached_property
     def _lags(self) -> list[tuple[Expr, Expr]]:
@@ -328,6 +369,11 @@ class Derivation:
 def _slope(expression: Expr, y: Symbol) -> Expr:
     """The derivative at y = 0; that of a sign is 0 almost everywhere."""
     slope = expression.diff(y).subs(y, 0).replace(sympy.DiracDelta, lambda *_: S.Zero)
+    # |g| for g^2 / |g|, which has no value where g = 0.
+    slope = slope.subs(sympy.Abs(g), magnitude).replace(
+        lambda e: e.is_Pow and e.base == g and e.exp.is_Integer, lambda e: magnitude ** (e.exp - e.exp % 2) * g ** (e.exp % 2)
+    )
+    slope = slope.subs(magnitude, sympy.Abs(g))
     return _finite(slope, "the slope of phi where the history is frozen")
 
 

@@ -8,6 +8,7 @@
 import ast
 import importlib
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -24,7 +25,7 @@ from memoryless.symbolic import Beta, Functions, NotDerivable, Symbolic, formula
 from memoryless.torch_method import NotRecognised, method_of
 
 _beta, _beta1, _beta2, _rho1, _rho2 = (Beta(name, positive=True) for name in ["beta", "beta_1", "beta_2", "rho_1", "rho_2"])
-_eps, _lam = Symbol("epsilon", positive=True), Symbol("lambda", positive=True)
+_eps, _lam = Symbol("epsilon", positive=True), Symbol("lamda", positive=True)
 
 SYMBOLS: dict[str, dict[str, Any]] = {
     "heavy_ball": {"lr": h, "momentum": _beta},
@@ -160,7 +161,7 @@ def _assign(make: Callable[..., Any], given: dict[str, Any], values: Mapping[str
         for i, symbol in enumerate(value if isinstance(value, tuple) else (value,)):
             if isinstance(symbol, Symbol):
                 places[str(symbol).replace("_", "")] = (key, i, symbol)
-    for plain, short in (("epsilon", "eps"), ("lambda", "lam")):
+    for plain, short in (("epsilon", "eps"), ("lamda", "lam"), ("lamda", "lambda")):
         if plain in places:
             places[short] = places[plain]
     symbols = {key: symbol for key, (_, _, symbol) in places.items()}
@@ -181,13 +182,15 @@ def _assign(make: Callable[..., Any], given: dict[str, Any], values: Mapping[str
 
 def _read(value: Any, symbols: Mapping[str, Symbol], like: Any) -> Any:
     """A value as the user gives it: a number, a flag, a tuple, or the name of a symbol."""
+    if isinstance(value, (tuple, list)):
+        return tuple(_read(v, symbols, None) for v in value)
     if not isinstance(value, str):
         return _exact(value)
     try:
         return _exact(ast.literal_eval(value.capitalize() if value in ("true", "false", "none") else value))
     except (ValueError, SyntaxError):
         pass
-    plain = value.replace("_", "")
+    plain, symbols = value.replace("_", ""), {"lambda": _lam, "lam": _lam, "eps": _eps} | dict(symbols)
     if plain in symbols:
         return symbols[plain]
     if not value.isidentifier():
@@ -199,7 +202,8 @@ def _exact(value: Any) -> Any:
     """Numbers as fractions; flags and functions as they are."""
     if isinstance(value, (tuple, list)):
         return tuple(_exact(v) for v in value)
-    return rational(value) if is_number(value) and not isinstance(value, bool) else value
+    # What is not finite is left to the method, which says what it expects.
+    return rational(value) if is_number(value) and not isinstance(value, bool) and math.isfinite(value) else value
 
 
 def _substituted(value: Any, changes: Mapping[Symbol, Any]) -> Any:

@@ -49,7 +49,7 @@ def _checked(name: str, betas: Sequence[float], **nonnegative: float) -> None:
 
 
 def _pair(name: str, betas: Sequence[float]) -> tuple[float, float]:
-    if isinstance(betas, (int, float)) or len(betas) != 2:
+    if not isinstance(betas, Sequence) or isinstance(betas, str) or len(betas) != 2:
         raise ValueError(f"{name}: betas must be a pair such as (0.9, 0.999), got {betas!r}")
     first, second = (float(beta) if isinstance(beta, (Tensor, str)) else beta for beta in betas)
     return first, second

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 import sympy
 from sympy import Expr, S, Symbol
 
-from memoryless.symbolic import Beta, GradK, H, HessK, L, NotDerivable, Total, g, scalar, shortest, theta, tidy, w
+from memoryless.symbolic import Beta, GradK, H, HessK, L, NotDerivable, Total, equal, g, scalar, shortest, theta, tidy, w
 
 if TYPE_CHECKING:
     from memoryless.derivation import Derivation
@@ -68,7 +68,7 @@ class NetAge:
             NotDerivable: phi mixes coordinates, or g and theta.
         """
         decay, update = _split(derivation)
-        odd = sympy.simplify(update.subs(g, -x) + update.subs(g, x)) == 0
+        odd = equal(update.subs(g, -x), -update.subs(g, x))
         at = x if odd else g
         size = update.subs(g, at)
         ages, elasticities = {}, {}
@@ -139,7 +139,7 @@ class NetAge:
             return True
         values = {v: S(i + 2) / (2 * i + 7) for i, v in enumerate(sorted(self._kappa.free_symbols - {self.at}, key=str))}
         here, there = (self._kappa.subs(values | {self.at: point}).evalf() for point in (S(3) / 7, S(5) / 3))
-        return abs(here - there) < 1e-9 and sympy.simplify(self._kappa.diff(self.at)) == 0
+        return abs(here - there) < 1e-9 and equal(self._kappa.diff(self.at), S.Zero)
 
     @cached_property
     def R(self) -> Expr | None:
@@ -234,6 +234,8 @@ def _split(derivation: "Derivation") -> tuple[Expr, Expr]:
             rest += term
         else:
             decay += term
+    if rest == 0:
+        raise NotDerivable("the update does not depend on the gradient where the history is frozen: no net age")
     rate = sympy.simplify(decay / theta)
     if rest.has(theta) or rate.has(theta):
         raise NotDerivable("phi is not a function of the gradient beside lambda theta: no net age")

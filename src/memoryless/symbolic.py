@@ -22,6 +22,8 @@ from typing import Any
 import sympy
 import torch
 from sympy import Expr, Piecewise, S, Symbol
+from sympy.functions.elementary.hyperbolic import HyperbolicFunction
+from sympy.functions.elementary.trigonometric import TrigonometricFunction
 from sympy.printing.precedence import PRECEDENCE
 
 
@@ -41,7 +43,8 @@ w, back = Symbol("w", real=True), Symbol("b", real=True)  # per step of age: dri
 h, L = Symbol("h", positive=True), Symbol("L", real=True)
 n, k, s = (Symbol(name, integer=True, nonnegative=True) for name in "nks")
 update = Symbol("F", real=True)  # by its name
-FIELDS = (g, theta, w, back, update)
+magnitude = Symbol("|g|", positive=True)
+FIELDS = (g, theta, w, back, update, magnitude)
 """What differs between coordinates."""
 
 
@@ -185,7 +188,33 @@ def shortest(expression: Expr) -> Expr:
     Args:
         expression: of any kind.
     """
+    if expression.has(TrigonometricFunction, HyperbolicFunction):
+        return expression  # SymPy would search their identities for seconds
     return min(expression, sympy.simplify(expression), key=sympy.count_ops)
+
+
+def equal(a: Expr, b: Expr) -> bool:
+    """Whether two expressions are the same function: decided in 30 digits at three points, which no other two share.
+
+    Args:
+        a: of any kind.
+        b: of any kind.
+    """
+    difference = a - b
+    if difference == 0 or not difference.free_symbols:
+        return sympy.simplify(difference) == 0
+    symbols = sorted(difference.free_symbols, key=str)
+    for seed in range(3):
+        point = {
+            v: S(seed + i + 2) if v.is_integer else sympy.Rational(2 * i + seed + 3, 5 * i + 2 * seed + 17)
+            for i, v in enumerate(symbols)
+        }
+        value, scale = (x.subs(point).evalf(30) for x in (difference, abs(a) + abs(b)))
+        if not value.is_number or not scale.is_number:
+            return sympy.simplify(difference) == 0  # a function without values, such as GradK
+        if not abs(value) <= 1e-20 * (1 + scale):
+            return False
+    return True
 
 
 def scalar(coefficient: Expr) -> Expr:
@@ -297,6 +326,8 @@ class Symbolic:
     __mul__, __rmul__ = _operator(operator.mul), _reflected(operator.mul)
     __truediv__, __rtruediv__ = _operator(operator.truediv), _reflected(operator.truediv)
     __pow__, __rpow__ = _operator(operator.pow), _reflected(operator.pow)
+    __eq__, __ne__ = _operator(sympy.Eq), _operator(sympy.Ne)  # type: ignore[assignment]
+    __hash__ = object.__hash__
     __lt__, __le__ = _operator(operator.lt), _operator(operator.le)
     __gt__, __ge__ = _operator(operator.gt), _operator(operator.ge)
 

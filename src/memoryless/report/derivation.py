@@ -21,7 +21,7 @@ from memoryless.derivation import Derivation
 from memoryless.report.document import Sentence, document, reading
 from memoryless.symbolic import g, norm_of, theta
 
-_GREEK = {name: pretty_symbol(name) for name in ["beta", "rho", "tau", "epsilon", "lambda", "theta", "kappa", "Delta"]}
+_GREEK = {name: pretty_symbol(name) for name in ["beta", "rho", "tau", "epsilon", "lamda", "theta", "kappa", "Delta"]}
 _NAMES = {"Ltilde": "L̃", "thetadot": "dθ/dt", "M_resummed": "M resummed", "Delta_K": "ΔK"}
 _RAISED, _LOWERED = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻"), str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 
@@ -261,7 +261,7 @@ def as_dict(d: Derivation) -> dict[str, Any]:
         "F": both(d.F),
         "M": both(d.M),
         "w": both(d.drift),
-        "resummed": both(d.resummed),
+        "resummed": both(d.resummed) if d.has_resummed else None,
         "flow": both(d.flow) if d.step is None else None,
         "preconditioner": both(a.P) if a else None,
         "net_age": both(a.kappa) if a else None,

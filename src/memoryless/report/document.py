@@ -175,6 +175,8 @@ def _modified_loss(d: Derivation, a: NetAge) -> Iterator[Sentence | Eq]:
 
 
 def _resummed_lines(d: Derivation) -> list[Sentence | Eq]:
+    if not d.has_resummed:
+        return [["Each variable has a drift of its own; derive at an integer step for a formula."]]
     lines: list[Sentence | Eq] = [
         ["Only the path is linearized, not the update; to first order in ", h, " it is ", _M, "."],
         _eq(_resummed, d.resummed),
