@@ -47,6 +47,21 @@ def test_order_of_accuracy(name, kind):
     assert result.order == pytest.approx(power, abs=tolerance)
 
 
+@pytest.mark.parametrize("kind", ["frozen", "first", "resummed", 3])
+def test_order_of_accuracy_of_a_black_box(kind):
+    """RMSprop with momentum averages g / sqrt(v), a memory of a memory.
+
+    A black box pays for all steps before each: a short horizon, and a memory short against it.
+    """
+    method = ml.TorchMethod(
+        lambda params: torch.optim.RMSprop(params, lr=1e-3, alpha=0.3, eps=EPS, momentum=0.3), [START.shape]
+    )
+    power, tolerance = POWER[kind]
+    result = order_of_accuracy(method, wave_loss(), 0.05, LRS, kind)
+    assert result.errors[-1] > 10 * result.floor
+    assert result.order == pytest.approx(power, abs=tolerance)
+
+
 @pytest.mark.parametrize("kind", ["frozen", "first", 3])
 def test_order_of_accuracy_on_a_network(kind):
     torch.manual_seed(0)
@@ -107,13 +122,9 @@ def test_at_lr_is_the_same_method_at_another_step_size(name):
         assert [v.beta for v in actual.method.variables] == [v.beta for v in expected.method.variables]
 
 
-def test_at_lr_of_any_other_object_is_its_own():
-    class Own:
-        def at_lr(self, lr: float) -> str:
-            return f"own at {lr}"
-
-    assert at_lr(Own(), 0.5) == "own at 0.5"
+def test_at_lr_of_groups_and_black_boxes():
     assert at_lr(groups(1e-3), 1e-4).lr == 1e-4
+    assert at_lr(ml.TorchMethod(lambda params: torch.optim.Adamax(params, lr=1e-3), [(2,)]), 1e-4).lr == 1e-4
 
 
 def measure(horizon: float = 0.1, lrs=LRS, kind="first", loss: ml.Loss | None = None) -> Accuracy:

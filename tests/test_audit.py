@@ -189,3 +189,25 @@ def test_json():
     assert [stop["step"] for stop in plain["stops"]] == [2, 4]
     assert len(plain["stops"][0]["maps"]) == 9
     assert json.loads(run.stops[0].audit.to_json())["effects"][0]["measured"] == run.stops[0].audit.effects[0].measured
+
+
+@pytest.mark.parametrize("step", [None, 40])
+def test_a_black_box_is_audited_like_its_catalogue_method(step):
+    """The optimizer is torch's AdamW under another name, so that it is not recognised."""
+    theta = torch.nn.Parameter(torch.tensor([1.0, -2.0, 3.0]))
+    loss = ml.Loss.of(lambda theta: (theta**4).sum() / 4, theta)
+    mine = type("Mine", (torch.optim.AdamW,), {})
+    audits = []
+    for make in (mine, torch.optim.AdamW):
+        theta.data = torch.tensor([1.0, -2.0, 3.0])
+        optimizer = make([theta], lr=1e-3, betas=(0.8, 0.9), eps=0.01)
+        for _ in range(40):
+            theta.grad = loss.gradient(loss.theta)
+            optimizer.step()
+        audits.append(ml.audit(optimizer, loss, step=step))
+    black_box, catalogue = audits
+    assert black_box.step == catalogue.step == 40
+    for name in ("measured", "first", "resummed"):
+        torch.testing.assert_close(getattr(black_box, name), getattr(catalogue, name), rtol=1e-7, atol=1e-10)
+    assert [effect.word for effect in black_box.effects] == [effect.word for effect in catalogue.effects]
+    assert any("black box" in note for note in black_box.validity.notes)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from memoryless.accuracy import Accuracy, order_of_accuracy
     from memoryless.audit import Audit, audit
     from memoryless.beta_map import BetaMap, beta_map
+    from memoryless.black_box import TorchMethod
     from memoryless.correction import Correction, correction
     from memoryless.derivation import Derivation
     from memoryless.derive import derive
@@ -42,6 +43,7 @@ _HOME = {
     "accuracy": "Accuracy order_of_accuracy",
     "audit": "Audit audit",
     "beta_map": "BetaMap beta_map",
+    "black_box": "TorchMethod",
     "correction": "Correction correction",
     "derivation": "Derivation",
     "derive": "derive",
@@ -91,6 +93,7 @@ __all__ = [
     "Run",
     "Shadow",
     "Signum",
+    "TorchMethod",
     "audit",
     "audit_run",
     "beta_map",

@@ -10,13 +10,13 @@ import itertools
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from memoryless.black_box import AnyOptimizer, TorchMethod
 from memoryless.loss import Loss
-from memoryless.method import AnyMethod, Groups
+from memoryless.method import Groups
 from memoryless.trajectory import Kind, iterates
 
 
@@ -50,7 +50,7 @@ class Accuracy:
 
 
 def order_of_accuracy(
-    method: AnyMethod,
+    method: AnyOptimizer,
     loss: Loss,
     horizon: float,
     lrs: Iterable[float],
@@ -106,11 +106,11 @@ def order_of_accuracy(
     return Accuracy(kind, lrs, tuple(errors), torch.finfo(dtype).eps * size * steps)
 
 
-def at_lr(method: Any, lr: float) -> Any:
+def at_lr(method: AnyOptimizer, lr: float) -> AnyOptimizer:
     """The same method at another step size.
 
     Args:
-        method: a `Method`, `Groups` (the ratios between groups stay), or an object with an `at_lr(lr)` of its own.
+        method: a `Method`, `Groups` (the ratios between groups stay), or a `TorchMethod`.
         lr: step size of the whole.
 
     Returns:
@@ -121,7 +121,7 @@ def at_lr(method: Any, lr: float) -> Any:
         >>> at_lr(AdamW(lr=1e-3), 5e-4).lr
         0.0005
     """
-    if hasattr(method, "at_lr"):
+    if isinstance(method, TorchMethod):
         return method.at_lr(lr)
     if isinstance(method, Groups):
         ratio = lr / method.lr

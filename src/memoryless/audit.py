@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from memoryless import history, torch_method
-from memoryless.correction import first_order, outside, resummed
+from memoryless.black_box import AnyOptimizer, TorchMethod
+from memoryless.correction import correction, first_order, outside, resummed
 from memoryless.history import Linearization
 from memoryless.loss import Loss
 from memoryless.measures import MEASURES, Differentiable, Value, evaluate, label
-from memoryless.method import AnyMethod
 
 COSINE, ERROR = 0.9, 0.5
 """A prediction holds where its cosine to the measured effect and its relative error are at least and at most these."""
@@ -171,7 +171,7 @@ class Audit:
 
 
 def audit(
-    optimizer: torch.optim.Optimizer | AnyMethod,
+    optimizer: torch.optim.Optimizer | AnyOptimizer,
     loss: Loss,
     measures: Sequence[str | Differentiable] = tuple(MEASURES),
     step: int | None = None,
@@ -189,8 +189,9 @@ def audit(
         The audit.
 
     Raises:
-        NotRecognised: the torch optimizer has no catalogue method.
-        ValueError: something is out of range or not finite; says what was expected.
+        NeverForgets: the steady state was asked of a memory that does not fade.
+        ValueError: the optimizer cannot be run as a function of gradient and theta, or something is out of range or not
+            finite; says what was expected.
 
     Example:
         >>> import memoryless as ml
@@ -205,7 +206,10 @@ def audit(
         'regularizes'
     """
     if isinstance(optimizer, torch.optim.Optimizer):
-        method = torch_method.method_of(optimizer, loss)
+        try:
+            method = torch_method.method_of(optimizer, loss)
+        except torch_method.NotRecognised:
+            method = TorchMethod.of(optimizer, loss)
         step = torch_method.step_of(optimizer) if step is None else step
     else:
         method = optimizer
@@ -220,7 +224,7 @@ def audit(
 
 
 def inspect(
-    method: AnyMethod,
+    method: AnyOptimizer,
     loss: Loss,
     linearization: Linearization,
     theta: Tensor,
@@ -232,7 +236,7 @@ def inspect(
     """Audit a method at theta from what is already known there.
 
     Args:
-        method: in momentum form.
+        method: in momentum form, or a black box.
         loss: the loss.
         linearization: gradient and curvature at theta.
         theta: shape (d,).
@@ -245,22 +249,36 @@ def inspect(
         The audit.
     """
     gradient = linearization[0]
-    past = history.full_batch(method, linearization, theta, step)
-    first, summed = first_order(method, past, theta), resummed(method, past, theta)
+    if isinstance(method, TorchMethod):
+        F, first, summed, share, how = _of_black_box(method, loss, theta, step)
+        notes = [*notes, how]
+    else:
+        past = history.full_batch(method, linearization, theta, step)
+        first, summed, share = first_order(method, past, theta), resummed(method, past, theta), outside(method, past)
+        # The measured effect keeps the digits of float64.
+        F = past.F if live is None else history.frozen(method, gradient.double(), theta.double(), step)
     delta = None
     if live is not None:
-        F = history.frozen(method, gradient.double(), theta.double(), step)
         # (theta - theta_next) / lr is known to the rounding of theta / lr: nothing below it is memory.
         rounding = 100 * torch.finfo(torch.float64).eps * (theta.norm() / method.lr + F.norm())
         delta = (live - F).to(theta.dtype)
         if delta.norm() <= rounding:
             delta = torch.zeros_like(delta)
-    effects = tuple(_effect(value, method.lr, past.F, delta, first, summed, loss) for value in values)
-    validity = Validity(
-        outside(method, past), _agreement(first, delta), _agreement(summed, delta), (*notes, *_notes(loss, live, step))
-    )
+    F = F.to(theta.dtype)
+    effects = tuple(_effect(value, method.lr, F, delta, first, summed, loss) for value in values)
+    validity = Validity(share, _agreement(first, delta), _agreement(summed, delta), (*notes, *_notes(loss, live, step)))
     value = float(loss(theta).detach())
-    return Audit(str(method), step, method.lr, value, past.F, delta, first, summed, effects, validity)
+    return Audit(str(method), step, method.lr, value, F, delta, first, summed, effects, validity)
+
+
+def _of_black_box(
+    method: TorchMethod, loss: Loss, theta: Tensor, step: int | None
+) -> tuple[Tensor, Tensor, Tensor, float, str]:
+    """F in float64, both corrections, the share outside, and how its step was differentiated."""
+    first, summed = (correction(method, loss, theta, step, order) for order in ("first", "resummed"))
+    assert first.response is not None
+    how = f"black box, differentiated by {first.response.derivative}: {first.response.derivative_reason}"
+    return first.F, first.M.to(theta.dtype), summed.M.to(theta.dtype), first.outside, how
 
 
 def _effect(value: Value, lr: float, F: Tensor, delta: Tensor | None, first: Tensor, summed: Tensor, loss: Loss) -> Effect:

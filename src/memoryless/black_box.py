@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from memoryless.loss import Loss
+from memoryless.method import AnyMethod
 from memoryless.randomness import isolated
 from memoryless.twin import Reevaluates, State, Twin
 
@@ -368,3 +369,7 @@ def _inspected(method: TorchMethod) -> torch.dtype:
             f"{name}.step() draws random numbers: two seeds give updates that differ by {change:.1%}; switch its noise off"
         )
     return dtype
+
+
+AnyOptimizer = AnyMethod | TorchMethod
+"""Whatever has lr, init and update: a method in momentum form, or a black box."""

@@ -22,10 +22,13 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from memoryless import history
+from memoryless.black_box import AnyOptimizer, TorchMethod
 from memoryless.history import History, Lag, pieces
 from memoryless.loss import Loss
 from memoryless.method import AnyMethod, Index, Momentum, Part
 from memoryless.relaxation import relaxed
+from memoryless.response import Response, unrolled
+from memoryless.steady import steady
 
 Order = Literal["first", "resummed"] | int
 ORDERS = ("first", "resummed")
@@ -42,7 +45,8 @@ class Correction:
         step: n, or None for the steady state.
         products: Hessian-vector products spent.
         method: it belongs to.
-        history: the linearized history it was made of; None at order R, which linearizes nothing.
+        history: the linearized history it was made of; None at order R, which linearizes nothing, and for a black box.
+        response: how a black box answered, with the way its step was differentiated; None for a method in momentum form.
     """
 
     F: Tensor
@@ -50,26 +54,29 @@ class Correction:
     order: Order
     step: int | None
     products: int
-    method: AnyMethod = field(repr=False)
+    method: AnyOptimizer = field(repr=False)
     history: History | None = field(repr=False)
+    response: Response | None = field(default=None, repr=False)
 
     @cached_property
     def outside(self) -> float:
         """Share of the coordinates outside the expansion's radius, where first order means nothing.
 
         There the gradient drifts by as much as itself within the mean age of some memory,
-        |mean age * lr (H Fbar)_i| >= |g_i|.
+        |mean age * lr (H Fbar)_i| >= |g_i|. A black box tells no mean ages: there it is where |M_i| >= |F_i|.
 
         Raises:
             ValueError: the correction is of order R, not an expansion's.
         """
-        if self.history is None:
+        if self.response is not None:
+            return self.response.outside
+        if self.history is None or isinstance(self.method, TorchMethod):
             raise ValueError(f"order {self.order} expands nothing and has no radius; ask a correction of order 'first'")
         return outside(self.method, self.history)
 
 
 def correction(
-    method: AnyMethod,
+    method: AnyOptimizer,
     loss: Loss,
     theta: Tensor | None = None,
     step: int | None = None,
@@ -79,7 +86,7 @@ def correction(
     """F[n](theta) and M[n](theta) of Eq. 9 (https://arxiv.org/abs/2502.02132), or the resummed M, or M to order R.
 
     Args:
-        method: from the catalogue, from `method_of`, or a `Method` of your own.
+        method: from the catalogue, from `method_of`, a `Method` of your own, or any optimizer as a `TorchMethod`.
         loss: the loss; its curvature is used, at order R only its gradients.
         theta: shape (d,); default `loss.theta`.
         step: n, the number of past iterates, with exact transients; None is the steady state n -> infinity.
@@ -110,6 +117,9 @@ def correction(
     if isinstance(order, int):
         F, G = relaxed(method, loss, theta, step, order, sequence)
         return Correction(F, G - F, order, step, 0, method, None)
+    if isinstance(method, TorchMethod):
+        r = steady(method, loss, theta, order) if step is None else unrolled(method, loss, theta, step, order, sequence)
+        return Correction(r.F, r.M, order, step, r.products, method, None, r)
     if sequence is None:
         linearization = loss.linearize(theta, products=history.products(method, step))
         past = history.full_batch(method, linearization, theta, step)

@@ -26,9 +26,10 @@ import torch
 from torch import Tensor
 
 from memoryless import kernel
+from memoryless.black_box import AnyOptimizer
 from memoryless.history import CACHED, RESIDENT
 from memoryless.loss import Loss
-from memoryless.method import AnyMethod, Momentum, one
+from memoryless.method import Momentum, one
 from memoryless.randomness import isolated
 
 BLOCK = 64
@@ -36,7 +37,7 @@ BLOCK = 64
 
 
 def relaxed(
-    method: AnyMethod, loss: Loss, theta: Tensor, step: int | None, order: int, sequence: Sequence[int] | None = None
+    method: AnyOptimizer, loss: Loss, theta: Tensor, step: int | None, order: int, sequence: Sequence[int] | None = None
 ) -> tuple[Tensor, Tensor]:
     """F[n](theta), its history frozen, and G[n](theta), accurate to O(lr^order).
 
@@ -73,7 +74,7 @@ def relaxed(
     return F, G[-1]
 
 
-def _reach(method: AnyMethod, step: int | None, still: bool) -> int:
+def _reach(method: AnyOptimizer, step: int | None, still: bool) -> int:
     """How many points of the history to keep."""
     if not hasattr(method, "parts"):
         if step is None:
@@ -89,7 +90,7 @@ def _reach(method: AnyMethod, step: int | None, still: bool) -> int:
     return kernel.window(variables, last) if any(v.beta > 0 for v in variables) else min(last + 1, 2)
 
 
-def _updates(method: AnyMethod, gradients: Tensor, points: Tensor, step: int | None, last: bool) -> Tensor:
+def _updates(method: AnyOptimizer, gradients: Tensor, points: Tensor, step: int | None, last: bool) -> Tensor:
     """G[s] at each row of points, the last of which is step n's; only that one if `last`."""
     if not hasattr(method, "parts"):
         state: Any = method.init(points[0])

@@ -97,7 +97,7 @@ def step_of(optimizer: Optimizer) -> int | None:
     """n, the number of past steps: from the state where torch counts them, 0 before the first, else None (SGD).
 
     Args:
-        optimizer: recognised by `method_of`.
+        optimizer: any torch optimizer.
 
     Raises:
         ValueError: parameters have taken different numbers of steps.
@@ -108,7 +108,11 @@ def step_of(optimizer: Optimizer) -> int | None:
         raise ValueError(f"the optimizer's parameters have taken different numbers of steps: {sorted(steps)}")
     if steps:
         return steps.pop()
-    return None if any(s.get("momentum_buffer") is not None for s in states) else 0
+    # SGD creates its state before it keeps a buffer; others keep their count in the group, or nowhere.
+    if any(value is not None for s in states for value in s.values()):
+        count = optimizer.param_groups[0].get("step")
+        return int(count) if isinstance(count, (int, Tensor)) else None
+    return 0
 
 
 def next_update(optimizer: Optimizer, loss: Loss, gradient: Tensor) -> Tensor:

@@ -17,17 +17,17 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
+from memoryless.black_box import AnyOptimizer, TorchMethod
 from memoryless.correction import batch_sequence, correction, is_order
 from memoryless.flow import integrate, modified_flow
 from memoryless.loss import Diverged, Loss, NotFinite
-from memoryless.method import AnyMethod
 
 Kind = str | int
 Update = Callable[[int, Tensor], Tensor]
 """(n, theta[n]) -> what step n subtracts, in units of lr."""
 
 
-def _memory(method: AnyMethod, loss: Loss, theta: Tensor, batches: Sequence[int] | None) -> Update:
+def _memory(method: AnyOptimizer, loss: Loss, theta: Tensor, batches: Sequence[int] | None) -> Update:
     state: Any = method.init(theta)
 
     def update(n: int, theta: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ def _memory(method: AnyMethod, loss: Loss, theta: Tensor, batches: Sequence[int]
 
 
 def _memoryless(order: Any) -> Callable[..., Update]:
-    def start(method: AnyMethod, loss: Loss, theta: Tensor, batches: Sequence[int] | None) -> Update:
+    def start(method: AnyOptimizer, loss: Loss, theta: Tensor, batches: Sequence[int] | None) -> Update:
         def update(n: int, theta: Tensor) -> Tensor:
             c = correction(method, loss, theta, step=n, order=order, batches=None if batches is None else batches[: n + 1])
             return c.F + c.M
@@ -49,14 +49,16 @@ def _memoryless(order: Any) -> Callable[..., Update]:
     return start
 
 
-def _flow(method: AnyMethod, loss: Loss, theta: Tensor, batches: Sequence[int] | None) -> Update:
+def _flow(method: AnyOptimizer, loss: Loss, theta: Tensor, batches: Sequence[int] | None) -> Update:
     if batches is not None:
         raise ValueError("the modified flow is full batch; leave out batches")
+    if isinstance(method, TorchMethod):
+        raise ValueError("the modified flow needs a method in momentum form, got a black box")
     flow, times = modified_flow(method, loss), torch.tensor([0.0, method.lr], dtype=theta.dtype)
     return lambda n, theta: (theta - integrate(flow, theta, times)[-1]) / method.lr
 
 
-KINDS: dict[str, Callable[[AnyMethod, Loss, Tensor, Sequence[int] | None], Update]] = {
+KINDS: dict[str, Callable[[AnyOptimizer, Loss, Tensor, Sequence[int] | None], Update]] = {
     "memory": _memory,
     "frozen": _memoryless(1),
     "first": _memoryless("first"),
@@ -67,7 +69,7 @@ KINDS: dict[str, Callable[[AnyMethod, Loss, Tensor, Sequence[int] | None], Updat
 
 
 def iterates(
-    method: AnyMethod,
+    method: AnyOptimizer,
     loss: Loss,
     steps: int,
     kind: Kind = "memory",
@@ -115,7 +117,7 @@ def _iterates(kind: Kind, update: Update, lr: float, theta: Tensor, steps: int) 
 
 @overload
 def trajectory(
-    method: AnyMethod,
+    method: AnyOptimizer,
     loss: Loss,
     steps: int,
     kind: Kind = ...,
@@ -126,7 +128,7 @@ def trajectory(
 ) -> Tensor: ...
 @overload
 def trajectory(
-    method: AnyMethod,
+    method: AnyOptimizer,
     loss: Loss,
     steps: int,
     kind: Kind = ...,
@@ -137,7 +139,7 @@ def trajectory(
     on_step: Callable[[int], None] = ...,
 ) -> list[Any]: ...
 def trajectory(
-    method: AnyMethod,
+    method: AnyOptimizer,
     loss: Loss,
     steps: int,
     kind: Kind = "memory",
