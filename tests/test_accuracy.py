@@ -115,7 +115,7 @@ def test_progress_counts_all_steps():
 
 @pytest.mark.parametrize("name", METHODS)
 def test_at_lr_is_the_same_method_at_another_step_size(name):
-    for expected, actual in zip(METHODS[name](2e-3).parts, at_lr(METHODS[name](1e-3), 2e-3).parts, strict=True):
+    for expected, actual in zip(METHODS[name](2e-3).parts, at_lr(METHODS[name](1e-3), 2e-3).parts, strict=True):  # type: ignore[union-attr]
         assert actual.method.lr == expected.method.lr
         assert actual.scale == expected.scale
         assert actual.method.hyper == expected.method.hyper

@@ -7,12 +7,18 @@ import tyro
 
 from memoryless.commands.audit import Audit
 from memoryless.commands.derive import Derive
+from memoryless.commands.reproduce import Reproduce
+from memoryless.commands.verify import Verify
+
+COMMANDS = {"audit": Audit, "derive": Derive, "verify": Verify, "reproduce": Reproduce}
 
 DESCRIPTION = """What an optimizer's memory does to the loss: measured, predicted, and whether the prediction holds.
 
 Examples:
   memoryless audit
   memoryless derive adamw --set eps=0
+  memoryless verify adamw
+  memoryless reproduce fig1
   memoryless audit --optimizer "sgd(lr=0.1, momentum=0.9)" --steps 300
   memoryless audit train.py:setup --checkpoint run.pt --steps 200 --json > audit.json
 """
@@ -24,9 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: default those of the process.
     """
-    command = tyro.extras.subcommand_cli_from_dict(
-        {"audit": Audit, "derive": Derive}, prog="memoryless", description=DESCRIPTION, args=arguments
-    )
+    command = tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="memoryless", description=DESCRIPTION, args=arguments)
     try:
         command.run()
     except (ValueError, TypeError, OSError) as error:

@@ -216,28 +216,43 @@ def _averages(
     if list(steps) == [step]:
         return [F] * (0 in owner), owner
 
-    def update(s: int) -> Tensor:
-        return F if s == step else frozen(method, gradient, theta, s)
-
     rows = [owner.index(row) for row in range(max(owner) + 1)]
-    *averages, a, b, c = _combined(update, steps, weights[[*rows, -3, -2, -1]])
+    updates = _updates(method, gradient, theta)
+    *averages, a, b, c = updates(steps, weights[[*rows, -3, -2, -1]])
     tolerance = max(1e-10, 1e3 * torch.finfo(F.dtype).eps)
-    if any((x - y).norm() > tolerance * y.norm() for x, y in zip((a, b, c), map(update, probed.tolist()), strict=True)):
+    at_probes = updates(probed, np.eye(PROBES))
+    if any((x - y).norm() > tolerance * y.norm() for x, y in zip((a, b, c), at_probes, strict=True)):
         # F[s] is not a smooth function of the frozen weights: take every step.
         steps, weights, _ = _past(variables, step, every=True)
-        averages = _combined(update, steps, weights[rows])
+        averages = updates(steps, weights[rows])
     return averages, owner
 
 
-def _combined(update: Callable[[int], Tensor], steps: np.ndarray, weights: np.ndarray) -> list[Tensor]:
-    """sum_s weights[row, s] F[s](theta) for each row."""
-    sums: list[Tensor] = []
-    for s, column in zip(steps.tolist(), weights.T.tolist(), strict=True):
-        F = update(s)
-        sums = sums or [torch.zeros_like(F) for _ in column]
-        for total, weight in zip(sums, column, strict=True):
-            total.add_(F, alpha=weight)
-    return sums
+def _updates(method: AnyMethod, gradient: Tensor, theta: Tensor) -> Callable[[np.ndarray, np.ndarray], list[Tensor]]:
+    """The function (steps, weights) -> sum_s weights[row, s] F[s](theta) for each row."""
+    elementwise = all(part.method.elementwise for part in method.parts)
+
+    def one_by_one(steps: np.ndarray, weights: np.ndarray) -> list[Tensor]:
+        sums = [torch.zeros_like(theta) for _ in weights]
+        for s, column in zip(steps.tolist(), weights.T.tolist(), strict=True):
+            F = frozen(method, gradient, theta, s)
+            for total, weight in zip(sums, column, strict=True):
+                total.add_(F, alpha=weight)
+        return sums
+
+    def at_once(steps: np.ndarray, weights: np.ndarray) -> list[Tensor]:
+        """All F[s] in one readout, end to end as one long vector."""
+        if not elementwise or len(steps) * theta.numel() > 4 * CACHED:
+            return one_by_one(steps, weights)
+        F = theta.new_zeros(len(steps), theta.numel())
+        for part in method.parts:
+            g, point = gradient[part.index], theta[part.index]
+            totals = [torch.from_numpy(kernel.totals(v, steps)).to(theta) for v in part.method.variables]
+            m = [torch.outer(c, v.g(g, point)).flatten() for v, c in zip(part.method.variables, totals, strict=True)]
+            F[:, part.index] = part.scale * part.method.readout(m, point.repeat(len(steps))).view(len(steps), -1)
+        return list(torch.from_numpy(weights).to(theta) @ F)
+
+    return at_once
 
 
 def _distinct(rows: np.ndarray) -> list[int]:
@@ -265,7 +280,9 @@ def reach(method: AnyMethod, n: int) -> int:
     """
     variables = tuple(v for part in method.parts for v in part.method.variables)
     # Many quadrature nodes weigh high powers of the age, which reach further back.
-    return min((4 if any(v.degree is None for v in variables) else 1) * kernel.window(variables, n), n + 1)
+    factor = 4 if any(v.degree is None for v in variables) else 1
+    # One more, which the update before a lagging variable's oldest gradient still read.
+    return min(factor * kernel.window(variables, n) + 1, n + 1)
 
 
 def _empty(state: Any, n: int) -> Any:

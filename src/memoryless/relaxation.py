@@ -29,7 +29,7 @@ from memoryless import kernel
 from memoryless.black_box import AnyOptimizer
 from memoryless.history import CACHED, RESIDENT
 from memoryless.loss import Loss
-from memoryless.method import Momentum, one
+from memoryless.method import Groups, Method, Momentum, one
 from memoryless.randomness import isolated
 
 BLOCK = 64
@@ -57,7 +57,7 @@ def relaxed(
         ValueError: steady state of a method that is not in momentum form.
     """
     # The full-batch frozen history stands still: its last point is all of it.
-    count = _reach(method, step, still=order == 1 and sequence is None)
+    count = _reach(method, step, order, sequence is not None)
     used = None if sequence is None else list(sequence[len(sequence) - count :])
     if used is None:
         gradients = gradients_at(loss, theta[None]).expand(count, -1)
@@ -74,9 +74,9 @@ def relaxed(
     return F, G[-1]
 
 
-def _reach(method: AnyOptimizer, step: int | None, still: bool) -> int:
+def _reach(method: AnyOptimizer, step: int | None, order: int, batched: bool) -> int:
     """How many points of the history to keep."""
-    if not hasattr(method, "parts"):
+    if not isinstance(method, Method | Groups):
         if step is None:
             raise ValueError(f"the steady state needs a method in momentum form, got {method}; give step=n")
         return step + 1
@@ -84,15 +84,16 @@ def _reach(method: AnyOptimizer, step: int | None, still: bool) -> int:
     if step is None:
         for v in variables:
             kernel.require_fading(v)
-    if still:
+    if order == 1 and not batched:
         return 1
     last = sys.maxsize - 1 if step is None else step
-    return kernel.window(variables, last) if any(v.beta > 0 for v in variables) else min(last + 1, 2)
+    # A memory of lag alone reaches one step further with each pass.
+    return min(kernel.window(variables, last) + order, last + 1)
 
 
 def _updates(method: AnyOptimizer, gradients: Tensor, points: Tensor, step: int | None, last: bool) -> Tensor:
     """G[s] at each row of points, the last of which is step n's; only that one if `last`."""
-    if not hasattr(method, "parts"):
+    if not isinstance(method, Method | Groups):
         state: Any = method.init(points[0])
         rows = []
         for gradient, theta in zip(gradients, points, strict=True):
