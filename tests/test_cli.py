@@ -182,6 +182,48 @@ def test_bad_input_is_one_clear_line_and_nothing_is_lost(
     assert after == before
 
 
+DERIVE_BAD = [
+    ("lionx", "unknown method 'lionx'; expected one of heavy_ball"),
+    ("adamw --set gamma=1", "no hyperparameter 'gamma'; expected one of lr, betas, eps"),
+    ("adamw --set beta1", "--set expects NAME=VALUE such as beta1=0.9, got 'beta1'"),
+    ("adamw --set beta1=2", "every beta must lie in [0, 1), got 2"),
+    ("adamw --set beta1=x+y", "expected a number or a symbol's name, got 'x+y'"),
+    ("lion --step -1", "--step must be an integer >= 0, or n, got '-1'"),
+    ("nowhere:method", "nowhere:method not found"),
+    ("torch.optim:AdamW", "AdamW is a black box, which has no formula"),
+    ("branching:method", "it branches on a value; torch.where does not (line 2 of branching.py: method = ml.Method"),
+    ("adamw --latex mine.html", "mine.html exists and was not written by memoryless"),
+    ("adamw --html nowhere/page.html", "no folder nowhere"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), DERIVE_BAD, ids=[arguments for arguments, _ in DERIVE_BAD])
+def test_bad_input_of_derive(arguments: str, message: str, folder: Path, capsys: pytest.CaptureFixture[str]):
+    (folder / "branching.py").write_text(
+        "import memoryless as ml\n"
+        "method = ml.Method(0.1, (ml.Momentum(0.9),), lambda f, m, theta: m[0] if m[0] > 0 else theta)\n"
+    )
+    before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    with pytest.raises(SystemExit) as caught:
+        main(["derive", *arguments.split(" ")])
+    assert caught.value.code == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+    assert line.startswith("memoryless: ")
+    assert message in line
+    assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+
+
+def test_derive_prints_and_writes(folder: Path, capsys: pytest.CaptureFixture[str]):
+    main(["derive", "adamw", "--set", "eps=0", "--set", "weight_decay=0", "--latex", "a.tex", "--html", "a.html"])
+    shown = capsys.readouterr()
+    assert "L̃ = L + h (τ₁ - τ₂) ‖∇L‖₁" in shown.out
+    assert "wrote a.tex" in shown.err
+    assert r"\begin{document}" in (folder / "a.tex").read_text()
+    assert "<math" in (folder / "a.html").read_text()
+    main(["derive", "signum", "--json", "--latex", "a.tex"])  # its own file may be overwritten
+    assert json.loads(capsys.readouterr().out)["method"] == "signum"
+
+
 @pytest.mark.parametrize("arguments", [["--step"], ["--betas", "1"], ["--steps", "many"], ["--no-such"]])
 def test_unknown_options_exit_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as caught:

@@ -7,7 +7,9 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from functools import cache
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
@@ -235,3 +237,9 @@ def test_sympy_reads_the_json(name):
         read = sympy.sympify(data[key]["sympy"], locals=symbols | nodes)
         assert value(read) == pytest.approx(value(expected), rel=1e-12)
         assert value(expected) == 0 or value(read) != pytest.approx(value(2 * expected), rel=1e-12)
+
+
+def test_the_documents_hold_what_the_code_derives():
+    script = Path(__file__).parent.parent / "docs" / "formulas.py"
+    done = subprocess.run([sys.executable, str(script), "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, f"{done.stdout}{done.stderr}: python docs/formulas.py writes them"

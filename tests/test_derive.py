@@ -668,7 +668,9 @@ def test_mean_ages():
 
 def test_net_age_of_adam_changes_sign():
     low, high = derive("adam").net_age.ends
-    quantity, value = derive("adam").net_age.crossing
+    crossing = derive("adam").net_age.crossing
+    assert crossing is not None
+    quantity, value = crossing
     tau1, tau2 = (sympy.Symbol(f"tau_{i}", positive=True) for i in (1, 2))
     assert (low, high) == (tau1, tau1 - tau2)
     assert quantity == Abs(g)

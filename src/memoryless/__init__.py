@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         Signum,
     )
     from memoryless.modified import ModifiedLoss, NoModifiedLoss, modified_loss
+    from memoryless.profile import MemoryProfile, memory_profile
     from memoryless.run import Run, audit_run
     from memoryless.shadow import Shadow
     from memoryless.symbolic import NotDerivable
@@ -54,6 +55,7 @@ _HOME = {
     "method": "Groups Method Momentum",
     "methods": "Adam AdamW HeavyBall Lion LionK NAdam Nesterov RMSprop Signum",
     "modified": "ModifiedLoss NoModifiedLoss modified_loss",
+    "profile": "MemoryProfile memory_profile",
     "run": "Run audit_run",
     "shadow": "Shadow",
     "symbolic": "NotDerivable",
@@ -78,6 +80,7 @@ __all__ = [
     "Lion",
     "LionK",
     "Loss",
+    "MemoryProfile",
     "Method",
     "ModifiedFlow",
     "ModifiedLoss",
@@ -100,6 +103,7 @@ __all__ = [
     "correction",
     "derive",
     "integrate",
+    "memory_profile",
     "method_of",
     "modified_flow",
     "modified_loss",

@@ -7,10 +7,11 @@ import tyro
 
 from memoryless.commands.audit import Audit
 from memoryless.commands.derive import Derive
+from memoryless.commands.profile import Profile
 from memoryless.commands.reproduce import Reproduce
 from memoryless.commands.verify import Verify
 
-COMMANDS = {"audit": Audit, "derive": Derive, "verify": Verify, "reproduce": Reproduce}
+COMMANDS = {"audit": Audit, "derive": Derive, "verify": Verify, "profile": Profile, "reproduce": Reproduce}
 
 DESCRIPTION = """What an optimizer's memory does to the loss: measured, predicted, and whether the prediction holds.
 
@@ -18,6 +19,7 @@ Examples:
   memoryless audit
   memoryless derive adamw --set eps=0
   memoryless verify adamw
+  memoryless profile torch.optim.AdamW
   memoryless reproduce fig1
   memoryless audit --optimizer "sgd(lr=0.1, momentum=0.9)" --steps 300
   memoryless audit train.py:setup --checkpoint run.pt --steps 200 --json > audit.json

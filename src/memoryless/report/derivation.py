@@ -13,7 +13,6 @@ import sympy
 from markupsafe import Markup
 from sympy import Eq, Expr, Symbol
 from sympy.printing.precedence import PRECEDENCE
-from sympy.printing.pretty.pretty_symbology import pretty_symbol
 from sympy.printing.str import StrPrinter
 
 import memoryless
@@ -21,7 +20,7 @@ from memoryless.derivation import Derivation
 from memoryless.report.document import Sentence, document, reading
 from memoryless.symbolic import g, norm_of, theta
 
-_GREEK = {name: pretty_symbol(name) for name in ["beta", "rho", "tau", "epsilon", "lamda", "theta", "kappa", "Delta"]}
+_GREEK = {"beta": "β", "rho": "\u03c1", "tau": "τ", "epsilon": "ε", "lamda": "λ", "theta": "θ", "kappa": "κ"}
 _NAMES = {"Ltilde": "L̃", "thetadot": "dθ/dt", "M_resummed": "M resummed", "Delta_K": "ΔK"}
 _RAISED, _LOWERED = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻"), str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 
