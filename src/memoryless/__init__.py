@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from memoryless.audit import Audit, audit
     from memoryless.beta_map import BetaMap, beta_map
     from memoryless.black_box import TorchMethod
+    from memoryless.compare import Compared, compare
     from memoryless.correction import Correction, correction
     from memoryless.derivation import Derivation
     from memoryless.derive import derive
@@ -45,6 +46,7 @@ _HOME = {
     "audit": "Audit audit",
     "beta_map": "BetaMap beta_map",
     "black_box": "TorchMethod",
+    "compare": "Compared compare",
     "correction": "Correction correction",
     "derivation": "Derivation",
     "derive": "derive",
@@ -71,6 +73,7 @@ __all__ = [
     "AdamW",
     "Audit",
     "BetaMap",
+    "Compared",
     "Correction",
     "CurvatureWarning",
     "Derivation",
@@ -100,6 +103,7 @@ __all__ = [
     "audit",
     "audit_run",
     "beta_map",
+    "compare",
     "correction",
     "derive",
     "integrate",

@@ -142,7 +142,7 @@ def parse_method(text: str, lr: float) -> Method:
         >>> print(parse_method("signum(momentum=0.95)", lr=1e-3))
         signum(lr=0.001, momentum=0.95)
     """
-    name, options = _call(text, CATALOGUE)
+    name, options = call(text, CATALOGUE)
     return _built(text, CATALOGUE[name], {"lr": lr} | options)
 
 
@@ -156,27 +156,36 @@ def parse_optimizer(text: str, parameters: Iterable[Tensor]) -> torch.optim.Opti
     Raises:
         ValueError: unknown optimizer or option, or a value out of range.
     """
-    name, options = _call(text, OPTIMIZERS)
+    name, options = call(text, OPTIMIZERS)
     if isinstance(lr := options.get("lr"), (int, float)) and not lr > 0:
         raise ValueError(f"{text}: lr must be positive, got {lr}")
     trainable = [p for p in parameters if p.requires_grad]
     return _built(text, lambda **options: OPTIMIZERS[name](trainable, **options), options)
 
 
-def _call(text: str, known: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Parse "name" or "name(key=literal, ...)"."""
+def call(text: str, known: Mapping[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+    """Name and options of "name" or "name(key=literal, ...)"; a name may have dots.
+
+    Args:
+        text: to parse.
+        known: names to expect; None for any.
+
+    Raises:
+        ValueError: not of that form, or unknown.
+    """
     try:
         node = ast.parse(text.strip(), mode="eval").body
         function = node.func if isinstance(node, ast.Call) else node
         keywords = node.keywords if isinstance(node, ast.Call) and not node.args else []
-        if not isinstance(function, ast.Name) or (isinstance(node, ast.Call) and node.args):
+        name = ast.unparse(function)
+        if not all(part.isidentifier() for part in name.split(".")) or (isinstance(node, ast.Call) and node.args):
             raise ValueError
         options = {k.arg: ast.literal_eval(k.value) for k in keywords if k.arg}
     except (ValueError, SyntaxError):
         raise ValueError(f"expected a name or name(option=value, ...), got {text!r}") from None
-    if function.id not in known:
-        raise ValueError(f"unknown optimizer '{function.id}'; expected one of {', '.join(known)}")
-    return function.id, options
+    if known is not None and name not in known:
+        raise ValueError(f"unknown optimizer '{name}'; expected one of {', '.join(known)}")
+    return name, options
 
 
 def _built(text: str, make: Callable[..., Any], options: dict[str, Any]) -> Any:

@@ -247,7 +247,7 @@ def visible(text: str) -> tuple[Method, dict[str, Any]]:
         {'betas': (0.5, 0.7)}
     """
     method = script.parse_method(text, LR)
-    _, given = script._call(text, CATALOGUE)
+    _, given = script.call(text, CATALOGUE)
     # An update linear in the gradient is not normalized to the size of 1: at the same lr its errors drown in rounding.
     normalized = "eps" in method.hyper or "smoothing" in method.hyper
     chosen = {} if normalized or "lr" in given else {"lr": 4 * LR}
