@@ -32,8 +32,9 @@ from torch.optim.lr_scheduler import LambdaLR
 import memoryless as ml
 from memoryless.black_box import TorchMethod
 from memoryless.commands.profile import Profile
+from memoryless.fading import MemoryProfile, half_life, log_ages, mean_age, tail
 from memoryless.method import Momentum
-from memoryless.profile import MemoryProfile, half_life, log_ages, mean_age, memory_profile, tail
+from memoryless.profile import memory_profile
 from memoryless.report.profile import picture, print_profile
 from tests.problems import METHODS
 
@@ -140,7 +141,8 @@ def test_horizon_does_not_bound_the_ages_at_rest():
 @pytest.mark.parametrize("name", sorted(METHODS.keys() - {"nadam_schedule"}))
 def test_closed_form_of_every_method(name: str, monkeypatch: pytest.MonkeyPatch):
     """Against the difference of two updates after a long history that differ in one gradient."""
-    monkeypatch.setattr("memoryless.profile.DRAWS", 1)
+    for module in ("fading", "profile"):
+        monkeypatch.setattr(f"memoryless.{module}.DRAWS", 1)
     method: Any = METHODS[name](0.1)
     found = memory_profile(method)
     assert found.decays

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from memoryless.correction import Correction, correction
     from memoryless.derivation import Derivation
     from memoryless.derive import derive
+    from memoryless.fading import MemoryProfile
     from memoryless.flow import ModifiedFlow, integrate, modified_flow
     from memoryless.guard import CurvatureWarning
     from memoryless.kernel import NeverForgets
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
         Signum,
     )
     from memoryless.modified import ModifiedLoss, NoModifiedLoss, modified_loss
-    from memoryless.profile import MemoryProfile, memory_profile
+    from memoryless.profile import memory_profile
     from memoryless.run import Run, audit_run
     from memoryless.shadow import Shadow
     from memoryless.symbolic import NotDerivable
@@ -50,6 +51,7 @@ _HOME = {
     "correction": "Correction correction",
     "derivation": "Derivation",
     "derive": "derive",
+    "fading": "MemoryProfile",
     "flow": "ModifiedFlow integrate modified_flow",
     "guard": "CurvatureWarning",
     "kernel": "NeverForgets",
@@ -57,7 +59,7 @@ _HOME = {
     "method": "Groups Method Momentum",
     "methods": "Adam AdamW HeavyBall Lion LionK NAdam Nesterov RMSprop Signum",
     "modified": "ModifiedLoss NoModifiedLoss modified_loss",
-    "profile": "MemoryProfile memory_profile",
+    "profile": "memory_profile",
     "run": "Run audit_run",
     "shadow": "Shadow",
     "symbolic": "NotDerivable",

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 from scipy.optimize import isotonic_regression
 
-from memoryless.profile import IMPULSE, Array, MemoryProfile
+from memoryless.fading import IMPULSE, Array, MemoryProfile
 from memoryless.report.figures import GRID, INK, NEUTRAL
 
 COLORS = "#0072b2", "#d55e00", "#00876c", "#aa4499", "#8c6d00", "#56b4e9"
