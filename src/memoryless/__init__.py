@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from memoryless.derive import derive
     from memoryless.fading import MemoryProfile
     from memoryless.flow import ModifiedFlow, integrate, modified_flow
+    from memoryless.gradient_noise import GradientNoise, gradient_noise
     from memoryless.guard import CurvatureWarning
     from memoryless.kernel import NeverForgets
     from memoryless.loss import Diverged, Loss, NotFinite
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
         Signum,
     )
     from memoryless.modified import ModifiedLoss, NoModifiedLoss, modified_loss
+    from memoryless.noise import ExpectedCorrection, TooFewSamples, expected_correction
     from memoryless.profile import memory_profile
     from memoryless.run import Run, audit_run
     from memoryless.shadow import Shadow
@@ -53,12 +55,14 @@ _HOME = {
     "derive": "derive",
     "fading": "MemoryProfile",
     "flow": "ModifiedFlow integrate modified_flow",
+    "gradient_noise": "GradientNoise gradient_noise",
     "guard": "CurvatureWarning",
     "kernel": "NeverForgets",
     "loss": "Diverged Loss NotFinite",
     "method": "Groups Method Momentum",
     "methods": "Adam AdamW HeavyBall Lion LionK NAdam Nesterov RMSprop Signum",
     "modified": "ModifiedLoss NoModifiedLoss modified_loss",
+    "noise": "ExpectedCorrection TooFewSamples expected_correction",
     "profile": "memory_profile",
     "run": "Run audit_run",
     "shadow": "Shadow",
@@ -80,6 +84,8 @@ __all__ = [
     "CurvatureWarning",
     "Derivation",
     "Diverged",
+    "ExpectedCorrection",
+    "GradientNoise",
     "Groups",
     "HeavyBall",
     "Lion",
@@ -101,6 +107,7 @@ __all__ = [
     "Run",
     "Shadow",
     "Signum",
+    "TooFewSamples",
     "TorchMethod",
     "audit",
     "audit_run",
@@ -108,6 +115,8 @@ __all__ = [
     "compare",
     "correction",
     "derive",
+    "expected_correction",
+    "gradient_noise",
     "integrate",
     "memory_profile",
     "method_of",

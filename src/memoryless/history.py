@@ -14,14 +14,14 @@ With mini-batches the ages split by batch, each with its own gradient, H and Fba
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from memoryless import kernel
-from memoryless.method import AnyMethod, Momentum, Part, State
+from memoryless.method import AnyMethod, Momentum, Part
+from memoryless.orders import Pool
 
 # A vector of so many numbers fits a core's cache many times; allocated anew for every operation, as torch does, a larger one
 # costs more in page faults than in arithmetic. An accelerator wants few kernels instead.
@@ -285,11 +285,6 @@ def reach(method: AnyMethod, n: int) -> int:
     return min(factor * kernel.window(variables, n) + 1, n + 1)
 
 
-def _empty(state: Any, n: int) -> Any:
-    """The state of step n that has forgotten all before."""
-    return state._replace(n=n) if isinstance(state, State) else tuple(_empty(s, n) for s in state)
-
-
 def mini_batch(
     method: AnyMethod,
     gradients: dict[int, Tensor],
@@ -324,14 +319,17 @@ def mini_batch(
                 tails = kernel.tails(values)
                 if moment := tails[1:].sum():
                     shares[j, l, i] = tails[::-1] / moment  # by step, the oldest first
-    state: Any = _empty(method.init(theta), n + 1 - count)
-    F = torch.zeros_like(theta)
-    averages = {key: torch.zeros_like(theta) for key in shares}
-    for s, i in enumerate(recent):
-        state, F = method.update(state, gradients[i], theta)
-        if s < count - 1:
-            for key, share in shares.items():
-                averages[key].add_(F, alpha=float(share[s]))
+    place = {i: row for row, i in enumerate(gradients)}
+    pool = Pool(method, torch.stack(list(gradients.values())), theta)
+    F = theta
+    weights = torch.from_numpy(np.array(list(shares.values()))).to(theta)
+    sums = theta.new_zeros(len(shares), len(theta))
+    for s, updates in pool.updates(np.array([place[i] for i in recent]), first=n + 1 - count):
+        F = updates[-1]
+        past = slice(s, min(s + len(updates), count - 1))
+        if shares and s < count - 1:
+            sums += weights[:, past] @ updates[: past.stop - s]
+    averages = dict(zip(shares, sums, strict=True))
     lags: list[list[list[Lag]]] = [[[] for _ in part.method.variables] for part in method.parts]
     for (j, l, i), quadrature in quadratures.items():
         lag = Lag(gradients[i], *quadrature)

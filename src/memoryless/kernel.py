@@ -41,16 +41,21 @@ def require_fading(variable: Momentum) -> None:
 
 
 @lru_cache(maxsize=16)
-def kernel(variable: Momentum, n: int, count: int | None = None) -> Array:
-    """kernel[k] for k = 0..n, or for the first `count` of these ages."""
+def kernel(variable: Momentum, n: int, count: int | None = None, limit: bool = False) -> Array:
+    """kernel[k] for k = 0..n, or for the first `count` of these ages; `limit` takes weight(infinity) for weight(n)."""
     count = n + 1 if count is None else min(count, n + 1)
     values = np.zeros(count)
-    values[variable.lag :] = variable.beta ** np.arange(count - variable.lag, dtype=float)
+    values[variable.lag :] = _powers(variable.beta, 1 << count.bit_length())[: count - variable.lag]
     if variable.lag <= n < count:
         values[n] *= variable.first
-    values *= variable.weight(n)
+    values *= variable.weight(math.inf if limit else n)
     values.setflags(write=False)
     return values
+
+
+@lru_cache(maxsize=64)
+def _powers(beta: float, count: int) -> Array:
+    return beta ** np.arange(count, dtype=float)
 
 
 @lru_cache(maxsize=4096)

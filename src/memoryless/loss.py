@@ -8,7 +8,7 @@ Evaluating a Loss leaves no trace: parameters, `.grad` fields, buffers and rando
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -197,6 +197,13 @@ class Loss:
     def __len__(self) -> int:
         """Number of batches."""
         return self._count
+
+    @property
+    def sizes(self) -> list[int] | None:
+        """Samples in each batch: the length of its first tensor; None where a batch holds no tensor."""
+        firsts = [_first_tensor(data) for _, data in self._select(None)]
+        found = [first.shape[0] for first in firsts if first is not None and first.ndim]
+        return found if len(found) == len(firsts) else None
 
     def __call__(self, theta: Tensor, batch: int | None = None) -> Tensor:
         """L(theta), differentiable; of one batch if its index is given.
@@ -406,6 +413,13 @@ class Loss:
         for name, part in self.slices.items():
             if part.start <= first < part.stop:
                 raise NotFinite(f"{what} '{name}' is {vector[first].item()} first at flat index {first - part.start}")
+
+
+def _first_tensor(data: Any) -> Tensor | None:
+    if isinstance(data, Tensor):
+        return data
+    values = data.values() if isinstance(data, Mapping) else data if isinstance(data, (list, tuple)) else ()
+    return next((found for value in values if (found := _first_tensor(value)) is not None), None)
 
 
 def _reiterable(batches: Iterable[Any], device: torch.device, generators: list[torch.Generator]) -> tuple[Iterable[Any], int]:

@@ -15,7 +15,7 @@ import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -151,29 +151,77 @@ def unrolled(
     with isolated(theta.device):
         F, directions, coordinates = _span(counted.run((gradients[i], point) for i in sequence))
         lag, products = _lags(directions, coordinates, sequence, curvature, method.lr, point)
+        return _answer(counted, method, gradients, sequence, theta, F, lag, products, order)
 
-        def last(shifted: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-            lags = map(lag, range(step + 1))
-            return counted.last(
-                (shifted(gradients[i], dg), shifted(point, back)) for i, (dg, back) in zip(sequence, lags, strict=True)
-            )
 
-        def along(e: float) -> Tensor:
-            return last(lambda x, dx: x.add(dx, alpha=e))
+def one_lag(
+    method: TorchMethod, loss: Loss, theta: Tensor, batches: Sequence[int], gradients: dict[int, Tensor], k: int
+) -> Response:
+    """F[n](theta), and of M[n](theta) to first order what the iterate of k steps ago contributes.
 
-        def forward() -> Tensor:
-            with forward_ad.dual_level():
-                return tangent(last(forward_ad.make_dual))
+    Args:
+        method: any torch optimizer.
+        loss: the loss; its curvature is used once.
+        theta: shape (d,).
+        batches: index of the batch used at each step 0..n.
+        gradients: of each batch, float64.
+        k: the lag, 1..n; 0 is none.
 
-        if step == 0:
-            M = Derivative(torch.zeros_like(F), "none", "nothing is past at step 0")
-        elif order == "resummed":
-            M = Derivative(along(1.0) - F, "none", RESUMMED)
-        else:
-            M = derivative(method.exact, forward, along, F, point)
-        if method.exact is not method:
-            counted.method = method
-            F = counted.last((gradients[i], point) for i in sequence)
+    Returns:
+        F and that part of M, with what they cost and how the derivative was found.
+
+    Raises:
+        ValueError: an update is not finite, or has no derivative.
+    """
+    n, point, counted = len(batches) - 1, theta.double(), Counted(method.exact)
+    with isolated(theta.device):
+        *past, F = counted.run((gradients[i], point) for i in batches)
+        back = method.lr * torch.stack(past[n - k :]).sum(0) if k else torch.zeros_like(F)
+        drift = loss.curvature(theta, back.to(theta.dtype), batches[n - k]).double() if k else back
+        still = torch.zeros_like(F), torch.zeros_like(F)
+
+        def lag(j: int) -> tuple[Tensor, Tensor]:
+            return (drift, back) if j == n - k else still
+
+        return _answer(counted, method, gradients, batches, theta, F, lag, int(k > 0), "first")
+
+
+def _answer(
+    counted: Counted,
+    method: TorchMethod,
+    gradients: dict[Any, Tensor],
+    sequence: Sequence[Any],
+    theta: Tensor,
+    F: Tensor,
+    lag: Callable[[int], tuple[Tensor, Tensor]],
+    products: int,
+    order: Order,
+) -> Response:
+    """How F[n] answers a history of which step j lies back by lag(j)."""
+    step, point = len(sequence) - 1, theta.double()
+
+    def last(shifted: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        lags = map(lag, range(step + 1))
+        return counted.last(
+            (shifted(gradients[i], dg), shifted(point, back)) for i, (dg, back) in zip(sequence, lags, strict=True)
+        )
+
+    def along(e: float) -> Tensor:
+        return last(lambda x, dx: x.add(dx, alpha=e))
+
+    def forward() -> Tensor:
+        with forward_ad.dual_level():
+            return tangent(last(forward_ad.make_dual))
+
+    if step == 0:
+        M = Derivative(torch.zeros_like(F), "none", "nothing is past at step 0")
+    elif order == "resummed":
+        M = Derivative(along(1.0) - F, "none", RESUMMED)
+    else:
+        M = derivative(method.exact, forward, along, F, point)
+    if method.exact is not method:
+        counted.method = method
+        F = counted.last((gradients[i], point) for i in sequence)
     return response(method, theta, F, M, order, step, products, counted.steps)
 
 

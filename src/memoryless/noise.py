@@ -1,0 +1,462 @@
+"""The correction that mini-batches give on average over their random order, and what of it is noise.
+
+M depends on the order of the batches (Section 5.2 of https://arxiv.org/abs/2502.02132). With the batch of every step given,
+
+    M[n] = lr sum_{k=1..n} W[k] H_{n-k} D[k],    D[k] = sum_{s=n-k..n-1} F[s],    W[k] = dF[n] / dg[n-k]
+
+First order: draw an order, then a lag k with known probability p_k and some of the steps s that D[k] sums over; what one
+Hessian-vector product gives, divided by p_k, has M's mean over the orders as its own. Draws are independent: the standard
+error is that of a mean. Resummed M is nonlinear in the stream of gradients, so that no single lag is unbiased: whole orders
+are drawn.
+
+The split: with the full batch at every step M would be `full_batch`; the rest of the mean is the noise's.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from memoryless import history, kernel, linear
+from memoryless.black_box import AnyOptimizer, TorchMethod
+from memoryless.correction import correction, first_order, resummed
+from memoryless.loss import Loss
+from memoryless.measures import Differentiable, Value, evaluate, label
+from memoryless.method import AnyMethod, Momentum
+from memoryless.orders import Order, Pool, per_row, random_order, shares
+from memoryless.response import one_lag, tangent, unrolled
+
+POINTS = 16
+"""Of the steps that D[k] sums over, so many are taken where it sums over more: one from each of as many equal stretches."""
+ROUND = 2**22
+"""Numbers kept at once, draws times coordinates."""
+
+
+class TooFewSamples(ValueError):
+    """The standard error asked for was not reached; the message says how many samples would do.
+
+    Attributes:
+        so_far: the `ExpectedCorrection` of the samples drawn.
+    """
+
+    def __init__(self, message: str, so_far: "ExpectedCorrection"):
+        super().__init__(message)
+        self.so_far = so_far
+
+
+@dataclass(frozen=True)
+class ExpectedEffect:
+    """What memory does to one measure S on average, -lr <grad S, E[M]> / S per step.
+
+    Attributes:
+        measure: name of S.
+        value: S(theta).
+        mean: over the orders.
+        full_batch: were every step's batch the full one.
+        standard_error: of `mean`, and of `noise`.
+    """
+
+    measure: str
+    value: float
+    mean: float
+    full_batch: float
+    standard_error: float
+
+    @property
+    def noise(self) -> float:
+        """What the noise of the batches adds."""
+        return self.mean - self.full_batch
+
+    @property
+    def word(self) -> str:
+        """Regularizes, anti-regularizes, or neutral within two standard errors."""
+        if abs(self.mean) <= 2 * self.standard_error:
+            return "neutral"
+        return "regularizes" if self.mean < 0 else "anti-regularizes"
+
+
+@dataclass(frozen=True)
+class ExpectedCorrection:
+    """F and M at one theta, averaged over the random order of the batches.
+
+    Attributes:
+        F: mean of F[n], shape (d,), in the units of an update.
+        M: mean of M[n], shape (d,), same units.
+        standard_error: of each coordinate of M, shape (d,); 0 where it is exact.
+        full_batch: M with the full batch at every step, shape (d,).
+        order: "first" or "resummed".
+        step: n, or None for the steady state.
+        samples: orders drawn; None for a closed form.
+        products: Hessian-vector products spent, each with one batch.
+        effects: on each measure asked for.
+        method: it belongs to.
+    """
+
+    F: Tensor
+    M: Tensor
+    standard_error: Tensor
+    full_batch: Tensor
+    order: str
+    step: int | None
+    samples: int | None
+    products: int
+    effects: tuple[ExpectedEffect, ...]
+    method: AnyOptimizer = field(repr=False)
+
+    @property
+    def noise(self) -> Tensor:
+        """M less `full_batch`: the part that the noise of the batches makes, shape (d,)."""
+        return self.M - self.full_batch
+
+    @property
+    def relative_error(self) -> float:
+        """Standard error of the first measure's change over the change; of M in the 2-norm, where no measure was asked for."""
+        if self.effects:
+            error, size = self.effects[0].standard_error, abs(self.effects[0].mean)
+        else:
+            error, size = float(self.standard_error.norm()), float(self.M.norm())
+        return error / size if size else float(error > 0) * np.inf
+
+
+def expected_correction(
+    method: AnyOptimizer,
+    loss: Loss,
+    theta: Tensor | None = None,
+    step: int | None = None,
+    samples: int | None = 256,
+    seed: int = 0,
+    *,
+    order: Literal["first", "resummed"] = "first",
+    replacement: bool = False,
+    measures: Sequence[str | Differentiable] = (),
+    error: float | None = None,
+    on_sample: Callable[[int], None] = lambda done: None,
+) -> ExpectedCorrection:
+    """F and M averaged over the order of the batches (Section 5.2, https://arxiv.org/abs/2502.02132), with standard errors.
+
+    The batches stay the sets they are; the full batch is their plain average, a short last batch counting as much as the
+    others, since a step sees it as often.
+
+    Args:
+        method: in momentum form, or any optimizer as a `TorchMethod`, which needs `step`.
+        loss: with at least two batches.
+        theta: shape (d,); default `loss.theta`.
+        step: n, the number of past iterates, an epoch beginning at step 0; None is the steady state, at a random place in an
+            epoch.
+        samples: how many orders to draw; first order spends one Hessian-vector product on each, resummed one per variable
+            and batch. None is the closed form, which methods linear in the gradient have (heavy ball, Nesterov).
+        seed: of the draws.
+        order: "first" or "resummed".
+        replacement: every step draws its batch afresh; otherwise every epoch is a random permutation.
+        measures: names or functions, as for `audit`, on which to tell the effect.
+        error: the relative standard error needed, of the first measure's change (of M without measures).
+        on_sample: called with the number of samples done, for progress.
+
+    Returns:
+        The means, with their standard errors.
+
+    Raises:
+        TooFewSamples: `error` was not reached; says how many samples would do.
+        NeverForgets: steady state of a memory that does not fade.
+        ValueError: fewer than two batches, or an argument out of range.
+
+    Example:
+        >>> import memoryless as ml
+        >>> losses = [lambda theta, a=a: ((theta - a) ** 2).sum() * (1 + a) / 2 for a in (0.0, 1.0, 3.0)]
+        >>> loss = ml.Loss.of(losses, torch.tensor([3.0], dtype=torch.float64))
+        >>> found = ml.expected_correction(ml.HeavyBall(lr=0.01, momentum=0.9), loss, step=50, samples=None)
+        >>> found.full_batch, found.noise
+        (tensor([46.4482], dtype=torch.float64), tensor([-0.1138], dtype=torch.float64))
+    """
+    theta = loss.theta if theta is None else theta.detach()
+    if len(loss) < 2:
+        raise ValueError("expected at least two batches, got 1: with one batch there is no order, use correction")
+    if order not in ("first", "resummed"):
+        raise ValueError(f"order must be 'first' or 'resummed', got {order!r}")
+    if samples is not None and (isinstance(samples, bool) or not isinstance(samples, int) or samples < 2):
+        raise ValueError(f"samples must be at least 2, or None for a closed form, got {samples!r}")
+    if isinstance(method, TorchMethod) and step is None:
+        raise ValueError(f"{method}: the steady state of a black box under random batches is not known; give step=n")
+    values = evaluate(measures, loss, theta, *loss.linearize(theta)) if measures else []
+    if samples is None:
+        if order != "first" or isinstance(method, TorchMethod):
+            raise ValueError("a closed form is of first order and of a method in momentum form; give samples")
+        full = correction(method, loss, theta, step)
+        noise, products = linear.noise_of(method, loss, theta, step, replacement)
+        effects = tuple(_effect(value, method.lr, full.M + noise, full.M, 0.0) for value in values)
+        zero = torch.zeros_like(theta)
+        return ExpectedCorrection(full.F, full.M + noise, zero, full.M, order, step, None, products, effects, method)
+    gradients = torch.stack([loss.gradient(theta, i) for i in range(len(loss))])
+    found, _ = sampled(method, loss, theta, gradients, values, step, samples, seed, order, replacement, on_sample)
+    if error is not None and not found.relative_error <= error:
+        enough = samples * (found.relative_error / error) ** 2
+        what = f"the change of the {label(measure)}" if (measure := next((v.name for v in values), "")) else "M"
+        would = f"about {math.ceil(enough)} would do" if np.isfinite(enough) else "within them it is 0"
+        raise TooFewSamples(
+            f"{samples} samples give {what} to a relative standard error of {found.relative_error:.2g}, asked for was "
+            f"{error:g}: {would}",
+            found,
+        )
+    return found
+
+
+def sampled(
+    method: AnyOptimizer,
+    loss: Loss,
+    theta: Tensor,
+    gradients: Tensor,
+    values: Sequence[Value],
+    step: int | None,
+    samples: int,
+    seed: int,
+    order: Literal["first", "resummed"] = "first",
+    replacement: bool = False,
+    on_sample: Callable[[int], None] = lambda done: None,
+) -> tuple[ExpectedCorrection, NDArray[np.float64]]:
+    """`expected_correction` from what is known at theta already.
+
+    Args:
+        method: as there, like all that is not told here.
+        loss: its batches.
+        theta: shape (d,).
+        gradients: of each batch, shape (batches, d).
+        values: the measures at theta.
+        step: n or None.
+        samples: orders to draw.
+        seed: sample r of one method and of another shares its draws from the present backwards.
+        order: "first" or "resummed".
+        replacement: as there.
+        on_sample: called after each.
+
+    Returns:
+        The means, and the change of each measure in each sample, shape (samples, measures).
+    """
+    n = _horizon(method) if step is None else step
+    if isinstance(method, TorchMethod):
+        full = correction(method, loss, theta, step, order).M
+    else:
+        past = history.full_batch(method, loss.linearize(theta), theta, step)
+        full = (first_order if order == "first" else resummed)(method, past, theta)
+
+    def draw(r: int) -> tuple[Order, np.random.Generator]:
+        rng = np.random.default_rng((seed, r))
+        skip = int(rng.integers(len(loss))) if step is None else -(n + 1) % len(loss)
+        backwards = random_order(len(loss), n + 1, rng, replacement, skip)
+        return backwards[::-1], np.random.default_rng((seed, r, 1))
+
+    draws = map(draw, range(samples))
+    if order == "resummed":
+        drawn = _whole_orders(method, loss, theta, gradients, draws)
+    elif isinstance(method, TorchMethod):
+        drawn = _black_box(method, loss, theta, gradients, draws)
+    else:
+        drawn = _random_lags(Pool(method, gradients, theta), loss, n, step is None, draws)
+    M, F, products = _Mean(theta), _Mean(theta), 0
+    changes = np.zeros((samples, len(values)))
+    for r, (update, memory, spent) in enumerate(drawn):
+        F.add(update)
+        M.add(memory)
+        products += spent
+        changes[r] = [-method.lr * float(value.gradient @ memory) / value.value for value in values]
+        on_sample(r + 1)
+    errors = changes.std(axis=0, ddof=1) / samples**0.5
+    effects = tuple(_effect(v, method.lr, M.mean, full, float(e)) for v, e in zip(values, errors, strict=True))
+    found = ExpectedCorrection(F.mean, M.mean, M.standard_error, full, order, step, samples, products, effects, method)
+    return found, changes
+
+
+Draws = Iterable[tuple[Order, np.random.Generator]]
+"""An order and what to draw from else, for each sample."""
+Sample = tuple[Tensor, Tensor, int]
+"""F and M of one sample, and the products spent on it."""
+
+
+def _effect(value: Value, lr: float, M: Tensor, full: Tensor, error: float) -> ExpectedEffect:
+    mean, of_full = (-lr * float(value.gradient @ x) / value.value for x in (M, full))
+    return ExpectedEffect(value.name, value.value, mean, of_full, error)
+
+
+def _variables(method: AnyMethod) -> tuple[Momentum, ...]:
+    return tuple(v for part in method.parts for v in part.method.variables)
+
+
+def _horizon(method: AnyOptimizer) -> int:
+    """A step at which all has settled to double precision."""
+    assert not isinstance(method, TorchMethod)
+    for v in _variables(method):
+        kernel.require_fading(v)
+    return kernel.window(_variables(method), 10**9)
+
+
+class _Mean:
+    """Running mean of vectors, and its standard error (Welford)."""
+
+    def __init__(self, like: Tensor):
+        self.count, self.mean, self._squares = 0, torch.zeros_like(like), torch.zeros_like(like)
+
+    def add(self, x: Tensor) -> None:
+        self.count += 1
+        change = x - self.mean
+        self.mean = self.mean + change / self.count
+        self._squares += change * (x - self.mean)
+
+    @property
+    def standard_error(self) -> Tensor:
+        return (self._squares / (self.count * (self.count - 1))).sqrt()
+
+
+@lru_cache(maxsize=16)
+def lag_probabilities(variables: tuple[Momentum, ...], n: int, limit: bool) -> NDArray[np.float64]:
+    """Probability of drawing each lag k = 1, 2, ...
+
+    A term of M has the size kernel_l[k] |D[k]|, and D[k] grows as k where the updates agree, as sqrt(k) where they are noise:
+    every variable and either growth has an equal share.
+
+    Args:
+        variables: of a method.
+        n: step.
+        limit: whether it stands for the steady state.
+
+    Returns:
+        Shape (lags,), a sum of 1; empty if nothing is remembered.
+    """
+    count = min(kernel.window(variables, n), n + 1)
+    ages = np.arange(1, count)
+    p = np.zeros(count - 1)
+    for values in {v: np.abs(kernel.kernel(v, n, count, limit)[1:]) for v in variables}.values():
+        for growth in (ages, np.sqrt(ages)):
+            if total := values @ growth:
+                p += values * growth / total
+    return p / (p.sum() or 1.0)
+
+
+@dataclass(frozen=True)
+class Lagged:
+    """A draw: an order, a lag and the steps that stand for D[k].
+
+    Attributes:
+        batch: of step n - k.
+        k: the lag.
+        probability: of it.
+        steps: n, then the steps s drawn from n-k..n-1.
+        weight: of each of the latter in D[k].
+    """
+
+    batch: int
+    k: int
+    probability: float
+    steps: list[int]
+    weight: float
+
+
+def lagged(order: Order, p: NDArray[np.float64], rng: np.random.Generator) -> Lagged:
+    """Draw a lag, and steps between it and the present.
+
+    Args:
+        order: batch of each step 0..n.
+        p: from `lag_probabilities`.
+        rng: to draw from.
+    """
+    n, (u, *places) = len(order) - 1, rng.random(1 + POINTS)
+    k = 1 + min(int(np.searchsorted(np.cumsum(p), u, side="right")), len(p) - 1)
+    # Beyond POINTS uniform within each of so many equal stretches: every s has the same chance.
+    stretches = np.floor((np.arange(POINTS) + places) * k / POINTS).astype(int)
+    steps = n - k + (np.arange(k) if k <= POINTS else stretches)
+    return Lagged(int(order[n - k]), k, float(p[k - 1]), [n, *steps.tolist()], k / len(steps))
+
+
+def _random_lags(pool: Pool, loss: Loss, n: int, limit: bool, draws: Draws) -> Iterator[Sample]:
+    """F[n], and one lag's share in M[n], of random orders."""
+    variables = _variables(pool.method)
+    p = lag_probabilities(variables, n, limit)
+    draws = iter(draws)
+    while batch := list(itertools.islice(draws, max(1, ROUND // len(pool.theta)))):
+        lags: list[Lagged] = []
+        present: list[list[Tensor]] = [[] for _ in variables]
+        F, backs = [], []
+        for order, rng in batch:
+            lag = lagged(order, p, rng) if p.any() else Lagged(int(order[n]), 0, 1.0, [n], 0.0)
+            memories = pool.memories([shares(v, order, lag.steps, len(pool), limit) for v in variables])
+            updates = pool.readout(memories)
+            for rows, m in zip(present, memories, strict=True):
+                rows.append(m[0])
+            lags.append(lag)
+            F.append(updates[0])
+            backs.append(pool.method.lr * lag.weight * updates[1:].sum(0))
+        M = _answers(pool, lags, [torch.stack(rows) for rows in present], torch.stack(backs), n, limit, loss)
+        yield from zip(F, M, [int(lag.k > 0) for lag in lags], strict=True)
+
+
+def _answers(
+    pool: Pool, lags: Sequence[Lagged], present: Sequence[Tensor], backs: Tensor, n: int, limit: bool, loss: Loss
+) -> Tensor:
+    """What one lag each contributes to M[n], over its probability, shape (lags, d)."""
+    drifts = torch.zeros_like(backs)
+    for i in sorted({lag.batch for lag in lags if lag.k}):
+        mine = [r for r, lag in enumerate(lags) if lag.k and lag.batch == i]
+        _, product = loss.linearize(pool.theta, i, products=len(mine))
+        for r in mine:
+            drifts[r] = product(backs[r])
+    batches = [lag.batch for lag in lags]
+    duals = []
+    with forward_ad.dual_level():
+        flat = iter(present)
+        for part in pool.method.parts:
+            g = forward_ad.make_dual(pool.gradients[batches][:, part.index], drifts[:, part.index].contiguous())
+            point = pool.theta[part.index].expand(len(lags), -1).contiguous()
+            point = forward_ad.make_dual(point, backs[:, part.index].contiguous())
+            for v in part.method.variables:
+                share = [_weight(v, n, lag.k, limit) / lag.probability for lag in lags]
+                slope = tangent(per_row(v.g, part.method.elementwise, g, point))
+                duals.append(forward_ad.make_dual(next(flat), slope * slope.new_tensor(share)[:, None]))
+        return tangent(pool.readout(duals)).detach()
+
+
+def rows_of(g: Callable[[Tensor, Tensor], Tensor], elementwise: bool) -> Callable[[Tensor, Tensor], Tensor]:
+    """g_l for rows of gradients and thetas."""
+    return (
+        g if elementwise else lambda gradients, thetas: torch.stack([g(x, y) for x, y in zip(gradients, thetas, strict=True)])
+    )
+
+
+def _weight(variable: Momentum, n: int, k: int, limit: bool) -> float:
+    """kernel[k], for k >= 1."""
+    if k < max(variable.lag, 1):
+        return 0.0
+    weight = variable.weight(np.inf if limit else n)
+    return float(weight * variable.beta ** (k - variable.lag) * (variable.first if k == n and not limit else 1.0))
+
+
+def _whole_orders(method: AnyOptimizer, loss: Loss, theta: Tensor, gradients: Tensor, draws: Draws) -> Iterator[Sample]:
+    """F[n] and resummed M[n] of whole orders."""
+    for order, _ in draws:
+        sequence = order.tolist()
+        if isinstance(method, TorchMethod):
+            found = unrolled(method, loss, theta, len(sequence) - 1, "resummed", sequence)
+            yield found.F, found.M, found.products
+            continue
+        recent = sorted(set(sequence[len(sequence) - history.reach(method, len(sequence) - 1) :]))
+        seen = {i: gradients[i] for i in recent}
+        past = history.mini_batch(method, seen, lambda v, i: loss.curvature(theta, v, i), theta, sequence)
+        yield past.F, resummed(method, past, theta), past.products
+
+
+def _black_box(method: TorchMethod, loss: Loss, theta: Tensor, gradients: Tensor, draws: Draws) -> Iterator[Sample]:
+    """F[n], and one lag's share in M[n], of an optimizer whose kernel is not known: any lag may count, short ones often do."""
+    known = dict(enumerate(gradients.double()))
+    for order, rng in draws:
+        n, k, p = len(order) - 1, 0, np.ones(1)
+        if n:
+            harmonic = 1 / np.arange(1, n + 1)
+            p = (harmonic / harmonic.sum() + 1 / n) / 2
+            k = 1 + int(rng.choice(n, p=p))
+        found = one_lag(method, loss, theta, order.tolist(), known, k)
+        yield found.F, found.M / p[k - 1], found.products
