@@ -11,19 +11,22 @@ regularizes S if it lowers it, anti-regularizes if it raises it.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from memoryless import history, torch_method
 from memoryless.black_box import AnyOptimizer, TorchMethod
-from memoryless.correction import correction, first_order, outside, resummed
+from memoryless.correction import batch_sequence, correction, first_order, outside, resummed
 from memoryless.history import Linearization
 from memoryless.loss import Loss
 from memoryless.measures import MEASURES, Differentiable, Value, evaluate, label
+from memoryless.method import AnyMethod
+from memoryless.orders import Pool
 
 COSINE, ERROR = 0.9, 0.5
 """A prediction holds where its cosine to the measured effect and its relative error are at least and at most these."""
@@ -175,15 +178,17 @@ def audit(
     loss: Loss,
     measures: Sequence[str | Differentiable] = tuple(MEASURES),
     step: int | None = None,
+    batches: Iterable[int] | None = None,
 ) -> Audit:
     """Audit the memory of an optimizer at the loss's present parameters. Nothing is changed, bit for bit.
 
     Args:
-        optimizer: a live torch optimizer whose state comes from full-batch steps on this loss, or a method (then nothing is
-            measured).
-        loss: the loss.
+        optimizer: a live torch optimizer whose state comes from steps on this loss, or a method (then nothing is measured).
+        loss: the loss; measures are of its full batch.
         measures: names in `MEASURES`, or differentiable functions theta -> scalar.
         step: n, the number of past steps; default what the optimizer's state says, or the steady state.
+        batches: index of the batch of each step 0..n, the next step's included; None if every step took the full batch.
+            Then F[n] is that of the same batches at the present theta, which costs their gradients once.
 
     Returns:
         The audit.
@@ -214,13 +219,16 @@ def audit(
     else:
         method = optimizer
     theta = loss.theta
+    sequence = None if batches is None else batch_sequence(batches, step, len(loss))
+    step = step if sequence is None else len(sequence) - 1
     linearization = loss.linearize(theta)
     live = None
     if isinstance(optimizer, torch.optim.Optimizer):
-        live = torch_method.next_update(optimizer, loss, linearization[0])
+        gradient = linearization[0] if sequence is None else loss.gradient(theta, sequence[-1])
+        live = torch_method.next_update(optimizer, loss, gradient)
     values = evaluate(measures, loss, theta, *linearization)
-    notes = [UNKNOWN_PAST] if live is not None and len(loss) > 1 else []
-    return inspect(method, loss, linearization, theta, step, values, live, notes)
+    notes = [UNKNOWN_PAST] if live is not None and len(loss) > 1 and sequence is None else []
+    return inspect(method, loss, linearization, theta, step, values, live, notes, sequence)
 
 
 def inspect(
@@ -232,6 +240,7 @@ def inspect(
     values: Sequence[Value],
     live: Tensor | None = None,
     notes: Sequence[str] = (),
+    batches: Sequence[int] | None = None,
 ) -> Audit:
     """Audit a method at theta from what is already known there.
 
@@ -244,19 +253,23 @@ def inspect(
         values: the measures at theta.
         live: the measured update, shape (d,), if there is one; float64 keeps its digits.
         notes: what a reader must know besides.
+        batches: of each step 0..n; None is full batch.
 
     Returns:
         The audit.
     """
-    gradient = linearization[0]
     if isinstance(method, TorchMethod):
-        F, first, summed, share, how = _of_black_box(method, loss, theta, step)
+        F, first, summed, share, how = _of_black_box(method, loss, theta, step, batches)
         notes = [*notes, how]
     else:
-        past = history.full_batch(method, linearization, theta, step)
+        past = (
+            history.full_batch(method, linearization, theta, step)
+            if batches is None
+            else history.of_batches(method, loss, theta, batches)
+        )
         first, summed, share = first_order(method, past, theta), resummed(method, past, theta), outside(method, past)
         # The measured effect keeps the digits of float64.
-        F = past.F if live is None else history.frozen(method, gradient.double(), theta.double(), step)
+        F = past.F if live is None else _frozen(method, loss, linearization[0], theta, step, batches)
     delta = None
     if live is not None:
         # (theta - theta_next) / lr is known to the rounding of theta / lr: nothing below it is memory.
@@ -271,11 +284,22 @@ def inspect(
     return Audit(str(method), step, method.lr, value, F, delta, first, summed, effects, validity)
 
 
+def _frozen(
+    method: AnyMethod, loss: Loss, gradient: Tensor, theta: Tensor, step: int | None, batches: Sequence[int] | None
+) -> Tensor:
+    """F[n](theta) in float64, of the full batch or of the batches of each step."""
+    if batches is None:
+        return history.frozen(method, gradient.double(), theta.double(), step)
+    used = sorted(set(batches))
+    gradients = torch.stack([loss.gradient(theta, i).double() for i in used])
+    return Pool(method, gradients, theta.double()).update(np.searchsorted(used, batches))
+
+
 def _of_black_box(
-    method: TorchMethod, loss: Loss, theta: Tensor, step: int | None
+    method: TorchMethod, loss: Loss, theta: Tensor, step: int | None, batches: Sequence[int] | None
 ) -> tuple[Tensor, Tensor, Tensor, float, str]:
     """F in float64, both corrections, the share outside, and how its step was differentiated."""
-    first, summed = (correction(method, loss, theta, step, order) for order in ("first", "resummed"))
+    first, summed = (correction(method, loss, theta, step, order, batches) for order in ("first", "resummed"))
     assert first.response is not None
     how = f"black box, differentiated by {first.response.derivative}: {first.response.derivative_reason}"
     return first.F, first.M.to(theta.dtype), summed.M.to(theta.dtype), first.outside, how

@@ -124,9 +124,7 @@ def correction(
         linearization = loss.linearize(theta, products=history.products(method, step))
         past = history.full_batch(method, linearization, theta, step)
     else:
-        recent = sequence[len(sequence) - history.reach(method, len(sequence) - 1) :]
-        gradients = {i: loss.gradient(theta, i) for i in sorted(set(recent))}
-        past = history.mini_batch(method, gradients, lambda v, i: loss.curvature(theta, v, i), theta, sequence)
+        past = history.of_batches(method, loss, theta, sequence)
     M = (first_order if order == "first" else resummed)(method, past, theta)
     return Correction(past.F, M, order, step, past.products, method, past)
 

@@ -119,6 +119,7 @@ def gradient_noise(
     """
     if len(loss) < 2:
         raise ValueError("expected at least two batches, got 1: the noise of one gradient cannot be told from the gradient")
+    loss.require_replayable()
     theta = loss.theta if theta is None else theta.detach()
     b = np.array(_sizes(loss, sizes), dtype=float)
     total = torch.zeros_like(theta, dtype=torch.float64)

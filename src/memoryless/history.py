@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from memoryless import kernel
+from memoryless.loss import Loss
 from memoryless.method import AnyMethod, Momentum, Part
 from memoryless.orders import Pool
 
@@ -283,6 +284,23 @@ def reach(method: AnyMethod, n: int) -> int:
     factor = 4 if any(v.degree is None for v in variables) else 1
     # One more, which the update before a lagging variable's oldest gradient still read.
     return min(factor * kernel.window(variables, n) + 1, n + 1)
+
+
+def of_batches(method: AnyMethod, loss: Loss, theta: Tensor, sequence: Sequence[int]) -> History:
+    """The history when step s used batch sequence[s] of a loss.
+
+    Args:
+        method: in momentum form.
+        loss: its gradients and curvature are used.
+        theta: shape (d,).
+        sequence: batch of each step 0..n.
+
+    Returns:
+        The linearized history.
+    """
+    recent = sequence[len(sequence) - reach(method, len(sequence) - 1) :]
+    gradients = {i: loss.gradient(theta, i) for i in sorted(set(recent))}
+    return mini_batch(method, gradients, lambda v, i: loss.curvature(theta, v, i), theta, sequence)
 
 
 def mini_batch(

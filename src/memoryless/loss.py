@@ -201,9 +201,22 @@ class Loss:
     @property
     def sizes(self) -> list[int] | None:
         """Samples in each batch: the length of its first tensor; None where a batch holds no tensor."""
-        firsts = [_first_tensor(data) for _, data in self._select(None)]
-        found = [first.shape[0] for first in firsts if first is not None and first.ndim]
-        return found if len(found) == len(firsts) else None
+        batches = [_tensors(data) for _, data in self._select(None)]
+        return [len(tensors[0]) for tensors in batches] if all(t and t[0].ndim for t in batches) else None
+
+    def require_replayable(self) -> None:
+        """Raise unless a batch asked for again is the same batch.
+
+        Raises:
+            ValueError: it is another; says what to do.
+        """
+        for i in (0, len(self) - 1):
+            (_, one), (_, other) = (next(self._select(i)) for _ in range(2))
+            if not all(torch.equal(x, y) for x, y in zip(_tensors(one), _tensors(other), strict=True)):
+                raise ValueError(
+                    f"batch {i} is another each time it is asked for: such a sampler cannot be replayed; pass a list of "
+                    "batches, or a DataLoader whose sampler draws from torch's generators"
+                )
 
     def __call__(self, theta: Tensor, batch: int | None = None) -> Tensor:
         """L(theta), differentiable; of one batch if its index is given.
@@ -415,11 +428,11 @@ class Loss:
                 raise NotFinite(f"{what} '{name}' is {vector[first].item()} first at flat index {first - part.start}")
 
 
-def _first_tensor(data: Any) -> Tensor | None:
+def _tensors(data: Any) -> list[Tensor]:
     if isinstance(data, Tensor):
-        return data
+        return [data]
     values = data.values() if isinstance(data, Mapping) else data if isinstance(data, (list, tuple)) else ()
-    return next((found for value in values if (found := _first_tensor(value)) is not None), None)
+    return [tensor for value in values for tensor in _tensors(value)]
 
 
 def _reiterable(batches: Iterable[Any], device: torch.device, generators: list[torch.Generator]) -> tuple[Iterable[Any], int]:

@@ -179,6 +179,7 @@ def expected_correction(
     theta = loss.theta if theta is None else theta.detach()
     if len(loss) < 2:
         raise ValueError("expected at least two batches, got 1: with one batch there is no order, use correction")
+    loss.require_replayable()
     if order not in ("first", "resummed"):
         raise ValueError(f"order must be 'first' or 'resummed', got {order!r}")
     if samples is not None and (isinstance(samples, bool) or not isinstance(samples, int) or samples < 2):

@@ -132,6 +132,15 @@ class Pool:
             F[:, part.index] = rows
         return F
 
+    def update(self, order: Order) -> Tensor:
+        """F[n](theta) of the last step of an order, shape (d,).
+
+        Args:
+            order: batch of each step 0..n.
+        """
+        variables = [v for part in self.method.parts for v in part.method.variables]
+        return self.readout(self.memories([shares(v, order, [len(order) - 1], len(self)) for v in variables]))[0]
+
     def updates(self, order: Order, first: int = 0) -> Iterator[tuple[int, Tensor]]:
         """F[s](theta) of every step of an order, from empty memory.
 
