@@ -237,6 +237,31 @@ def measured_maps(grid: Grid, shadow: Shadow, gradient: Tensor, theta: Tensor, v
     return _maps(inner, grid, values, "measured")
 
 
+def inner_products(grid: Grid, slopes: Tensor, theta: Tensor, memory: Memory) -> np.ndarray:
+    """<grad S, phi(m)> for every pair and measure, of any memory.
+
+    Args:
+        grid: the pairs.
+        slopes: grad S of each measure, shape (measures, d).
+        theta: shape (d,).
+        memory: (variable, coordinates) -> m_l.
+
+    Returns:
+        Shape (*grid.shape, measures).
+    """
+    if all(part.method.elementwise for part in grid.oldest.parts):
+        return _from_memory(grid, torch.zeros_like(theta), slopes, theta, memory)
+
+    def update(method: AnyMethod) -> Tensor:
+        F = torch.zeros_like(theta)
+        for part in method.parts:
+            m = [memory(v, part.index) for v in part.method.variables]
+            F[part.index] = part.scale * part.method.readout(m, theta[part.index])
+        return F
+
+    return _pair_by_pair(grid, slopes, update)
+
+
 def with_betas(method: AnyMethod, beta_1: float, beta_2: float) -> AnyMethod:
     """The same method (each group of it) with other betas.
 

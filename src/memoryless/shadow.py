@@ -26,6 +26,7 @@ class Shadow:
 
     Attributes:
         n: gradients fed so far.
+        variables: all that remember, each once.
 
     Example:
         >>> import memoryless as ml
@@ -42,7 +43,9 @@ class Shadow:
     def __init__(self, methods: Iterable[AnyMethod], theta: Tensor):
         self.n = 0
         betas: dict[tuple, list[float]] = {}
-        for v in dict.fromkeys(v for m in methods for part in m.parts for v in part.method.variables if v.has_memory):
+        every = (v for m in methods for part in m.parts for v in part.method.variables if v.has_memory)
+        self.variables = tuple(dict.fromkeys(every))
+        for v in self.variables:
             row = betas.setdefault((v.g, v.first), [])
             if v.beta not in row:
                 row.append(v.beta)
