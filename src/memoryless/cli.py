@@ -6,18 +6,28 @@ from collections.abc import Sequence
 import tyro
 
 from memoryless.commands.audit import Audit
+from memoryless.commands.betas import Betas
 from memoryless.commands.compare import Compare
 from memoryless.commands.derive import Derive
 from memoryless.commands.profile import Profile
 from memoryless.commands.reproduce import Reproduce
 from memoryless.commands.verify import Verify
 
-COMMANDS = {"audit": Audit, "compare": Compare, "derive": Derive, "verify": Verify, "profile": Profile, "reproduce": Reproduce}
+COMMANDS = {
+    "audit": Audit,
+    "betas": Betas,
+    "compare": Compare,
+    "derive": Derive,
+    "verify": Verify,
+    "profile": Profile,
+    "reproduce": Reproduce,
+}
 
 DESCRIPTION = """What an optimizer's memory does to the loss: measured, predicted, and whether the prediction holds.
 
 Examples:
   memoryless audit
+  memoryless betas --batch-sizes 8,32,128,full
   memoryless compare adamw lion "torch.optim.Muon(lr=1e-3)"
   memoryless derive adamw --set eps=0
   memoryless verify adamw

@@ -8,7 +8,7 @@ Evaluating a Loss leaves no trace: parameters, `.grad` fields, buffers and rando
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from memoryless import guard
 from memoryless.randomness import isolated
 from memoryless.second import twice_differentiable
+from memoryless.structure import tensors
 
 Curvature = Callable[[Tensor], Tensor]
 
@@ -201,8 +202,8 @@ class Loss:
     @property
     def sizes(self) -> list[int] | None:
         """Samples in each batch: the length of its first tensor; None where a batch holds no tensor."""
-        batches = [_tensors(data) for _, data in self._select(None)]
-        return [len(tensors[0]) for tensors in batches] if all(t and t[0].ndim for t in batches) else None
+        firsts = [tensors(data)[:1] for _, data in self._select(None)]
+        return [len(first) for (first,) in firsts] if all(first and first[0].ndim for first in firsts) else None
 
     def require_replayable(self) -> None:
         """Raise unless a batch asked for again is the same batch.
@@ -212,7 +213,7 @@ class Loss:
         """
         for i in (0, len(self) - 1):
             (_, one), (_, other) = (next(self._select(i)) for _ in range(2))
-            if not all(torch.equal(x, y) for x, y in zip(_tensors(one), _tensors(other), strict=True)):
+            if not all(torch.equal(x, y) for x, y in zip(tensors(one), tensors(other), strict=True)):
                 raise ValueError(
                     f"batch {i} is another each time it is asked for: such a sampler cannot be replayed; pass a list of "
                     "batches, or a DataLoader whose sampler draws from torch's generators"
@@ -426,13 +427,6 @@ class Loss:
         for name, part in self.slices.items():
             if part.start <= first < part.stop:
                 raise NotFinite(f"{what} '{name}' is {vector[first].item()} first at flat index {first - part.start}")
-
-
-def _tensors(data: Any) -> list[Tensor]:
-    if isinstance(data, Tensor):
-        return [data]
-    values = data.values() if isinstance(data, Mapping) else data if isinstance(data, (list, tuple)) else ()
-    return [tensor for value in values for tensor in _tensors(value)]
 
 
 def _reiterable(batches: Iterable[Any], device: torch.device, generators: list[torch.Generator]) -> tuple[Iterable[Any], int]:

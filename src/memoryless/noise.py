@@ -27,12 +27,13 @@ from torch.autograd import forward_ad
 
 from memoryless import history, kernel, linear
 from memoryless.black_box import AnyOptimizer, TorchMethod
-from memoryless.correction import correction, first_order, resummed
+from memoryless.correction import correction, resummed
 from memoryless.loss import Loss
 from memoryless.measures import Differentiable, Value, evaluate, label
 from memoryless.method import AnyMethod, Momentum
 from memoryless.orders import Order, Pool, per_row, random_order, shares
 from memoryless.response import one_lag, tangent, unrolled
+from memoryless.sampling import Samples
 
 POINTS = 16
 """Of the steps that D[k] sums over, so many are taken where it sums over more: one from each of as many equal stretches."""
@@ -61,14 +62,19 @@ class ExpectedEffect:
         value: S(theta).
         mean: over the orders.
         full_batch: were every step's batch the full one.
-        standard_error: of `mean`, and of `noise`.
+        changes: of each sample.
     """
 
     measure: str
     value: float
     mean: float
     full_batch: float
-    standard_error: float
+    changes: Samples = field(repr=False)
+
+    @property
+    def standard_error(self) -> float:
+        """Of `mean`, and of `noise`."""
+        return float(self.changes.standard_error)
 
     @property
     def noise(self) -> float:
@@ -192,11 +198,12 @@ def expected_correction(
             raise ValueError("a closed form is of first order and of a method in momentum form; give samples")
         full = correction(method, loss, theta, step)
         noise, products = linear.noise_of(method, loss, theta, step, replacement)
-        effects = tuple(_effect(value, method.lr, full.M + noise, full.M, 0.0) for value in values)
+        effects = tuple(_effect(value, method.lr, full.M + noise, full.M) for value in values)
         zero = torch.zeros_like(theta)
         return ExpectedCorrection(full.F, full.M + noise, zero, full.M, order, step, None, products, effects, method)
     gradients = torch.stack([loss.gradient(theta, i) for i in range(len(loss))])
-    found, _ = sampled(method, loss, theta, gradients, values, step, samples, seed, order, replacement, on_sample)
+    full = correction(method, loss, theta, step, order).M
+    found = sampled(method, loss, theta, gradients, values, full, step, samples, seed, order, replacement, on_sample)
     if error is not None and not found.relative_error <= error:
         enough = samples * (found.relative_error / error) ** 2
         what = f"the change of the {label(measure)}" if (measure := next((v.name for v in values), "")) else "M"
@@ -215,13 +222,14 @@ def sampled(
     theta: Tensor,
     gradients: Tensor,
     values: Sequence[Value],
+    full: Tensor,
     step: int | None,
     samples: int,
     seed: int,
     order: Literal["first", "resummed"] = "first",
     replacement: bool = False,
     on_sample: Callable[[int], None] = lambda done: None,
-) -> tuple[ExpectedCorrection, NDArray[np.float64]]:
+) -> ExpectedCorrection:
     """`expected_correction` from what is known at theta already.
 
     Args:
@@ -230,6 +238,7 @@ def sampled(
         theta: shape (d,).
         gradients: of each batch, shape (batches, d).
         values: the measures at theta.
+        full: M of the full batch, shape (d,).
         step: n or None.
         samples: orders to draw.
         seed: sample r of one method and of another shares its draws from the present backwards.
@@ -238,14 +247,9 @@ def sampled(
         on_sample: called after each.
 
     Returns:
-        The means, and the change of each measure in each sample, shape (samples, measures).
+        The means, with their standard errors.
     """
     n = _horizon(method) if step is None else step
-    if isinstance(method, TorchMethod):
-        full = correction(method, loss, theta, step, order).M
-    else:
-        past = history.full_batch(method, loss.linearize(theta), theta, step)
-        full = (first_order if order == "first" else resummed)(method, past, theta)
 
     def draw(r: int) -> tuple[Order, np.random.Generator]:
         rng = np.random.default_rng((seed, r))
@@ -268,10 +272,8 @@ def sampled(
         products += spent
         changes[r] = [-method.lr * float(value.gradient @ memory) / value.value for value in values]
         on_sample(r + 1)
-    errors = changes.std(axis=0, ddof=1) / samples**0.5
-    effects = tuple(_effect(v, method.lr, M.mean, full, float(e)) for v, e in zip(values, errors, strict=True))
-    found = ExpectedCorrection(F.mean, M.mean, M.standard_error, full, order, step, samples, products, effects, method)
-    return found, changes
+    effects = tuple(_effect(v, method.lr, M.mean, full, Samples(changes[:, k])) for k, v in enumerate(values))
+    return ExpectedCorrection(F.mean, M.mean, M.standard_error, full, order, step, samples, products, effects, method)
 
 
 Draws = Iterable[tuple[Order, np.random.Generator]]
@@ -280,9 +282,9 @@ Sample = tuple[Tensor, Tensor, int]
 """F and M of one sample, and the products spent on it."""
 
 
-def _effect(value: Value, lr: float, M: Tensor, full: Tensor, error: float) -> ExpectedEffect:
+def _effect(value: Value, lr: float, M: Tensor, full: Tensor, changes: Samples | None = None) -> ExpectedEffect:
     mean, of_full = (-lr * float(value.gradient @ x) / value.value for x in (M, full))
-    return ExpectedEffect(value.name, value.value, mean, of_full, error)
+    return ExpectedEffect(value.name, value.value, mean, of_full, changes or Samples(np.array([mean]), "exact"))
 
 
 def _variables(method: AnyMethod) -> tuple[Momentum, ...]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from memoryless.loss import Loss
 from memoryless.randomness import isolated
+from memoryless.structure import cut
 
 
 class Problem(NamedTuple):
@@ -45,6 +46,12 @@ def digits_mlp(seed: int = 0, width: int = 64, count: int = 1000, dtype: torch.d
     with isolated(torch.device("cpu"), seed):
         model = nn.Sequential(nn.Linear(64, width), nn.GELU(), nn.Linear(width, 10)).to(dtype)
     return Problem(model, cross_entropy, [digits(count, dtype)])
+
+
+def digits_batches(seed: int = 0, size: int = 32, width: int = 32, dtype: torch.dtype = torch.float64) -> Problem:
+    """A GELU network 64-width-10 on all the digits, cut into batches of one size; a remainder is left out."""
+    model, criterion, batches = digits_mlp(seed, width, 1797, dtype)
+    return Problem(model, criterion, cut(batches[0], size))
 
 
 def digits_cnn(seed: int = 0, count: int = 500, dtype: torch.dtype = torch.float64) -> Problem:

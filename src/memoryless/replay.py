@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from memoryless import torch_method
@@ -27,48 +26,21 @@ from memoryless.measures import Differentiable, Value, evaluate
 from memoryless.method import AnyMethod, Index, Momentum
 from memoryless.noise import lag_probabilities
 from memoryless.orders import Order, Pool, shares
+from memoryless.sampling import Array, Samples
 from memoryless.shadow import Shadow
 
-Array = NDArray[np.float64]
 Memory = Callable[[Momentum, Index], Tensor]
-
-BLOCKS = 10
-"""Of stops one after the other, whose means count as independent."""
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Relative change of each measure per step that memory caused, -lr <grad S, Delta_n> / S, at each stop.
-
-    Attributes:
-        changes: shape (stops, ...).
-    """
-
-    changes: Array
-
-    @property
-    def mean(self) -> Array:
-        """Over the stops."""
-        return self.changes.mean(axis=0)
-
-    @property
-    def standard_error(self) -> Array:
-        """Of the mean: from the means of `BLOCKS` blocks of stops, since stops near each other share their past."""
-        blocks = [block.mean(axis=0) for block in np.array_split(self.changes, min(BLOCKS, len(self.changes)))]
-        if len(blocks) < 2:
-            return np.full(self.changes.shape[1:], np.inf)
-        return np.std(blocks, axis=0, ddof=1) / len(blocks) ** 0.5
 
 
 @dataclass(frozen=True)
 class Replay:
-    """What memory did along a mini-batch run.
+    """Relative change of each measure per step that memory caused along a mini-batch run, -lr <grad S, Delta_n> / S.
 
     Attributes:
         measures: their names.
         stops: after how many steps.
         values: each measure at each stop, shape (stops, measures).
-        live: of the optimizer that ran, shape (stops, measures).
+        live: of the optimizer that ran, shape (stops, measures); stops share their past, they are a series.
         others: of other methods, by their text.
         maps: of every pair of betas, shape (stops, betas_1, betas_2, measures); None without a grid.
         grid: the pairs.
@@ -78,9 +50,9 @@ class Replay:
     measures: tuple[str, ...]
     stops: tuple[int, ...]
     values: Array
-    live: Measured
-    others: dict[str, Measured]
-    maps: Measured | None
+    live: Samples
+    others: dict[str, Samples]
+    maps: Samples | None
     grid: Grid | None = field(repr=False)
     gradients: int
 
@@ -184,9 +156,9 @@ def replay(
         names,
         tuple(wanted),
         np.array(values_seen),
-        Measured(np.array(live)),
-        {name: Measured(np.array(rows)) for name, rows in others.items()},
-        Measured(np.array(maps)) if grid else None,
+        Samples(np.array(live), "series"),
+        {name: Samples(np.array(rows), "series") for name, rows in others.items()},
+        Samples(np.array(maps), "series") if grid else None,
         grid,
         spent,
     )

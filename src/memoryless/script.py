@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from memoryless.method import Method
 from memoryless.methods import CATALOGUE
+from memoryless.structure import map_tensors
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
@@ -211,11 +212,4 @@ class Moved:
         return map(self._move, iter(self.batches))
 
     def _move(self, batch: Any) -> Any:
-        if isinstance(batch, Tensor):
-            return batch.to(self.device, self.dtype if batch.is_floating_point() else None)
-        if isinstance(batch, Mapping):
-            return {key: self._move(value) for key, value in batch.items()}
-        if isinstance(batch, (list, tuple)):
-            moved = [self._move(value) for value in batch]
-            return type(batch)(*moved) if hasattr(batch, "_fields") else type(batch)(moved)
-        return batch
+        return map_tensors(lambda x: x.to(self.device, self.dtype if x.is_floating_point() else None), batch)

@@ -1,0 +1,177 @@
+"""At my batch size, which betas? As words, a table and a picture."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LinearSegmentedColormap, SymLogNorm
+from matplotlib.figure import Figure
+from rich import box
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from memoryless.advice import advice, said, with_error
+from memoryless.batch_sizes import AtSize, BatchSizes
+from memoryless.gradient_noise import GradientNoise
+from memoryless.measures import label
+from memoryless.report.figures import DIVERGING, INK, NEUTRAL
+from memoryless.report.scale import number
+from memoryless.report.table import STYLE
+from memoryless.sampling import Samples
+
+KINDS = ("measured", "predicted")
+TITLE = {"measured": "measured", "predicted": "first order"}
+COLOURS = LinearSegmentedColormap.from_list("effect", [tuple(stop) for stop in DIVERGING])
+
+
+def as_dict(found: BatchSizes) -> dict[str, Any]:
+    """Plain numbers and text, the advice included.
+
+    Args:
+        found: at one stage of training.
+    """
+    plain = found.as_dict()
+    for told, size in zip(plain["sizes"], found.sizes, strict=True):
+        told["advice"] = {name: advice(found, size, k) for k, name in enumerate(found.measures)}
+    return plain
+
+
+def print_advice(stages: Sequence[BatchSizes], console: Console) -> None:
+    """For each measure a table over batch sizes and stages; then the advice at the last stage.
+
+    Args:
+        stages: of training, in order.
+        console: where to.
+    """
+    last, several = stages[-1], len(stages) > 1
+    own = f"betas ({last.betas_1[last.own[0]]:g}, {last.betas_2[last.own[1]]:g}), lr {last.lr:g}"
+    for k, name in enumerate(last.measures):
+        title = f"Change of the {label(name)} per step caused by memory, at {own}"
+        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for column in (*["steps"] * several, "batch", "measured", "resummed", "first order", "memory"):
+            table.add_column(column, justify="right", no_wrap=True)
+        for stage in stages:
+            for size in stage.sizes:
+                measured, predicted = (maps.at((*stage.own, k)) for maps in (size.measured, size.predicted))
+                numbers = (with_error(change) for change in (measured, size.resummed[stage.own].at((k,)), predicted))
+                steps = [f"{stage.taken + stage.steps:,}"] * several
+                table.add_row(*steps, _name(size), *numbers, Text(said(measured), style=STYLE[said(measured)]))
+        console.print(table)
+    for k, name in enumerate(last.measures):
+        steps = f"after {last.taken:,} steps of training and {last.steps:,} at each batch size"
+        console.print(Text(f"The {label(name)}, {steps}", style="bold"))
+        for size in last.sizes:
+            console.print(Text(f"\n{_name(size)}{_known(size, k)}"))
+            console.print(Padding("\n".join(advice(last, size, k)), (0, 0, 0, 2)))
+        console.print()
+
+
+def _known(size: AtSize, k: int) -> str:
+    """What else is known at a batch size."""
+    noise = "" if size.noise is None else f"noise scale {_samples(size.noise)}; "
+    same, known = _signs(size, k)
+    return f" ({noise}first order has the measured sign at {same} of {known} pairs where both are known)"
+
+
+def _samples(noise: GradientNoise) -> str:
+    low, high = noise.interval or (math.nan, math.nan)
+    if not math.isfinite(high):
+        return f"at least {low:,.0f} samples (95 %): the gradient cannot be told from its noise"
+    return f"{noise.scale:,.0f} samples (95 %: {low:,.0f} to {high:,.0f})"
+
+
+def _name(size: AtSize) -> str:
+    return "full" if size.size is None else str(size.size)
+
+
+def _signs(size: AtSize, k: int) -> tuple[int, int]:
+    """In how many pairs measured and predicted have the same sign, of those where both are beyond two standard errors."""
+    measured, predicted = (maps.at((slice(None), slice(None), k)) for maps in (size.measured, size.predicted))
+    known = np.ones(measured.mean.shape, dtype=bool)
+    for maps in (measured, predicted):
+        known &= np.abs(maps.mean) > 2 * maps.standard_error
+    same = known & (np.sign(measured.mean) == np.sign(predicted.mean))
+    return int(same.sum()), int(known.sum())
+
+
+def picture(stages: Sequence[BatchSizes]) -> Figure:
+    """Of the first measure: a map per batch size, measured above predicted, at the last stage; and over stages, if several.
+
+    Args:
+        stages: of training, in order.
+    """
+    last = stages[-1]
+    columns, several = len(last.sizes), len(stages) > 1
+    with matplotlib.rc_context({"font.size": 9.5, "axes.edgecolor": NEUTRAL, "text.color": INK}):
+        figure = Figure(figsize=(3.1 * columns + 1.2, 6.6 + 3.0 * several), layout="constrained")
+        what = f"Change of the {label(last.measures[0])} per step caused by memory"
+        figure.suptitle(
+            f"{what}, at each pair of betas\nlr {last.lr:g}, after {last.taken:,} steps of training and {last.steps:,} at the "
+            "batch size named; ring: the optimizer's own betas; line: no effect; dots: not known beyond two standard errors",
+            x=0.01,
+            ha="left",
+            fontsize=11,
+        )
+        rows = np.atleast_1d(np.asarray(figure.subfigures(2 + several, 1, height_ratios=[1, 1] + [0.9] * several)))
+        for row, kind in zip(rows, KINDS, strict=False):
+            panels = np.asarray(row.subplots(1, columns, sharex=True, sharey=True, squeeze=False))[0]
+            shown: list[Samples] = [getattr(size, kind).at((slice(None), slice(None), 0)) for size in last.sizes]
+            reach = max(float(np.abs(maps.mean).max()) for maps in shown) or 1.0
+            norm = SymLogNorm(linthresh=reach / 300, vmin=-reach, vmax=reach, base=10)
+            for panel, size, maps in zip(panels, last.sizes, shown, strict=True):
+                _map(panel, last, maps, norm)
+                name = "full batch" if size.size is None else f"batch size {size.size}"
+                panel.set_title(f"{TITLE[kind]}, {name}", fontsize=9.5)
+            panels[0].set_ylabel("beta 1")
+            bar = row.colorbar(ScalarMappable(norm, COLOURS), ax=list(panels), shrink=0.9, pad=0.01)
+            bar.set_label("regularizes  < 0 <  anti-regularizes", fontsize=8)
+            bar.ax.yaxis.set_major_formatter(lambda x, _: f"{number(100 * x, 1, sign=True)} %")
+            bar.ax.tick_params(labelsize=7.5)
+        if several:
+            _over_training(rows[-1].add_subplot(), stages)
+    return figure
+
+
+def _map(panel: Axes, found: BatchSizes, maps: Samples, norm: SymLogNorm) -> None:
+    change, error = maps.mean, maps.standard_error
+    panel.pcolormesh(change, cmap=COLOURS, norm=norm)
+    x, y = np.meshgrid(np.arange(change.shape[1]) + 0.5, np.arange(change.shape[0]) + 0.5)
+    if change.min() < 0 < change.max() and min(change.shape) > 1:
+        panel.contour(x, y, change, levels=[0.0], colors=INK, linewidths=1.3)
+    unknown = np.abs(change) <= 2 * error
+    panel.plot(x[unknown], y[unknown], ".", color=NEUTRAL, markersize=3)
+    panel.plot(
+        found.own[1] + 0.5, found.own[0] + 0.5, "o", color=INK, markerfacecolor="none", markersize=11, markeredgewidth=1.6
+    )
+    panel.set_xticks(np.arange(len(found.betas_2)) + 0.5, [f"{b:g}" for b in found.betas_2], rotation=60, fontsize=8)
+    panel.set_yticks(np.arange(len(found.betas_1)) + 0.5, [f"{b:g}" for b in found.betas_1], fontsize=8)
+    panel.set_xlabel("beta 2")
+    panel.tick_params(length=2, color=NEUTRAL)
+
+
+def _over_training(panel: Axes, stages: Sequence[BatchSizes]) -> None:
+    """The effect at the own betas against the training steps, a line per batch size, measured solid, predicted dotted."""
+    own = stages[-1].own
+    steps = [stage.taken + stage.steps for stage in stages]
+    for j, size in enumerate(stages[-1].sizes):
+        for kind, style in zip(KINDS, ("-", ":"), strict=True):
+            series = [getattr(stage.sizes[j], kind).at((*own, 0)) for stage in stages]
+            mean, error = (np.array([100 * float(getattr(s, of)) for s in series]) for of in ("mean", "standard_error"))
+            name = f"{'full batch' if size.size is None else f'batch size {size.size}'}, {kind}"
+            panel.errorbar(
+                steps, mean, error, fmt=f"o{style}", color=f"C{j}", label=name, markersize=4, capsize=2, linewidth=1.3
+            )
+    panel.axhline(0, color=INK, linewidth=0.8)
+    panel.set_xscale("log")
+    panel.set_yscale("symlog", linthresh=1e-3)
+    panel.set_xlabel("training steps")
+    panel.set_ylabel("% per step")
+    panel.set_title("At the optimizer's own betas, over training", loc="left", fontsize=9.5)
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.legend(fontsize=7.5, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
