@@ -30,7 +30,7 @@ def _moves(found: BatchSizes, size: AtSize, k: int, axis: int) -> str:
         if pair[axis] != found.own[axis]:
             verb = "raising" if pair[axis] > found.own[axis] else "lowering"
             parts.append(f"{verb} beta{axis + 1} to {betas[pair[axis]]:g} {_difference(found, size, k, pair)}")
-    return f"{'; '.join(parts)}.".capitalize()
+    return f"{'; '.join(parts) or f'beta{axis + 1} has no neighbour on the grid'}.".capitalize()
 
 
 def _difference(found: BatchSizes, size: AtSize, k: int, pair: tuple[int, int]) -> str:

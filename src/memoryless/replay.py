@@ -101,16 +101,16 @@ def replay(
         raise ValueError(f"stops must lie in 1..{len(order) - 1}, below the number of batches, got {list(stops)}")
     if lags is not None and lags < 1:
         raise ValueError(f"lags must be at least 1, or None for all, got {lags}")
+    method = torch_method.method_of(optimizer, loss)
     if any(optimizer.state.values()):
         raise ValueError("the optimizer has steps behind it whose batches are not known; start it anew")
     loss.require_replayable()
-    method = torch_method.method_of(optimizer, loss)
+    named = {str(other): other for other in compare}
     grid = None if betas is None else Grid(method, *betas)
-    followed = [method, *compare]
-    shadow = Shadow([*followed, *(grid.spanning() if grid else ())], loss.theta)
+    shadow = Shadow([method, *named.values(), *(grid.spanning() if grid else ())], loss.theta)
     past = None if lags is None else _Past(shadow.variables, order, wanted, lags, seed)
     live: list[list[float]] = []
-    others: dict[str, list[list[float]]] = {str(m): [] for m in compare}
+    others: dict[str, list[list[float]]] = {name: [] for name in named}
     values_seen: list[list[float]] = []
     maps: list[Array] = []
     spent = 0
@@ -135,8 +135,8 @@ def replay(
                 update = torch_method.next_update(optimizer, loss, gradient)
                 F = _read(method, frozen, theta)
                 live.append(_changes(values, method.lr, update.to(theta.dtype) - F))
-                for m in compare:
-                    others[str(m)].append(_changes(values, m.lr, _read(m, actual, theta) - _read(m, frozen, theta)))
+                for name, m in named.items():
+                    others[name].append(_changes(values, m.lr, _read(m, actual, theta) - _read(m, frozen, theta)))
                 if grid is not None:
                     slopes = torch.stack([value.gradient for value in values])
                     gap = inner_products(grid, slopes, theta, actual) - inner_products(grid, slopes, theta, frozen)

@@ -15,7 +15,8 @@ class Betas:
     """At my batch size, which betas? What memory does over pairs of betas at several batch sizes, measured and predicted.
 
     The optimizer goes on from the checkpoint at each batch size for --steps steps; memory is measured over the last quarter of
-    them, and predicted where they end. Without a script: a small GELU network on the digits images, AdamW(lr=3e-4), batch size 32.
+    them, and predicted where they end. Without a script: a small GELU network on the digits images, AdamW, lr 3e-4, batches of
+    32.
 
     Such as: memoryless betas train.py:setup --checkpoint run.pt --batch-sizes 8,32,128,full --png betas.png
     """
@@ -31,6 +32,10 @@ class Betas:
     stages: Annotated[str | None, tyro.conf.arg(metavar="N,N,...")] = None
     """Steps of training to do first, on the script's own batches; several give the curve over training. Default: 0 with a
     script, 100 without."""
+    betas1: Annotated[str | None, tyro.conf.arg(metavar="B,B,...")] = None
+    """Values of beta1 on the grid; the optimizer's own is added. Default: seven from 0 to 0.99."""
+    betas2: Annotated[str | None, tyro.conf.arg(metavar="B,B,...")] = None
+    """Values of beta2, likewise. Default: eight from 0.5 to 0.999."""
     measures: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME ...]")] = ("gradient_1_norm", "gradient_norm_squared")
     """What memory acts on: gradient_1_norm, gradient_norm_squared, sharpness."""
     steps: int = 1000
@@ -56,6 +61,7 @@ class Betas:
         sizes = [None if text == "full" else _whole("--batch-sizes", text) for text in self.batch_sizes.split(",")]
         default = "100" if self.script is None else "0"
         stages = sorted({_whole("--stages", text, 0) for text in (self.stages or default).split(",")})
+        axes = [_betas("--betas1", self.betas1), _betas("--betas2", self.betas2)]
         device, dtype = device_of(self.device), dtype_of(self.dtype)
 
         import torch
@@ -63,7 +69,7 @@ class Betas:
         from rich.progress import Progress
 
         from memoryless import __version__, problems, script
-        from memoryless.batch_sizes import batch_sizes, train
+        from memoryless.batch_sizes import BETAS_1, BETAS_2, batch_sizes, train
         from memoryless.report import betas as report
 
         if self.script is None:
@@ -98,6 +104,8 @@ class Betas:
                         optimizer,
                         sizes,
                         measures=self.measures,
+                        betas_1=axes[0] or BETAS_1,
+                        betas_2=axes[1] or BETAS_2,
                         samples=self.samples,
                         steps=self.steps,
                         seed=self.seed,
@@ -118,3 +126,10 @@ def _whole(option: str, text: str, least: int = 1) -> int:
     if not text.strip().isdecimal() or int(text) < least:
         raise ValueError(f"{option} takes whole numbers from {least} on, separated by commas, got {text!r}")
     return int(text)
+
+
+def _betas(option: str, text: str | None) -> tuple[float, ...]:
+    try:
+        return tuple(sorted({float(part) for part in (text or "").split(",") if text}))
+    except ValueError:
+        raise ValueError(f"{option} takes numbers separated by commas, got {text!r}") from None

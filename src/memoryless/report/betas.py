@@ -53,15 +53,16 @@ def print_advice(stages: Sequence[BatchSizes], console: Console) -> None:
     own = f"betas ({last.betas_1[last.own[0]]:g}, {last.betas_2[last.own[1]]:g}), lr {last.lr:g}"
     for k, name in enumerate(last.measures):
         title = f"Change of the {label(name)} per step caused by memory, at {own}"
-        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-        for column in (*["steps"] * several, "batch", "measured", "resummed", "first order", "memory"):
+        caption = "- regularizes, + anti-regularizes; ± standard error"
+        table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)
+        for column in (*["steps"] * several, "batch size", "measured", "resummed", "first order"):
             table.add_column(column, justify="right", no_wrap=True)
         for stage in stages:
             for size in stage.sizes:
                 measured, predicted = (maps.at((*stage.own, k)) for maps in (size.measured, size.predicted))
-                numbers = (with_error(change) for change in (measured, size.resummed[stage.own].at((k,)), predicted))
+                numbers = (with_error(change) for change in (size.resummed[stage.own].at((k,)), predicted))
                 steps = [f"{stage.taken + stage.steps:,}"] * several
-                table.add_row(*steps, _name(size), *numbers, Text(said(measured), style=STYLE[said(measured)]))
+                table.add_row(*steps, _name(size), Text(with_error(measured), style=STYLE[said(measured)]), *numbers)
         console.print(table)
     for k, name in enumerate(last.measures):
         steps = f"after {last.taken:,} steps of training and {last.steps:,} at each batch size"
