@@ -25,7 +25,7 @@ from memoryless.compiled import compiled
 from memoryless.derive import SYMBOLS
 from memoryless.methods import CATALOGUE
 from memoryless.net_age import sign_of
-from memoryless.report.derivation import reading
+from memoryless.report.document import document
 from memoryless.symbolic import Beta, GradK, H, HessK, Inner, L, Total, g, h, n, theta, w
 from tests.problems import FULL_BATCH, METHODS, THETA, Wave, groups, reference_loss, tensor
 
@@ -69,7 +69,7 @@ def test_closed_forms_of_the_steady_state(name):
     d = ml.derive(method, **values)
     assert is_zero(d.F - F)
     assert is_zero(d.M - h * factor * H(d.F))
-    assert is_zero(d.drift - h * H(d.F))
+    assert is_zero(d.drifts[w] - h * H(d.F))
 
 
 def test_closed_form_of_lion_k():
@@ -192,20 +192,47 @@ def test_lion_with_equal_rates_is_signum(values):
     assert is_zero(lion.resummed - signum.resummed)
 
 
-def test_lion_k_theorem():
-    """Without decay M is a positive multiple of Hess K H F, so memory never raises K(grad L) to first order."""
-    d = ml.derive("lion_k", weight_decay=0)
-    factor = sympy.simplify(d.M / HessK(g, H(d.F)))
-    assert is_zero(factor - h * r1 / (1 - r2))
-    assert sign_of(factor) == 1
-    assert sign_of(-factor) == -1
-    assert "memory cannot anti-regularize K" in d.text()
-    change = next(line for line in reading(d) if isinstance(line, Eq)).rhs
-    assert is_zero(change + r1 / (1 - r2) * Inner(w, HessK(g, w)))
+@pytest.mark.parametrize("values", [{}, {"weight_decay": 0}, {"betas": (0.8, 0.95), "lr": LR}])
+def test_lion_k_theorem(values):
+    """M = c h Hess K H F with c > 0, so without decay -h <H grad K, M> = -h^2 c <H grad K, Hess K H grad K> <= 0."""
+    d = ml.derive("lion_k", **values)
+    c = (r1 / (1 - r2)).subs({r1: d.values["betas"][0], r2: d.values["betas"][1]})
+    assert is_zero(d.M - d.lr * c * HessK(g, H(d.F)))
+    assert sign_of(c) == 1
+    theorem = next(section for section in document(d) if section.title == "Lion-K theorem")
+    (gradient, defined, change) = (line for line in theorem.lines if isinstance(line, Eq))
+    slope = H(GradK(g))
+    assert gradient.rhs == slope
+    assert is_zero(defined.rhs + h * Inner(slope, sympy.Symbol("M")))
+    assert is_zero(change.rhs + h**2 * c * Inner(slope, HessK(g, slope)))
+    assert "Memory never raises K(∇L)" in d.text()
+
+
+@pytest.mark.parametrize("name", ["lion_k", "wave"])
+def test_the_theorem_in_numbers(name):
+    """The slope of K(grad L) along -h M, by automatic differentiation, is the theorem's change."""
+    method = METHODS["lion_k"](LR).with_hyper(weight_decay=0.0)
+    K, c = method.hyper["K"], 0.8 / (1 - 0.95)
+    wave = Wave.random(6, 7) if name == "wave" else FULL_BATCH
+    M = ml.correction(method, ml.Loss.of(wave, THETA)).M
+    change = float(torch.func.jvp(lambda theta: K(wave.gradient(theta)), (THETA,), (-LR * M,))[1])
+    slope = wave.hessian(THETA) @ torch.func.grad(K)(wave.gradient(THETA))
+    curved = torch.func.jvp(torch.func.grad(K), (wave.gradient(THETA),), (slope,))[1]
+    assert change == pytest.approx(-(LR**2) * c * float(slope @ curved), rel=1e-10)
+    assert change < 0
+
+
+def odd_root(f: Any, m: Any, theta: Any) -> Any:
+    return m[0] + f.grad(lambda c: c.sum())(m[1])
 
 
 def test_no_theorem_without_lion_k():
-    assert not any("theorem" in ml.derive(name).text() for name in ("heavy_ball", "lion"))
+    """Neither without a K, nor where F holds more than its gradient and a decay."""
+    two = ml.Method(LR, (ml.Momentum(0.9), ml.Momentum(0.8)), odd_root)
+    scaled = single(lambda f, m, theta: 2 * f.grad(lambda c: c.sum())(m[0]))
+    names = [section.title for d in map(ml.derive, ("heavy_ball", "lion", two, scaled)) for section in document(d)]
+    assert "Update" in names
+    assert "Lion-K theorem" not in names
 
 
 @pytest.mark.parametrize(
@@ -273,7 +300,7 @@ def test_compiled_formulas_are_the_numbers(name, step):
     assert close(tensors(d.F, method), first.F, first.F)
     assert close(tensors(d.M, method), first.M, first.F)
     if (name, step) != (ENDLESS, None):
-        drift = tensors(d.drift, method) if d.settled else None
+        drift = tensors(d.drifts[w], method) if d.aligned else None
         assert close(tensors(d.resummed, method, drift), resummed.M, first.F)
 
 
@@ -321,7 +348,7 @@ def test_symbolic_step(name, step):
     assert n in d.M.free_symbols
     values = {n: step, h: Rational("0.01")} | {symbol: Rational(str(value)) for symbol, value in numbers.items()}
     first, resummed = (ml.correction(method, reference_loss(), step=step, order=order) for order in ("first", "resummed"))
-    drift = tensors(d.drift.subs(values), method) if d.settled else None
+    drift = tensors(d.drifts[w].subs(values), method) if d.aligned else None
     assert close(tensors(d.F.subs(values), method), first.F, first.F)
     assert close(tensors(d.M.subs(values), method), first.M, first.F)
     assert close(tensors(d.resummed.subs(values), method, drift), resummed.M, first.F)
@@ -530,7 +557,7 @@ NO_FORMULA = {
     "returns_nothing": (lambda: ml.derive(lambda lr: None), "returned NoneType, expected a memoryless.Method"),
     "phi_returns_nothing": (lambda: ml.derive(single(lambda f, m, theta: None)), "phi of custom .* returns NoneType"),
     "centered": (lambda: ml.derive("rmsprop", centered=True, eps=0).M, "division by zero.*positive eps"),
-    "steady_only": (lambda: ml.derive("heavy_ball", step=3).net_age, "differs between past steps"),
+    "own_drifts": (lambda: ml.derive("lion", step=3).net_age, "the updates of the past are no multiples of the present one"),
 }
 BAD_VALUE = {
     "name": (lambda: ml.derive("adamax"), "unknown method 'adamax'; expected one of heavy_ball, .*signum, or module:attribute"),

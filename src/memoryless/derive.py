@@ -17,12 +17,13 @@ import sympy
 from sympy import Expr, S, Symbol
 from torch.optim import Optimizer
 
-from memoryless.derivation import Derivation, Variable
+from memoryless.derivation import Derivation
 from memoryless.kernel import require_fading
 from memoryless.method import Groups, Method, is_number
 from memoryless.methods import CATALOGUE
 from memoryless.symbolic import Beta, Functions, NotDerivable, Symbolic, formula, g, h, n, rational, theta
 from memoryless.torch_method import NotRecognised, method_of
+from memoryless.variable import Variable
 
 _beta, _beta1, _beta2, _rho1, _rho2 = (Beta(name, positive=True) for name in ["beta", "beta_1", "beta_2", "rho_1", "rho_2"])
 _eps, _lam = Symbol("epsilon", positive=True), Symbol("lamda", positive=True)
