@@ -201,14 +201,13 @@ class Derivation:
         """F[s] / F[n] of the steps in `_past`, none in the steady state; None where it differs between coordinates."""
         if self.step is None:
             return []
+        at_1 = {g: 1, theta: 1}
         shares = []
         for F in self._past:
-            if equal(F, self.frozen):
-                shares.append(S.One)
-            elif self.frozen != 0 and all(equal(F.diff(x) * self.frozen, F * self.frozen.diff(x)) for x in (g, theta)):
-                shares.append(sympy.simplify((F / self.frozen).subs({g: 1, theta: 1})))
-            else:
+            share = S.One if equal(F, self.frozen) else sympy.simplify(F.subs(at_1) / self.frozen.subs(at_1))
+            if not share.is_finite or not equal(F, share * self.frozen):
                 return None
+            shares.append(share)
         return shares
 
     @cached_property

@@ -9,12 +9,15 @@ import ast
 import importlib
 import inspect
 import math
+import runpy
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import sympy
+import torch
 from sympy import Expr, S, Symbol
+from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from memoryless.derivation import Derivation
@@ -50,11 +53,12 @@ def derive(method: Any, step: int | str | None = None, **values: Any) -> Derivat
     """The formulas of a method: F, M, the resummed correction, the modified loss where one exists, the modified flow.
 
     Args:
-        method: a name such as "adamw"; "module:attribute", a `Method` or a function that returns one; a `Method`, such a
-            function, or a torch optimizer that `method_of` recognises.
+        method: a name such as "adamw"; a `Method`, a function or class that makes one, or a torch optimizer or its class that
+            `method_of` recognises; the path of any of them, "module:attribute" or
+            "script.py:attribute".
         step: None for the steady state, an integer n, or "n" for a symbolic one.
         **values: hyperparameters by their names (betas=(0.9, 0.999), or one by one, beta1=0.9); a number, or the name of
-            another symbol (beta2="beta1"). What is not given stays a symbol if the method was named, else its number.
+            another symbol (beta2="beta1"). What is not given stays a symbol, but the number of a `Method` or an optimizer.
 
     Returns:
         The formulas, which print themselves as text, Markdown, LaTeX and HTML.
@@ -106,6 +110,9 @@ def _maker(method: Any) -> tuple[Callable[..., Any], dict[str, Any]]:
     """A function that builds the method, and its arguments: symbols or numbers."""
     if isinstance(method, str):
         return _named(method)
+    if isinstance(method, type) and issubclass(method, Optimizer):
+        make, given = _maker(_with_defaults(method))
+        return make, given | next(SYMBOLS[name] for name, known in CATALOGUE.items() if known is make)
     if isinstance(method, Optimizer):
         try:
             method = method_of(method)
@@ -119,7 +126,7 @@ def _maker(method: Any) -> tuple[Callable[..., Any], dict[str, Any]]:
         return method.make, {key: _exact(value) for key, value in method.hyper.items()}
     if method in CATALOGUE.values():
         return _named(next(name for name, make in CATALOGUE.items() if make is method))
-    if callable(method) and not (isinstance(method, type) and issubclass(method, Optimizer)):
+    if callable(method):
         return method, _customary(method)
     name = getattr(method, "__name__", type(method).__name__)
     raise NotDerivable(
@@ -127,17 +134,33 @@ def _maker(method: Any) -> tuple[Callable[..., Any], dict[str, Any]]:
     )
 
 
+def _with_defaults(optimizer: type[Optimizer]) -> Optimizer:
+    try:
+        return optimizer([Parameter(torch.zeros(1))])  # type: ignore[call-arg]
+    except (TypeError, ValueError) as error:
+        name = optimizer.__name__
+        raise NotDerivable(
+            f"{name} is a black box, which has no formula: not even its defaults could be set ({error})"
+        ) from error
+
+
 def _named(name: str) -> tuple[Callable[..., Any], dict[str, Any]]:
     if name in CATALOGUE:
         return CATALOGUE[name], dict(SYMBOLS[name])
-    module, colon, attribute = name.partition(":")
-    if not colon:
-        raise ValueError(f"unknown method '{name}'; expected one of {', '.join(CATALOGUE)}, or module:attribute")
+    module, _, attribute = name.rpartition(":" if ":" in name else ".")
+    if not module:
+        raise ValueError(
+            f"unknown method '{name}'; expected one of {', '.join(CATALOGUE)}, or module:attribute, script.py:attribute"
+        )
     try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+        names = runpy.run_path(module) if module.endswith(".py") else vars(importlib.import_module(module))
+    except (ImportError, OSError) as error:
         raise ValueError(f"{name} not found: {error}") from error
-    return _maker(found)
+    except Exception as error:
+        raise ValueError(f"{name}: running {module} raised {type(error).__name__}: {error}") from error
+    if attribute not in names:
+        raise ValueError(f"{name} not found: {module} has no '{attribute}'")
+    return _maker(names[attribute])
 
 
 def _customary(make: Callable[..., Any]) -> dict[str, Any]:
