@@ -191,7 +191,7 @@ DERIVE_BAD = [
     ("lion --step -1", "--step must be an integer >= 0, or n, got '-1'"),
     ("nowhere:method", "nowhere:method not found"),
     ("torch.optim:Adagrad", "Adagrad is a black box, which has no formula"),
-    ("torch.optim:Muon", "Muon is a black box, which has no formula: not even its defaults could be set"),
+    ("torch.optim:Muon", "Muon is a black box, which has no formula; its defaults alone do not make one"),
     ("branching:method", "it branches on a value; torch.where does not (line 2 of branching.py: method = ml.Method"),
     ("branching.py:method", "it branches on a value; torch.where does not (line 2 of branching.py: method = ml.Method"),
     ("branching.py:lost", "branching.py has no 'lost'"),

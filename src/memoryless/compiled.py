@@ -57,7 +57,7 @@ def compiled(expression: Expr, K: Callable[[Tensor], Tensor] | None = None) -> C
     # torch's functions take no Python numbers, and no fractions.
     numeric = expression.replace(lambda e: e.is_number and not (e.is_Integer and abs(e) < 2**31), lambda e: e.evalf(17))
     here: dict[str, Any] = {}
-    slope = torch.func.grad(K) if K else None
+    slope = torch.func.grad(K) if K else lambda c: c
 
     def field(v: Any) -> Tensor:
         """A number is the same for all coordinates."""

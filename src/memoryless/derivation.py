@@ -205,7 +205,7 @@ class Derivation:
         shares = []
         for F in self._past:
             share = S.One if equal(F, self.frozen) else sympy.simplify(F.subs(at_1) / self.frozen.subs(at_1))
-            if not share.is_finite or not equal(F, share * self.frozen):
+            if share.has(sympy.zoo, sympy.nan, sympy.oo) or not equal(F, share * self.frozen):
                 return None
             shares.append(share)
         return shares

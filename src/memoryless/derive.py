@@ -138,10 +138,8 @@ def _with_defaults(optimizer: type[Optimizer]) -> Optimizer:
     try:
         return optimizer([Parameter(torch.zeros(1))])  # type: ignore[call-arg]
     except (TypeError, ValueError) as error:
-        name = optimizer.__name__
-        raise NotDerivable(
-            f"{name} is a black box, which has no formula: not even its defaults could be set ({error})"
-        ) from error
+        black_box = f"{optimizer.__name__} is a black box, which has no formula"
+        raise NotDerivable(f"{black_box}; its defaults alone do not make one ({error})") from error
 
 
 def _named(name: str) -> tuple[Callable[..., Any], dict[str, Any]]:
@@ -149,9 +147,7 @@ def _named(name: str) -> tuple[Callable[..., Any], dict[str, Any]]:
         return CATALOGUE[name], dict(SYMBOLS[name])
     module, _, attribute = name.rpartition(":" if ":" in name else ".")
     if not module:
-        raise ValueError(
-            f"unknown method '{name}'; expected one of {', '.join(CATALOGUE)}, or module:attribute, script.py:attribute"
-        )
+        raise ValueError(f"unknown method '{name}'; expected one of {', '.join(CATALOGUE)}, module:NAME, script.py:NAME")
     try:
         names = runpy.run_path(module) if module.endswith(".py") else vars(importlib.import_module(module))
     except (ImportError, OSError) as error:

@@ -40,12 +40,12 @@ class Beta(Symbol):
 
 
 class Field(Symbol):
-    """A symbol whose value differs between coordinates; sorted among the others."""
+    """A symbol whose value differs between coordinates; printed after the others, lambda theta."""
 
     @classmethod
     def class_key(cls) -> Any:
-        """As of any symbol."""
-        return Symbol.class_key()
+        """SymPy's order of factors."""
+        return (*Symbol.class_key()[:2], "Symbol of a field")
 
 
 g, theta = Field("g", real=True), Field("theta", real=True)
