@@ -1,6 +1,6 @@
 """How long does a derivation take? Under 3 s for every method of the catalogue.
 
-python benchmarks/derive.py         each method in a process of its own: imports, then everything that `memoryless derive` prints
+python benchmarks/derive.py         each method in a process of its own: imports, then all that `memoryless derive` prints
 python benchmarks/derive.py NAME    one method, here; prints seconds of CPU time as JSON
 """
 

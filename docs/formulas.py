@@ -54,10 +54,12 @@ def _table(derivations: list[ml.Derivation]) -> str:
 def _example(shown: tuple[str, ...]) -> str:
     """A doctest of some sections."""
     blocks = ml.derive("adamw", eps=0, weight_decay=0).text().split("\n\n")
-    kept = [block for block in blocks if block.partition("\n")[0] in shown]
-    lines = "\n...\n".join([blocks[0], *kept]).split("\n")
+    lines, before = blocks[0], 0
+    for i, block in enumerate(blocks):
+        if block.partition("\n")[0] in shown:
+            lines, before = f"{lines}\n{'<BLANKLINE>' if i == before + 1 else '...'}\n{block}", i
     call = '>>> print(ml.derive("adamw", eps=0, weight_decay=0).text())            # doctest: +ELLIPSIS'
-    return "\n".join(["```python", call, *lines, "", "```"])
+    return "\n".join(["```python", call, lines, "", "```"])
 
 
 def documents() -> dict[Path, str]:

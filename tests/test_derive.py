@@ -27,7 +27,7 @@ from memoryless.derive import SYMBOLS
 from memoryless.methods import CATALOGUE
 from memoryless.net_age import sign_of
 from memoryless.report.document import document
-from memoryless.symbolic import Beta, GradK, H, HessK, Inner, L, Total, g, h, n, name_of, theta, w
+from memoryless.symbolic import Beta, Field, GradK, H, HessK, Inner, L, Total, g, h, n, name_of, theta, w
 from tests.problems import FULL_BATCH, METHODS, THETA, Wave, groups, norm, reference_loss, tensor
 
 LR = 0.01
@@ -226,7 +226,7 @@ def test_lion_k_theorem(values):
     (gradient, defined, change) = (line for line in theorem.lines if isinstance(line, Eq))
     slope = H(GradK(g))
     assert gradient.rhs == slope
-    assert is_zero(defined.rhs + h * Inner(slope, sympy.Symbol("M")))
+    assert is_zero(defined.rhs + h * Inner(slope, Field("M")))
     assert is_zero(change.rhs + h**2 * c * Inner(slope, HessK(g, slope)))
     assert "Memory never raises K(∇L)" in d.text()
 

@@ -36,8 +36,9 @@ from memoryless.symbolic import (
     w,
 )
 
-_M, _P, _R, _dR, _K, _kappa, _loss, _velocity, _resummed, _change = (
-    Symbol(name) for name in ["M", "P", "R", "R'", "K(grad L)", "kappa", "Ltilde", "thetadot", "M_resummed", "Delta_K"]
+_M, _P = Field("M"), Field("P")
+_R, _dR, _K, _kappa, _loss, _velocity, _resummed, _change = (
+    Symbol(name) for name in ["R", "R'", "K(grad L)", "kappa", "Ltilde", "thetadot", "M_resummed", "Delta_K"]
 )
 
 _VALIDITY = "All this is to first order in the step size; ml.audit measures whether it holds in a run."
