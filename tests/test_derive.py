@@ -26,6 +26,7 @@ from memoryless.compiled import compiled
 from memoryless.derive import SYMBOLS
 from memoryless.methods import CATALOGUE
 from memoryless.net_age import sign_of
+from memoryless.report.derivation import plain
 from memoryless.report.document import document
 from memoryless.symbolic import Beta, Field, GradK, H, HessK, Inner, L, Total, g, h, n, name_of, theta, w
 from tests.problems import FULL_BATCH, METHODS, THETA, Wave, groups, norm, reference_loss, tensor
@@ -271,7 +272,7 @@ def test_flow_of_heavy_ball():
     potential = L + h * (1 + beta) / (4 * (1 - beta) ** 2) * Total(g**2)
     assert is_zero(d.flow + 1 / (1 - beta) * (g + 2 * h * (1 + beta) / (4 * (1 - beta) ** 2) * H(g)))
     assert is_zero(d.net_age.flow_loss - potential)
-    assert f"L̃ = {ml.report.derivation.plain(d.net_age.flow_loss)}" in d.text()
+    assert f"L̃ = {plain(d.net_age.flow_loss)}" in d.text()
 
 
 @pytest.mark.parametrize("name", CATALOGUE)
@@ -832,6 +833,17 @@ def test_power_of_a_norm():
     d = ml.derive(single(lambda f, m, theta: f.sign(m[0]) * f.sqrt(f.abs(m[0]))))
     assert name_of(d.net_age.R) == "power of a p-norm"
     assert "‖∇L‖_{3/2}^{3/2}" in d.text()
+
+
+def test_a_preconditioner_of_either_sign_is_not_read_as_positive():
+    """P = sin(g) / g: memory raises the potential where P < 0 though the net age is positive."""
+    text = ml.derive(single(lambda f, m, theta: f.sin(m[0]))).text()
+    assert "Memory lowers Σ[cos(10 |g|)] through coordinates where κ (-10 P) is positive" in text
+    assert "Limit" not in text
+    assert "Per step, coordinates" not in text
+    ascends = ml.derive("heavy_ball", maximize=True)
+    assert ascends.net_age.sign_of_P(S.One) == -1
+    assert "Memory regularizes: step by step it lowers ‖∇L‖²" in ascends.text()
 
 
 def test_both_signs_of_the_gradient_count():

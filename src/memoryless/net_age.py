@@ -210,6 +210,10 @@ class NetAge:
                 return quantity, sign * top / (sign * bottom)
         return None
 
+    def sign_of_P(self, factor: Expr) -> int | None:
+        """Sign of P over a factor that is free of g, for every g; None if it depends on g or the symbols."""
+        return sign_of(self._P / factor)
+
     def sign(self, kappa: Expr) -> int | None:
         """Sign of an expression in the ages' symbols; see `sign_of`."""
         value = kappa.subs(self.ages)
@@ -222,7 +226,7 @@ def sign_of(expression: Expr) -> int | None:
     """Sign for all values of the symbols, betas in (0, 1) and the others positive; None if it depends on them.
 
     Args:
-        expression: free of g.
+        expression: in symbols that are positive.
     """
     # 1 - beta is positive where beta = 1 / (1 + a), a > 0.
     rates = {beta: 1 / (1 + Symbol(f"a_{beta}", positive=True)) for beta in expression.atoms(Beta)}

@@ -201,12 +201,12 @@ def rational(x: Any) -> Expr:
 
 
 def tidy(expression: Expr) -> Expr:
-    """The same, with the terms in H, in sums over coordinates and in g and w collected, and 1 - beta for beta - 1.
+    """The same, with the terms in H, in sums over coordinates and in g and w (or in K) collected, and 1 - beta for beta - 1.
 
     Args:
         expression: of any kind.
     """
-    nodes = expression.atoms(H, HessK, Total) | {L, g, w, theta}
+    nodes = expression.atoms(GradK, HessK) or expression.atoms(H, Total) | {L, g, w, theta}
 
     def collected(sum_: Expr) -> Expr:
         return sympy.collect(sympy.expand_mul(sum_), nodes, func=scalar) if sum_.is_polynomial(*nodes) else sum_
@@ -261,7 +261,7 @@ def scalar(coefficient: Expr) -> Expr:
 
 
 def _descending(expression: Expr) -> Expr:
-    """1 - x for x - 1 where it is a factor, likewise 9 - 10 x, if that costs no sign."""
+    """1 - x for x - 1 where it is a factor, likewise 9 - 10 x, if that costs no sign; -(1 + x) for -1 - x."""
 
     def turned(base: Expr, exponent: Expr) -> Expr:
         return (-1) ** exponent * (-base) ** exponent if exponent.is_Integer and _is_negative(base) else base**exponent
@@ -271,7 +271,13 @@ def _descending(expression: Expr) -> Expr:
         return product if first is None else -(product / first) * -first
 
     expression = expression.replace(sympy.Pow, turned)
-    return expression.replace(lambda e: e.is_Mul and e.as_coeff_Mul()[0].is_negative, signed)
+    return expression.replace(
+        lambda e: e.is_Mul and (e.as_coeff_Mul()[0].is_negative or any(_is_negative_sum(x) for x in e.args)), signed
+    )
+
+
+def _is_negative_sum(x: Expr) -> bool:
+    return x.is_Add and all(term.could_extract_minus_sign() for term in x.args)
 
 
 def _is_negative(x: Expr) -> bool:

@@ -22,8 +22,16 @@ from memoryless.report.document import Sentence, document, reading
 from memoryless.symbolic import L, g, norm_of, theta
 
 _GREEK = {"beta": "β", "rho": "\u03c1", "tau": "τ", "epsilon": "ε", "lamda": "λ", "theta": "θ", "kappa": "κ"}
-_NAMES = {"Ltilde": "L̃", "thetadot": "dθ/dt", "M_resummed": "M resummed", "Delta_K": "ΔK", "K(grad L)": "K(∇L)"}
-_TEX_NAMES = {"M_resummed": r"M_{\mathrm{resummed}}", "Delta_K": r"\Delta K", "K(grad L)": r"K(\nabla L)"}
+# name: as text, as LaTeX
+_NAMES = {
+    "Ltilde": ("L̃", r"\tilde{L}"),
+    "thetadot": ("dθ/dt", r"\dot{\theta}"),
+    "M_resummed": ("M resummed", r"M_{\mathrm{resummed}}"),
+    "Delta_K": ("ΔK", r"\Delta K"),
+    "K(grad L)": ("K(∇L)", r"K(\nabla L)"),
+    "grad L": ("∇L", r"\nabla L"),
+    "hess L": ("∇²L", r"\nabla^2 L"),
+}
 _RAISED, _LOWERED = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻"), str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 
 
@@ -48,7 +56,7 @@ class TextPrinter(_Ordered, StrPrinter):
 
     def _print_Symbol(self, expr: Symbol) -> str:
         if expr.name in _NAMES:
-            return _NAMES[expr.name]
+            return _NAMES[expr.name][0]
         stem, _, index = expr.name.partition("_")
         return _GREEK.get(stem, stem) + (index.translate(_LOWERED) if index.isdigit() else f"_{index}" if index else "")
 
@@ -124,7 +132,7 @@ def tex(expression: Expr) -> str:
     Args:
         expression: of the kind that derivations are made of.
     """
-    settings = {"symbol_names": {Symbol(name): shown for name, shown in _TEX_NAMES.items()}}
+    settings = {"symbol_names": {Symbol(name): shown for name, (_, shown) in _NAMES.items()}}
     return TexPrinter(settings | {"fold_short_frac": False, "mul_symbol": None}).doprint(_decimals(expression))
 
 

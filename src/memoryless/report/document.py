@@ -103,15 +103,8 @@ def _eq(left: Expr, right: Expr) -> Eq:
 
 def _assumptions(d: Derivation) -> Iterator[Sentence]:
     when = ["the memory has settled, n → ∞"] if d.step is None else ["at step ", d.step, ", from an empty memory"]
-    yield [
-        "Full batch; ",
-        *when,
-        "; ",
-        g,
-        " = ∇L, H = ∇²L at ",
-        theta,
-        "; products are elementwise, H[v] is the Hessian applied to v.",
-    ]
+    v, where = Field("v"), [_eq(g, Symbol("grad L")), ", ", _eq(Symbol("H"), Symbol("hess L")), " at ", theta]
+    yield ["Full batch; ", *when, "; ", *where, "; products are elementwise, but ", H(v), " is the Hessian applied to ", v, "."]
     yield [
         "To first order in ",
         h,
@@ -194,9 +187,10 @@ def _modified_loss(d: Derivation, a: NetAge) -> Iterator[Sentence | Eq]:
             ":",
         ]
         yield _eq(_kappa, a.symbolic)
-        if a.at != g:
+        if a.at != g and not any(end.has(sympy.Limit) for end in a.ends):
             low, high = a.ends
-            yield ["from ", _valued(a, low), " for small |g| to ", _valued(a, high), " for large |g|."]
+            size = sympy.Abs(g)
+            yield ["from ", _valued(a, low), " for small ", size, " to ", _valued(a, high), " for large ", size, "."]
 
 
 def _resummed_lines(d: Derivation) -> Iterator[Sentence | Eq]:
@@ -264,8 +258,13 @@ def reading(d: Derivation) -> Iterator[Sentence | Eq]:
     if a is None:
         yield from _reading_without_anatomy(d)
         return
-    norm: Sentence = ["Σ R(g), R' = P g,"] if a.R is None else [_potential(a.R).as_independent(Total, as_Add=False)[1]]
+    factor, total = (S.One, None) if a.R is None else _potential(a.R).as_independent(Total, as_Add=False)
+    norm: Sentence = ["Σ R(g), R' = P g,"] if total is None else [total]
     free = " (without decay, on any loss)" if a.decay else " (on any loss)"
+    if a.at == g or a.sign_of_P(factor) != 1:
+        which = ["where ", Product(_kappa, _P / factor), " is positive and raises it through the others"]
+        yield ["Memory lowers ", *norm, " through coordinates ", *which, free, "."]
+        return
     if a.constant:
         sign = a.sign(a.symbolic)
         if sign == 0:
@@ -284,22 +283,12 @@ def reading(d: Derivation) -> Iterator[Sentence | Eq]:
                 ".",
             ]
         return
-    if a.at == g:
-        yield [
-            "Memory lowers ",
-            *norm,
-            " through coordinates with positive net age and raises it through the others",
-            free,
-            ".",
-        ]
-        return
     scale = _scale(a)
     for end, small in zip(a.ends, (True, False), strict=True):
-        where = (
-            [f"Per step, coordinates with {scale[0]} {'≪' if small else '≫'} ", scale[1]]
-            if scale
-            else [f"Per step, coordinates with {'small' if small else 'large'} |g|"]
+        size: Sentence = (
+            [scale[0], " ≪ " if small else " ≫ ", scale[1]] if scale else ["small " if small else "large ", sympy.Abs(g)]
         )
+        where = ["Per step, coordinates with ", *size]
         sign = a.sign(end)
         if sign == 0:
             yield [*where, " leave ", *norm, " as it is: their net age goes to 0."]
@@ -373,10 +362,10 @@ def _moves(sign: int) -> str:
     return "lowers" if sign > 0 else "raises"
 
 
-def _scale(a: NetAge) -> tuple[str, Expr] | None:
+def _scale(a: NetAge) -> tuple[Expr, Expr] | None:
     """The quantity, |g| or g^2, and the symbol with which kappa scales."""
     for eps in a.symbolic.free_symbols - set(a.ages):
-        for quantity, size in (("|g|", sympy.Abs(g)), ("g²", g**2)):
+        for size in (sympy.Abs(g), g**2):
             if not sympy.simplify(a.symbolic.subs(eps, size * Symbol("t", positive=True))).has(g):
-                return quantity, eps
+                return size, eps
     return None
