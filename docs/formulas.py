@@ -1,17 +1,16 @@
-"""Write the formulas of the documents: docs/formulas.md, and the tables between the markers in docs/theory.md and README.md.
+"""Write the formulas of the documents: docs/formulas.md, and what stands between the markers in docs/theory.md and README.md.
 
 python docs/formulas.py          write
 python docs/formulas.py --check  exit with 1 if a document is not what the code derives
 """
 
-import re
 import sys
 from pathlib import Path
 
 import memoryless as ml
 from memoryless.derive import SYMBOLS
 from memoryless.report.derivation import markdown, plain, title
-from memoryless.symbolic import h
+from memoryless.symbolic import h, name_of
 
 ROOT = Path(__file__).parent.parent
 INSIDE = {"rmsprop", "adamw", "nadam"}
@@ -39,24 +38,40 @@ def _cell(text: str) -> str:
 
 
 def _table(derivations: list[ml.Derivation]) -> str:
-    rows = ["| method | F | M / h | modified loss |", "|---|---|---|---|"]
+    rows = ["| method | F | M / h | net age | potential of F | modified loss |", "|---|---|---|---|---|---|"]
     for d in derivations:
         name = title(d).replace("lr=h, ", "")
+        a = d.anatomy
+        kappa, potential = (
+            ("a matrix", "K(∇L)") if a is None else (_cell(plain(a.symbolic)), f"{name_of(a.R)}".partition(":")[0])
+        )
         loss = "none" if d.modified_loss is None else _cell(plain(d.modified_loss))
-        rows.append(f"| {_cell(name)} | {_cell(plain(d.F))} | {_cell(plain(d.M.subs(h, 1)))} | {loss} |")
+        cells = [_cell(name), _cell(plain(d.F)), _cell(plain(d.M.subs(h, 1))), kappa, potential, loss]
+        rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
+
+
+def _example(shown: tuple[str, ...]) -> str:
+    """A doctest of some sections."""
+    blocks = ml.derive("adamw", eps=0, weight_decay=0).text().split("\n\n")
+    lines, before = blocks[0], 0
+    for i, block in enumerate(blocks):
+        if block.partition("\n")[0] in shown:
+            lines, before = f"{lines}\n{'<BLANKLINE>' if i == before + 1 else '...'}\n{block}", i
+    call = '>>> print(ml.derive("adamw", eps=0, weight_decay=0).text())            # doctest: +ELLIPSIS'
+    return "\n".join(["```python", call, lines, "", "```"])
 
 
 def documents() -> dict[Path, str]:
     """Each generated document with its text."""
     derivations = _derivations()
-    table = _table(derivations)
     result = {ROOT / "docs/formulas.md": HEADING + "\n".join(markdown(d, level=2) for d in derivations)}
-    for path in (ROOT / "docs/theory.md",):
-        text = path.read_text(encoding="utf-8")
-        result[path] = re.sub(
-            r"(<!-- formulas -->\n).*?(<!-- /formulas -->)", lambda m: m[1] + table + "\n" + m[2], text, flags=re.DOTALL
-        )
+    example = _example(("Net age", "Modified loss", "In words"))
+    for name, generated in {"docs/theory.md": _table(derivations), "README.md": example}.items():
+        before, _, rest = (ROOT / name).read_text(encoding="utf-8").partition("<!-- formulas -->\n")
+        _, end, after = rest.partition("<!-- /formulas -->")
+        assert end, f"{name} has no place for formulas"
+        result[ROOT / name] = f"{before}<!-- formulas -->\n{generated}\n{end}{after}"
     return result
 
 

@@ -190,8 +190,13 @@ DERIVE_BAD = [
     ("adamw --set beta1=x+y", "expected a number or a symbol's name, got 'x+y'"),
     ("lion --step -1", "--step must be an integer >= 0, or n, got '-1'"),
     ("nowhere:method", "nowhere:method not found"),
-    ("torch.optim:AdamW", "AdamW is a black box, which has no formula"),
+    ("torch.optim:Adagrad", "Adagrad is a black box, which has no formula"),
+    ("torch.optim:Muon", "Muon is a black box, which has no formula; its defaults alone do not make one"),
     ("branching:method", "it branches on a value; torch.where does not (line 2 of branching.py: method = ml.Method"),
+    ("branching.py:method", "it branches on a value; torch.where does not (line 2 of branching.py: method = ml.Method"),
+    ("branching.py:lost", "branching.py has no 'lost'"),
+    ("lost.py:method", "lost.py:method not found"),
+    ("broken.py:method", "broken.py:method: running broken.py raised ZeroDivisionError: division by zero"),
     ("adamw --latex mine.html", "mine.html exists and was not written by memoryless"),
     ("adamw --html nowhere/page.html", "no folder nowhere"),
 ]
@@ -203,6 +208,7 @@ def test_bad_input_of_derive(arguments: str, message: str, folder: Path, capsys:
         "import memoryless as ml\n"
         "method = ml.Method(0.1, (ml.Momentum(0.9),), lambda f, m, theta: m[0] if m[0] > 0 else theta)\n"
     )
+    (folder / "broken.py").write_text("1 / 0")
     before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     with pytest.raises(SystemExit) as caught:
         main(["derive", *arguments.split(" ")])

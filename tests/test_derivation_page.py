@@ -31,11 +31,15 @@ MORE = {
     "heavy_ball_coupled_decay": lambda: ml.derive("heavy_ball", weight_decay="lambda"),
     "adam_at_a_step": lambda: ml.derive("adam", step=2),
     "heavy_ball_at_n": lambda: ml.derive("heavy_ball", step="n"),
+    "lion_at_a_step": lambda: ml.derive("lion", step=2),
+    "lion_at_n": lambda: ml.derive("lion", step="n"),
+    "adamw_equal_betas": lambda: ml.derive("adamw", beta2="beta1", eps_inside_root=True),
+    "nadam_numbers": lambda: ml.derive(ml.NAdam()),
     "custom": lambda: ml.derive(METHODS["custom"](0.01)),
     "unsmoothed": lambda: ml.derive("lion", smoothing=0),
 }
 ALL = [*CATALOGUE, *MORE]
-HAS_LOSS = {"heavy_ball", "nesterov", "adamw_without_eps", "heavy_ball_coupled_decay", "unsmoothed"}
+HAS_LOSS = {"heavy_ball", "heavy_ball_at_n", "nesterov", "adamw_without_eps", "heavy_ball_coupled_decay", "unsmoothed"}
 
 
 @cache
@@ -72,11 +76,12 @@ def formulas(document: str) -> list[str]:
 def test_what_every_document_holds(name):
     d = derivation(name)
     for printed, document in ((plain, text(name)), (tex, markdown(name)), (tex, article(name))):
-        for formula in (d.F, d.M, d.resummed):
+        for formula in (d.F, d.M if d.aligned else d.lagging, d.moved):
             assert printed(formula) in document
         assert ("None: one exists only if" in document) == (d.anatomy is not None and d.modified_loss is None)
         assert ("descends a loss" in document) == (name in HAS_LOSS)
         assert "In words" in document
+        assert "to first order in the step size; ml.audit measures" in document
         assert (printed(d.flow) in document) if d.step is None else ("Modified flow" not in document)
 
 
@@ -206,7 +211,7 @@ def test_json_is_json(name):
     assert (data["modified_loss"] is not None) == (name in HAS_LOSS)
     assert data["M"]["text"] == plain(d.M)
     assert data["M"]["latex"] == tex(d.M)
-    assert data["M"]["text"] in text(name)
+    assert (data["M"]["text"] in text(name)) == d.aligned
     assert len(data["variables"]) == len(d.variables)
     assert (data["flow"] is None) == (d.step is not None)
     assert all(line in text(name) for line in data["reading"])
@@ -228,7 +233,10 @@ def test_sympy_reads_the_json(name):
     data = json.loads(d.to_json())
     assert len(expressions(data)) >= 5
     nodes = {"H": H, "Total": Total, "GradK": GradK, "HessK": HessK}
-    for key, expected in (("F", d.F), ("M", d.M), ("w", d.drift), ("resummed", d.resummed), ("modified_loss", d.modified_loss)):
+    formulas = {"F": d.F, "M": d.M, "resummed": d.moved, "modified_loss": d.modified_loss}
+    formulas |= {"potential": d.anatomy and d.anatomy.R}
+    data |= {str(symbol): data["drifts"][str(symbol)] for symbol in d.drifts}
+    for key, expected in (formulas | {str(symbol): drift for symbol, drift in d.drifts.items()}).items():
         if expected is None:
             assert data[key] is None
             continue

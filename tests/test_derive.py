@@ -2,6 +2,7 @@
 
 # SymPy's annotations do not describe what it returns.
 # pyright: reportArgumentType=false, reportCallIssue=false, reportAssignmentType=false, reportOptionalIterable=false
+# pyright: reportOperatorIssue=false
 
 import inspect
 import math
@@ -25,9 +26,10 @@ from memoryless.compiled import compiled
 from memoryless.derive import SYMBOLS
 from memoryless.methods import CATALOGUE
 from memoryless.net_age import sign_of
-from memoryless.report.derivation import reading
-from memoryless.symbolic import Beta, GradK, H, HessK, Inner, L, Total, g, h, n, theta, w
-from tests.problems import FULL_BATCH, METHODS, THETA, Wave, groups, reference_loss, tensor
+from memoryless.report.derivation import plain
+from memoryless.report.document import document
+from memoryless.symbolic import Beta, Field, GradK, H, HessK, Inner, L, Total, g, h, n, name_of, theta, w
+from tests.problems import FULL_BATCH, METHODS, THETA, Wave, groups, norm, reference_loss, tensor
 
 LR = 0.01
 derive = cache(ml.derive)
@@ -69,7 +71,7 @@ def test_closed_forms_of_the_steady_state(name):
     d = ml.derive(method, **values)
     assert is_zero(d.F - F)
     assert is_zero(d.M - h * factor * H(d.F))
-    assert is_zero(d.drift - h * H(d.F))
+    assert is_zero(d.drifts[w] - h * H(d.F))
 
 
 def test_closed_form_of_lion_k():
@@ -84,11 +86,25 @@ def test_decay_coupled_into_the_gradient():
     assert is_zero(d.M - h * beta / (1 - beta) ** 2 * (H(d.F) + lam * d.F))
 
 
-def test_resummed_adam():
+q2 = b2 * (1 + b2) / (1 - b2) ** 2
+lag = r1 / (1 - r2)
+RESUMMED = {
+    "heavy_ball": beta / (1 - beta) ** 2 * w,
+    "nesterov": beta**2 / (1 - beta) ** 2 * w,
+    "rmsprop": g / (sqrt(g**2 + 2 * t2 * g * w + q2 * w**2) + eps) - g / r,
+    "adam": (g + t1 * w) / (sqrt(g**2 + 2 * t2 * g * w + q2 * w**2) + eps) - g / r,
+    "adamw": (g + t1 * w) / (sqrt(g**2 + 2 * t2 * g * w + q2 * w**2) + eps) - g / r,
+    "nadam": (g + b1 * t1 * w) / (sqrt(g**2 + 2 * t2 * g * w + q2 * w**2) + eps) - g / r,
+    "lion": (g + lag * w) / sqrt((g + lag * w) ** 2 + eps) - g / s,
+    "lion_k": GradK(g + lag * w) - GradK(g),
+    "signum": (g + t * w) / sqrt((g + t * w) ** 2 + eps) - g / s,
+}
+
+
+@pytest.mark.parametrize("name", RESUMMED)
+def test_resummed(name):
     """Section 7, with the age moments a = beta / (1 - beta) and q = beta (1 + beta) / (1 - beta)^2."""
-    q2 = b2 * (1 + b2) / (1 - b2) ** 2
-    expected = (g + t1 * w) / (sqrt(g**2 + 2 * t2 * g * w + q2 * w**2) + eps) - g / r
-    assert is_zero(derive("adam").resummed - expected)
+    assert is_zero(derive(name).resummed - RESUMMED[name])
 
 
 def test_unsmoothed_lion_resums():
@@ -149,6 +165,11 @@ DESCENDS = {
     "nadam": lambda: ml.derive("nadam", lr=LR, betas=(0.8, 0.95), eps=0, weight_decay=0.3),
     "adam_coupled_decay": lambda: ml.derive(ml.Adam(LR, (0.8, 0.95), 0.0, 0.3)),
     "lion_k_quadratic": lambda: ml.derive("lion_k", lr=LR, betas=(0.8, 0.95), weight_decay=0.3, K=None),
+    "heavy_ball_at_a_step": lambda: ml.derive("heavy_ball", lr=LR, momentum=0.8, step=3),
+    "heavy_ball_coupled_decay_at_a_step": lambda: ml.derive("heavy_ball", lr=LR, momentum=0.8, weight_decay=0.3, step=2),
+    "nesterov_at_a_step": lambda: ml.derive("nesterov", lr=LR, momentum=0.8, step=2),
+    "adamw_at_a_step": lambda: ml.derive("adamw", lr=LR, betas=(0.8, 0.95), eps=0, weight_decay=0.3, step=2),
+    "nadam_at_a_step": lambda: ml.derive("nadam", lr=LR, betas=(0.8, 0.95), eps=0, weight_decay=0, step=3),
     "square_root": lambda: ml.derive(single(lambda f, m, theta: f.sign(m[0]) * f.sqrt(f.abs(m[0])) + 0.3 * theta)),
     "even": lambda: ml.derive(single(lambda f, m, theta: m[0] ** 2 + 0.3 * theta, 0.5)),
 }
@@ -182,6 +203,9 @@ def test_adamw_with_equal_betas_is_signum():
     assert adamw.M.free_symbols == {h, b1, eps, lam, g, theta}
     assert is_zero(adamw.F - signum.F)
     assert is_zero(adamw.M - signum.M)
+    assert "F and M are those of signum" in adamw.text()
+    assert "F and M of signum" in ml.derive("adamw", eps_inside_root=True).text()
+    assert "F and M are those of" not in derive("adamw").text()
 
 
 @pytest.mark.parametrize("values", [{}, {"smoothing": 0}, {"weight_decay": 0}])
@@ -192,20 +216,47 @@ def test_lion_with_equal_rates_is_signum(values):
     assert is_zero(lion.resummed - signum.resummed)
 
 
-def test_lion_k_theorem():
-    """Without decay M is a positive multiple of Hess K H F, so memory never raises K(grad L) to first order."""
-    d = ml.derive("lion_k", weight_decay=0)
-    factor = sympy.simplify(d.M / HessK(g, H(d.F)))
-    assert is_zero(factor - h * r1 / (1 - r2))
-    assert sign_of(factor) == 1
-    assert sign_of(-factor) == -1
-    assert "memory cannot anti-regularize K" in d.text()
-    change = next(line for line in reading(d) if isinstance(line, Eq)).rhs
-    assert is_zero(change + r1 / (1 - r2) * Inner(w, HessK(g, w)))
+@pytest.mark.parametrize("values", [{}, {"weight_decay": 0}, {"betas": (0.8, 0.95), "lr": LR}])
+def test_lion_k_theorem(values):
+    """M = c h Hess K H F with c > 0, so without decay -h <H grad K, M> = -h^2 c <H grad K, Hess K H grad K> <= 0."""
+    d = ml.derive("lion_k", **values)
+    c = (r1 / (1 - r2)).subs({r1: d.values["betas"][0], r2: d.values["betas"][1]})
+    assert is_zero(d.M - d.lr * c * HessK(g, H(d.F)))
+    assert sign_of(c) == 1
+    theorem = next(section for section in document(d) if section.title == "Lion-K theorem")
+    (gradient, defined, change) = (line for line in theorem.lines if isinstance(line, Eq))
+    slope = H(GradK(g))
+    assert gradient.rhs == slope
+    assert is_zero(defined.rhs + h * Inner(slope, Field("M")))
+    assert is_zero(change.rhs + h**2 * c * Inner(slope, HessK(g, slope)))
+    assert "Memory never raises K(∇L)" in d.text()
+
+
+@pytest.mark.parametrize("name", ["lion_k", "wave"])
+def test_the_theorem_in_numbers(name):
+    """The slope of K(grad L) along -h M, by automatic differentiation, is the theorem's change."""
+    K, c = norm, 0.8 / (1 - 0.95)
+    method = ml.LionK(LR, (0.8, 0.95), K=K)
+    wave = Wave.random(6, 7) if name == "wave" else FULL_BATCH
+    M = ml.correction(method, ml.Loss.of(wave, THETA)).M
+    change = float(torch.func.jvp(lambda theta: K(wave.gradient(theta)), (THETA,), (-LR * M,))[1])
+    slope = wave.hessian(THETA) @ torch.func.grad(K)(wave.gradient(THETA))
+    curved = torch.func.jvp(torch.func.grad(K), (wave.gradient(THETA),), (slope,))[1]
+    assert change == pytest.approx(-(LR**2) * c * float(slope @ curved), rel=1e-10)
+    assert change < 0
+
+
+def odd_root(f: Any, m: Any, theta: Any) -> Any:
+    return m[0] + f.grad(lambda c: c.sum())(m[1])
 
 
 def test_no_theorem_without_lion_k():
-    assert not any("theorem" in ml.derive(name).text() for name in ("heavy_ball", "lion"))
+    """Neither without a K, nor where F holds more than its gradient and a decay."""
+    two = ml.Method(LR, (ml.Momentum(0.9), ml.Momentum(0.8)), odd_root)
+    scaled = single(lambda f, m, theta: 2 * f.grad(lambda c: c.sum())(m[0]))
+    names = [section.title for d in map(ml.derive, ("heavy_ball", "lion", two, scaled)) for section in document(d)]
+    assert "Update" in names
+    assert "Lion-K theorem" not in names
 
 
 @pytest.mark.parametrize(
@@ -221,7 +272,15 @@ def test_flow_of_heavy_ball():
     potential = L + h * (1 + beta) / (4 * (1 - beta) ** 2) * Total(g**2)
     assert is_zero(d.flow + 1 / (1 - beta) * (g + 2 * h * (1 + beta) / (4 * (1 - beta) ** 2) * H(g)))
     assert is_zero(d.net_age.flow_loss - potential)
-    assert f"L̃ = {ml.report.derivation.plain(d.net_age.flow_loss)}" in d.text()
+    assert f"L̃ = {plain(d.net_age.flow_loss)}" in d.text()
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_flow_of_the_catalogue(name):
+    """-(F + M + (h/2) (dF/dtheta) F), the last term by the chain rule through g."""
+    d = derive(name)
+    along = HessK(g, H(d.F)) if name == "lion_k" else d.F.diff(g).replace(sympy.DiracDelta, lambda *_: S.Zero) * H(d.F)
+    assert is_zero(d.flow + d.F + d.M + h / 2 * (along + d.F.diff(theta) * d.F))
 
 
 def test_flow_belongs_to_the_steady_state():
@@ -273,7 +332,7 @@ def test_compiled_formulas_are_the_numbers(name, step):
     assert close(tensors(d.F, method), first.F, first.F)
     assert close(tensors(d.M, method), first.M, first.F)
     if (name, step) != (ENDLESS, None):
-        drift = tensors(d.drift, method) if d.settled else None
+        drift = tensors(d.drifts[w], method) if d.aligned else None
         assert close(tensors(d.resummed, method, drift), resummed.M, first.F)
 
 
@@ -321,10 +380,30 @@ def test_symbolic_step(name, step):
     assert n in d.M.free_symbols
     values = {n: step, h: Rational("0.01")} | {symbol: Rational(str(value)) for symbol, value in numbers.items()}
     first, resummed = (ml.correction(method, reference_loss(), step=step, order=order) for order in ("first", "resummed"))
-    drift = tensors(d.drift.subs(values), method) if d.settled else None
+    drift = tensors(d.drifts[w].subs(values), method) if d.aligned else None
     assert close(tensors(d.F.subs(values), method), first.F, first.F)
     assert close(tensors(d.M.subs(values), method), first.M, first.F)
     assert close(tensors(d.resummed.subs(values), method, drift), resummed.M, first.F)
+
+
+STEPPED = {
+    "nesterov": lambda: ml.Nesterov(LR, 0.8),
+    "rmsprop": lambda: ml.RMSprop(LR, 0.95, 0.01),
+    "adamw": lambda: ml.AdamW(LR, (0.9, 0.95), 0.01, 0.1),
+    "lion": lambda: ml.Lion(LR, (0.9, 0.95), 0.1, 0.1),
+    "lion_k": lambda: ml.LionK(LR, (0.8, 0.95), 0.1, norm),
+}
+
+
+@pytest.mark.parametrize("step", [1, 3])
+@pytest.mark.parametrize("name", STEPPED)
+def test_symbolic_step_of_numbers(name, step):
+    """The other catalogue methods, with n the only symbol."""
+    method = STEPPED[name]()
+    d, c = ml.derive(method, step="n"), ml.correction(method, reference_loss(), step=step)
+    assert n in d.M.free_symbols
+    assert close(tensors(d.F.subs(n, step), method), c.F, c.F)
+    assert close(tensors(d.M.subs(n, step), method), c.M, c.F)
 
 
 def test_symbolic_step_of_nadam():
@@ -383,7 +462,7 @@ def custom_methods(draw: st.DrawFn) -> ml.Method:
 
 
 @settings(max_examples=200)
-@given(custom_methods(), st.none() | st.integers(0, 1), st.integers(0, 100))
+@given(custom_methods(), st.none() | st.integers(0, 2), st.integers(0, 100))
 def test_any_users_method(method, step, seed):
     wave, point = Wave.random(4, seed), Wave.random(4, seed + 1).b
     d, c = ml.derive(method, step=step), ml.correction(method, ml.Loss.of(wave, point), step=step)
@@ -405,6 +484,13 @@ def test_two_memories_that_cancel(step):
     assert close(tensors(d.F, method), c.F, g_)
     assert close(tensors(d.M, method), c.M, g_)
     assert d.text()
+
+
+def test_a_constant_in_the_update():
+    """H of a vector of ones."""
+    method = single(lambda f, m, theta: m[0] + 1)
+    c = ml.correction(method, reference_loss())
+    assert close(tensors(ml.derive(method).M, method), c.M, c.F)
 
 
 def test_decay_alone():
@@ -521,7 +607,8 @@ def two_groups() -> torch.optim.Optimizer:
 
 NO_FORMULA = {
     "adagrad": (lambda: ml.derive(torch.optim.Adagrad(parameters())), "Adagrad is a black box.*not recognised"),
-    "class": (lambda: ml.derive(torch.optim.AdamW), "AdamW is a black box.*expected a name"),
+    "class": (lambda: ml.derive(torch.optim.Adagrad), "Adagrad is a black box.*not recognised"),
+    "class_of_matrices": (lambda: ml.derive(torch.optim.Muon), "Muon is a black box.*its defaults alone"),
     "groups": (lambda: ml.derive(groups(LR)), r"param groups have a formula each: derive\(groups.parts\[0\].method\)"),
     "torch_groups": (lambda: ml.derive(two_groups()), "param groups have a formula each"),
     "none": (lambda: ml.derive(None), "NoneType is a black box.*expected a name"),
@@ -530,12 +617,12 @@ NO_FORMULA = {
     "returns_nothing": (lambda: ml.derive(lambda lr: None), "returned NoneType, expected a memoryless.Method"),
     "phi_returns_nothing": (lambda: ml.derive(single(lambda f, m, theta: None)), "phi of custom .* returns NoneType"),
     "centered": (lambda: ml.derive("rmsprop", centered=True, eps=0).M, "division by zero.*positive eps"),
-    "steady_only": (lambda: ml.derive("heavy_ball", step=3).net_age, "differs between past steps"),
+    "own_drifts": (lambda: ml.derive("lion", step=3).net_age, "the updates of the past are no multiples of the present one"),
 }
 BAD_VALUE = {
-    "name": (lambda: ml.derive("adamax"), "unknown method 'adamax'; expected one of heavy_ball, .*signum, or module:attribute"),
+    "name": (lambda: ml.derive("adamax"), "unknown method 'adamax'; expected one of heavy_ball, .*signum, module:NAME"),
     "module": (lambda: ml.derive("nowhere:adam"), "nowhere:adam not found: No module named 'nowhere'"),
-    "attribute": (lambda: ml.derive("tests.problems:adam"), "tests.problems:adam not found: .*has no attribute 'adam'"),
+    "attribute": (lambda: ml.derive("tests.problems:adam"), "tests.problems:adam not found: tests.problems has no 'adam'"),
     "hyperparameter": (
         lambda: ml.derive("adam", gamma=1),
         "no hyperparameter 'gamma'; expected one of lr, betas, .*beta1",
@@ -586,7 +673,21 @@ def test_a_torch_optimizer_has_the_formulas_of_its_method():
     assert not d.M.free_symbols - {g, theta}
 
 
+class Descent(ml.Method):
+    """A class of one's own."""
+
+    def __init__(self, lr: float, beta: float = 0.9):
+        super().__init__(lr, (ml.Momentum(beta),), lambda f, m, theta: m[0], "descent")
+
+
 SAME: dict[str, list[Callable[[], Any]]] = {
+    "class": [lambda: ml.derive("heavy_ball"), lambda: ml.derive(Descent), lambda: ml.derive("tests.test_derive:Descent")],
+    "torch_class": [
+        lambda: ml.derive("adamw"),
+        lambda: ml.derive(torch.optim.AdamW),
+        lambda: ml.derive("torch.optim:AdamW"),
+        lambda: ml.derive("torch.optim.AdamW"),
+    ],
     "by_name": [
         lambda: ml.derive("adamw", lr=0.01, betas=(0.9, 0.999), weight_decay=0.1),
         lambda: ml.derive("adamw", h=0.01, beta1=0.9, beta2=0.999, lam=0.1),
@@ -660,10 +761,43 @@ def test_limits_are_derivations():
     assert ml.derive("adamw", step=3).limits == []
 
 
-def test_mean_ages():
-    """Lion reads its memory before this step's gradient enters, which is one step older."""
-    assert is_zero(derive("adamw").net_age.ages[sympy.Symbol("tau_2", positive=True)] - t2)
-    assert is_zero(derive("lion").net_age.ages[sympy.Symbol("tau_1", positive=True)] - 1 / (1 - r2))
+@pytest.mark.parametrize("name", ["rmsprop", "adam", "adamw", "nadam", "lion", "signum"])
+def test_without_eps_is_the_limit(name):
+    """Deriving at eps = 0 and letting eps -> 0 in the formulas of eps > 0 agree, away from g = 0."""
+    d = derive(name)
+    limit = next(limit for condition, limit in d.limits if condition.lhs == eps)
+    x, curved = sympy.Symbol("x", positive=True), sympy.Symbol("u", real=True)
+    for sign in (1, -1):
+        for formula, at_0 in ((d.F, limit.F), (d.M, limit.M)):
+            # H of a vector is a vector, the same for eps small and 0
+            here, there = (f.replace(H, lambda v: curved).subs(g, sign * x) for f in (formula, at_0))
+            assert is_zero(sympy.limit(here, eps, 0, "+") - there)
+
+
+AGES = {
+    "heavy_ball": {1: t},
+    "nesterov": {2: t},
+    "rmsprop": {2: t2},
+    "adam": {1: t1, 2: t2},
+    "adamw": {1: t1, 2: t2},
+    "nadam": {1: t1, 3: t2},
+    "lion": {1: 1 / (1 - r2)},  # read before this step's gradient enters, one step older
+    "lion_k": {1: 1 / (1 - r2)},
+    "signum": {1: t},
+}
+
+
+@pytest.mark.parametrize("name", AGES)
+def test_mean_ages(name):
+    ages = derive(name).ages
+    assert {str(tau) for tau, _ in ages.values()} == {f"tau_{l}" for l in AGES[name]}
+    assert all(is_zero(ages[sympy.Symbol(f"m_{l}", real=True)][1] - age) for l, age in AGES[name].items())
+
+
+def test_equal_ages_share_a_symbol():
+    d = ml.derive("adamw", beta2="beta1", eps_inside_root=True)
+    assert len({tau for tau, _ in d.ages.values()}) == 1
+    assert is_zero(d.net_age.kappa - b1 / (1 - b1) * eps / s**2)
 
 
 def test_net_age_of_adam_changes_sign():
@@ -676,6 +810,56 @@ def test_net_age_of_adam_changes_sign():
     assert quantity == Abs(g)
     assert is_zero(value - eps * tau1 / (tau2 - tau1))
     assert is_zero(derive("adam").net_age.kappa.subs(Abs(g), value.subs({tau1: t1, tau2: t2})))
+
+
+FAIR = "potential of Fair (1974): quadratic for small |g|, the 1-norm for large"
+POTENTIALS = {
+    "heavy_ball": ("squared norm", g**2 / (2 * (1 - beta))),
+    "rmsprop": (FAIR, Abs(g) - eps * sympy.log(1 + Abs(g) / eps)),
+    "signum": ("perturbed 1-norm", s),
+}
+
+
+@pytest.mark.parametrize("name", POTENTIALS)
+def test_potentials_have_names(name):
+    words, R = POTENTIALS[name]
+    found = derive(name).net_age.R
+    assert is_zero(found - R)
+    assert name_of(found) == words
+    assert words in derive(name).text()
+
+
+def test_power_of_a_norm():
+    d = ml.derive(single(lambda f, m, theta: f.sign(m[0]) * f.sqrt(f.abs(m[0]))))
+    assert name_of(d.net_age.R) == "power of a p-norm"
+    assert "‖∇L‖_{3/2}^{3/2}" in d.text()
+
+
+def test_a_preconditioner_of_either_sign_is_not_read_as_positive():
+    """P = sin(g) / g: memory raises the potential where P < 0 though the net age is positive."""
+    text = ml.derive(single(lambda f, m, theta: f.sin(m[0]))).text()
+    assert "Memory lowers Σ[cos(10 |g|)] through coordinates where κ (-10 P) is positive" in text
+    assert "Limit" not in text
+    assert "Per step, coordinates" not in text
+    ascends = ml.derive("heavy_ball", maximize=True)
+    assert ascends.net_age.sign_of_P(S.One) == -1
+    assert "Memory regularizes: step by step it lowers ‖∇L‖²" in ascends.text()
+
+
+def test_both_signs_of_the_gradient_count():
+    """On positive gradients kappa is constant, and F[s] = F[n]; on negative ones neither is."""
+    cubed = single(lambda f, m, theta: f.where(m[0] > 0, m[0], m[0] ** 3), weight=lambda n: 0.1)
+    assert not ml.derive(cubed).net_age.constant
+    assert ml.derive(cubed).modified_loss is None
+    uncorrected = ml.Method(
+        LR,
+        (ml.Momentum(0.9, weight=WEIGHTS[2](0.9)), ml.Momentum(0.9, weight=WEIGHTS[1](0.9))),
+        lambda f, m, theta: f.where(m[0] > 0, m[0], m[1]),
+    )
+    d, c = ml.derive(uncorrected, step=2), ml.correction(uncorrected, reference_loss(), step=2)
+    assert not d.settled
+    assert g_.min() < 0 < g_.max()
+    assert close(tensors(d.M, uncorrected), c.M, c.F)
 
 
 def test_beta_vanishes_in_the_limit():

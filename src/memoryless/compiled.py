@@ -56,13 +56,18 @@ def compiled(expression: Expr, K: Callable[[Tensor], Tensor] | None = None) -> C
     expression = expression.doit()
     # torch's functions take no Python numbers, and no fractions.
     numeric = expression.replace(lambda e: e.is_number and not (e.is_Integer and abs(e) < 2**31), lambda e: e.evalf(17))
-    curvature_of: dict[str, Any] = {}
-    slope = torch.func.grad(K) if K else None
+    here: dict[str, Any] = {}
+    slope = torch.func.grad(K) if K else lambda c: c
+
+    def field(v: Any) -> Tensor:
+        """A number is the same for all coordinates."""
+        return v if isinstance(v, Tensor) else torch.full_like(here["gradient"], v)
+
     nodes = {
-        "H": lambda v: curvature_of["H"](v),
-        "Total": torch.sum,
-        "GradK": slope,
-        "HessK": lambda at, v: torch.func.jvp(slope, (at,), (v,))[1],
+        "H": lambda v: here["curvature"](field(v)),
+        "Total": lambda v: field(v).sum(),
+        "GradK": lambda at: slope(field(at)),
+        "HessK": lambda at, v: torch.func.jvp(slope, (field(at),), (field(v),))[1],
     }
     body = sympy.lambdify((g, theta, w, L), numeric, [nodes, "torch"], printer=_Printer({"fully_qualified_modules": False}))
 
@@ -73,8 +78,7 @@ def compiled(expression: Expr, K: Callable[[Tensor], Tensor] | None = None) -> C
         drift: Tensor | None = None,
         loss: Tensor | None = None,
     ) -> Tensor:
-        curvature_of["H"] = curvature
-        result = body(gradient, theta, drift, loss)
-        return result if isinstance(result, Tensor) else torch.full_like(gradient, float(result))
+        here.update(curvature=curvature, gradient=gradient)
+        return field(body(gradient, theta, drift, loss))
 
     return value

@@ -6,7 +6,8 @@ variable l, tau_l its mean age and dg_l the change of g_l per step of age,
 
     F = phi(c_l g_l, theta),        M = d/dy phi(c_l (g_l + y tau_l dg_l), theta) at y = 0                           (Eq. 9)
 
-At a finite step n the updates F[s] of the past differ, and w_l = h H Fbar_l with the average of `memoryless.history`.
+At a finite step n the updates F[s] of the past differ, and w_l = h H Fbar_l with the average of `memoryless.history`. Where
+they are multiples of F, as heavy ball's are, age_l = sum_k kernel[k] D[k] / (c_l F) takes the place of tau_l.
 """
 
 # SymPy's annotations do not describe what it returns.
@@ -14,9 +15,7 @@ At a finite step n the updates F[s] of the past differ, and w_l = h H Fbar_l wit
 # pyright: reportAssignmentType=false, reportOperatorIssue=false, reportOptionalOperand=false, reportGeneralTypeIssues=false
 # pyright: reportIncompatibleMethodOverride=false, reportOptionalMemberAccess=false, reportIndexIssue=false
 
-import functools
 import json
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,128 +24,9 @@ from typing import Any
 import sympy
 from sympy import Expr, S, Symbol
 
-from memoryless.method import Method
 from memoryless.net_age import NetAge
-from memoryless.symbolic import (
-    Beta,
-    H,
-    NotDerivable,
-    Symbolic,
-    equal,
-    formula,
-    g,
-    k,
-    magnitude,
-    n,
-    rational,
-    s,
-    scalar,
-    theta,
-    tidy,
-    w,
-)
-
-
-@dataclass(frozen=True)
-class Variable:
-    """A momentum variable m = sum_k kernel[k] g_l of k steps ago.
-
-    Attributes:
-        m: its symbol, m_1, m_2, ...
-        g: g_l as a function of g and theta.
-        beta: decay rate.
-        weight: n -> weight(n).
-        first: relative weight of the very first gradient.
-        lag: 1 if it is read before this step's gradient enters.
-    """
-
-    m: Symbol
-    g: Expr
-    beta: Expr
-    weight: Callable[[Expr | None], Expr]
-    first: Expr
-    lag: int
-
-    @classmethod
-    def of(cls, method: Method, l: int) -> "Variable":
-        """Variable l of a method, l = 0, 1, ..."""
-        v = method.variables[l]
-        what = f"variable {l + 1} of {method.name}"
-
-        def weight(step: Expr | None) -> Expr:
-            """At step n; None is the limit."""
-
-            def at(step: Any) -> Expr:
-                return formula(f"the weight of {what}", lambda: v.weight(step))
-
-            if step is None or not step.is_Integer:
-                return at(math.inf if step is None else step)
-            try:
-                return at(n).subs(n, step)  # n as a symbol keeps its powers exact
-            except NotDerivable:
-                return at(int(step))
-
-        g_l = formula(f"g of {what}", lambda: v.g(Symbolic(g), Symbolic(theta)))
-        return cls(Symbol(f"m_{l + 1}", real=True), g_l, rational(v.beta), weight, rational(v.first), v.lag)
-
-    def sum(self, term: Expr, step: Expr | None) -> Expr:
-        """sum_k kernel[k] term(k), left as a sum.
-
-        Args:
-            term: as a function of the symbol k.
-            step: n, an integer or a symbol; None is the limit.
-        """
-        weighted = self.weight(step) * self.beta ** (k - self.lag) * term
-        if step is not None and step.is_Integer and step < self.lag:
-            return S.Zero
-        if step is None:
-            return sympy.Sum(weighted, (k, self.lag, sympy.oo))
-        return sympy.Sum(weighted, (k, self.lag, step)) + (self.first - 1) * weighted.subs(k, step)
-
-    @functools.cache  # noqa: B019 (few variables, short lives)
-    def moment(self, p: int, step: Expr | None) -> Expr:
-        """sum_k k^p kernel[k].
-
-        Args:
-            p: >= 0.
-            step: n, an integer or a symbol; None is the limit.
-        """
-        if step is not None and step.is_Integer:
-            ages = range(self.lag, int(step) + 1)
-            terms = (a**p * self.beta ** (a - self.lag) * (self.first if a == step else 1) for a in ages)
-            return scalar(self.weight(step) * sum(terms, S.Zero))
-        if self.beta == 1:
-            return scalar(self.weight(step) * (sympy.summation(k**p, (k, self.lag, step)) + (self.first - 1) * step**p))
-        total = _series(p, self.lag, step).subs(_z, self.beta)
-        if step is not None:
-            total += (self.first - 1) * step**p * self.beta ** (step - self.lag)
-        return scalar(sympy.simplify(self.weight(step) * total))
-
-    def mean_age(self, step: Expr | None) -> Expr:
-        """sum_k k kernel[k] / sum_k kernel[k]."""
-        weight = self.moment(0, step)
-        return scalar(sympy.simplify(self.moment(1, step) / weight)) if weight else S.Zero
-
-    def tails(self, age: Expr, step: Expr) -> Expr:
-        """sum_{k >= age} kernel[k] at step n, for 1 <= age <= n."""
-        if self.beta == 0:
-            return self.weight(step) * (1 if age == self.lag else 0)
-        if self.beta == 1:
-            return self.weight(step) * (step + 1 - age + self.first - 1)
-        run = (self.beta ** (age - self.lag) - self.beta ** (step + 1 - self.lag)) / (1 - self.beta)
-        return self.weight(step) * (run + (self.first - 1) * self.beta ** (step - self.lag))
-
-
-_z = Symbol("z", positive=True)
-
-
-@functools.cache
-def _series(p: int, lag: int, step: Expr | None) -> Expr:
-    """sum_{k=lag..n} k^p z^(k-lag): the geometric series, differentiated p times by z d/dz."""
-    series = _z**lag * (1 if step is None else 1 - _z ** (step - lag + 1)) / (1 - _z)
-    for _ in range(p):
-        series = _z * series.diff(_z)
-    return sympy.simplify(series / _z**lag)
+from memoryless.symbolic import Beta, Field, H, NotDerivable, back, equal, g, k, magnitude, s, scalar, theta, tidy, w
+from memoryless.variable import Variable
 
 
 @dataclass(frozen=True)
@@ -181,40 +61,34 @@ class Derivation:
     @cached_property
     def M(self) -> Expr:
         """First-order correction, Eq. 9; H(v) is the Hessian applied to v."""
-        return tidy(self._uncoupled(self.anatomy.M if self.anatomy else self.lagging))
+        return tidy(self._uncoupled(self.anatomy.M if self.anatomy else self.lagging.subs(self._drifts)))
 
     @cached_property
-    def drift(self) -> Expr:
-        """What the symbol w in `resummed` stands for: h H(F), the change of the gradient per step of age."""
-        return tidy(self._uncoupled(self.lr * H(self.anatomy.F if self.anatomy else self.frozen)))
+    def drifts(self) -> dict[Symbol, Expr]:
+        """What w stands for, h H(F), the change of the gradient per step of age.
+
+        Where the updates of the past are no multiples of the present one, each variable l has its own w_l, and b_l of theta.
+        """
+        return {symbol: tidy(self._uncoupled(drift)) for symbol, drift in self._drifts.items()}
 
     @cached_property
     def resummed(self) -> Expr:
-        """Resummed correction, in terms of g and w where all variables share one drift w.
+        """Resummed correction, in terms of g and w; without w where variables have a drift of their own."""
+        return self.moved if self.aligned else tidy(self.moved.subs(self.drifts))
 
-        Raises:
-            NotDerivable: at a symbolic step, where the variables' drifts differ.
-        """
-        if not self.has_resummed:
-            raise NotDerivable(f"{self.name}: the drifts differ between variables at a symbolic step; give an integer one")
+    @cached_property
+    def moved(self) -> Expr:
+        """The resummed correction in terms of g and `drifts`."""
         m = {}
-        for v, lag in zip(self.variables, self._lags, strict=True):
-            age = v.moment(1, self.step)
-            drift, way = (w, self.lr * self.frozen) if self.settled else (S.Zero if age == 0 else part / age for part in lag)
+        for v, (drift, way) in zip(self.variables, self._drift_of, strict=True):
             g_l = v.g.subs({g: g + k * drift, theta: theta + k * way}, simultaneous=True)
             if g_l.is_polynomial(k):
                 powers = sympy.Poly(g_l, k).all_coeffs()[::-1]
                 m[v.m] = sum((term * v.moment(p, self.step) for p, term in enumerate(powers)), S.Zero)
             else:
                 m[v.m] = v.sum(g_l, self.step)
-        moved = self.readout.subs(m, simultaneous=True)
-        return tidy(self._uncoupled(moved)) - self.F
-
-    @property
-    def has_resummed(self) -> bool:
-        """Is there a formula for `resummed`? Not at a symbolic step where several variables have a drift of their own."""
-        alone = sum(v.moment(1, self.step) != 0 for v in self.variables) <= 1
-        return self.settled or alone or (self.step is not None and self.step.is_Integer)
+        F = self.anatomy.F if self.anatomy else self.frozen
+        return self._uncoupled(tidy(self.readout.subs(m, simultaneous=True)) - tidy(F))
 
     @cached_property
     def flow(self) -> Expr:
@@ -236,10 +110,8 @@ class Derivation:
         """kappa, P and what follows from them: the potential, the modified loss, the reading.
 
         Raises:
-            NotDerivable: the update is not a function of g on each coordinate beside a decay, or F[s] differs between steps.
+            NotDerivable: the update is not a function of g on each coordinate beside a decay, or F[s] is no multiple of F[n].
         """
-        if not self.settled:
-            raise NotDerivable("at a finite step the update with frozen history differs between past steps: no single net age")
         return NetAge.of(self)
 
     @cached_property
@@ -306,29 +178,76 @@ class Derivation:
 
     @cached_property
     def lagging(self) -> Expr:
-        """M as a function of that gradient, as it comes out of the definition."""
+        """M as it comes out of the definition, in terms of that gradient and `drifts`."""
         y = sympy.Dummy("y", real=True)
         m = {
-            v.m: v.moment(0, self.step) * v.g + y * (v.g.diff(g) * drift + v.g.diff(theta) * way)
-            for v, (drift, way) in zip(self.variables, self._lags, strict=True)
+            v.m: v.moment(0, self.step) * v.g + y * v.moment(1, self.step) * (v.g.diff(g) * drift + v.g.diff(theta) * way)
+            for v, (drift, way) in zip(self.variables, self._drift_of, strict=True)
         }
         return self.slope(m, y)
 
-    @cached_property
+    @property
     def settled(self) -> bool:
-        """Whether F[s] = F[n] at every past step s, so that all variables share one drift."""
-        return self.step is None or all(equal(F, self.frozen) for F in self._past)
+        """Whether F[s] = F[n] at every past step s."""
+        return self._shares is not None and all(share == 1 for share in self._shares)
+
+    @property
+    def aligned(self) -> bool:
+        """Whether F[s] is a multiple of F[n] at every past step s, so that all variables share the drift w."""
+        return self._shares is not None
 
     @cached_property
-    def _lags(self) -> list[tuple[Expr, Expr]]:
-        """For each variable, sum_k k kernel[k] times the drift of g and the way back of theta per step of age."""
-        if self.settled:
-            return [
-                (v.moment(1, self.step) * self.lr * H(self.frozen), v.moment(1, self.step) * self.lr * self.frozen)
-                for v in self.variables
-            ]
-        ways = [self.lr * self._way(v) for v in self.variables]
-        return [(H(way), way) for way in ways]
+    def _shares(self) -> list[Expr] | None:
+        """F[s] / F[n] of the steps in `_past`, none in the steady state; None where it differs between coordinates."""
+        if self.step is None:
+            return []
+        at_1 = {g: 1, theta: 1}
+        shares = []
+        for F in self._past:
+            share = S.One if equal(F, self.frozen) else sympy.simplify(F.subs(at_1) / self.frozen.subs(at_1))
+            if share.has(sympy.zoo, sympy.nan, sympy.oo) or not equal(F, share * self.frozen):
+                return None
+            shares.append(share)
+        return shares
+
+    @cached_property
+    def ages(self) -> dict[Symbol, tuple[Symbol, Expr]]:
+        """For each variable with memory, tau_l and how many steps of the present update it lags, sum_k kernel[k] D[k] / (c F).
+
+        Its mean age where F[s] = F, and where F[s] is no multiple of F. Equal ages share a symbol.
+        """
+        ages: dict[Symbol, tuple[Symbol, Expr]] = {}
+        for l, v in enumerate(self.variables, 1):
+            if not v.moment(1, self.step):
+                continue
+            age = v.mean_age(self.step)
+            if self.aligned and not self.settled:
+                age = scalar(sympy.simplify(self._way(v, self._shares) / v.moment(0, self.step)))
+            same = (tau for tau, other in ages.values() if equal(other, age))
+            ages[v.m] = next(same, Symbol(f"tau_{l}", positive=True)), age
+        return ages
+
+    @cached_property
+    def _drift_of(self) -> list[tuple[Expr, Expr]]:
+        """For each variable, the drift of the gradient and the way back of theta per step of age."""
+        if not self.aligned:
+            return [(_of(w, v), _of(back, v)) if v.m in self.ages else (S.Zero, S.Zero) for v in self.variables]
+        found = []
+        for v in self.variables:
+            share = self.ages[v.m][1] / v.mean_age(self.step) if v.m in self.ages else S.Zero
+            found.append((share * w, share * self.lr * self.frozen))
+        return found
+
+    @cached_property
+    def _drifts(self) -> dict[Symbol, Expr]:
+        if self.aligned:
+            return {w: self.lr * H(self.anatomy.F if self.anatomy else self.frozen)}
+        drifts = {}
+        for v in self.variables:
+            if v.m in self.ages:
+                way = self.lr * self._way(v, self._past) / v.moment(1, self.step)
+                drifts |= {_of(w, v): H(way), _of(back, v): way}
+        return drifts
 
     @cached_property
     def _past(self) -> list[Expr]:
@@ -340,14 +259,14 @@ class Derivation:
         F = self.readout.subs({v.m: v.moment(0, step) * v.g for v in self.variables}, simultaneous=True)
         return _finite(F, f"the update of {self.name} where the history is frozen")
 
-    def _way(self, v: Variable) -> Expr:
-        """sum_k kernel[k] D[k] = sum_{s<n} tails(n - s) F[s]."""
+    def _way(self, v: Variable, past: list[Expr]) -> Expr:
+        """sum_k kernel[k] D[k] = sum_{s<n} tails(n - s) F[s], the F[s] or what they are multiples by given as `_past` is."""
         assert self.step is not None
         if self.step.is_Integer:
-            return sum((v.tails(self.step - i, self.step) * F for i, F in enumerate(self._past)), S.Zero)
+            return sum((v.tails(self.step - i, self.step) * F for i, F in enumerate(past)), S.Zero)
         if v.lag and v.first != 1:
             raise NotDerivable(f"{self.name}: give an integer step, a symbolic one has no formula for variable {v.m}")
-        return _sum(v.tails(self.step - s, self.step) * self._past[0], self.step)
+        return _sum(v.tails(self.step - s, self.step) * past[0], self.step)
 
     def slope(self, m: Mapping[Symbol, Expr], y: Symbol) -> Expr:
         """d/dy of phi at y = 0, the variables not given being frozen.
@@ -364,6 +283,11 @@ class Derivation:
         if self.coupling == 0:
             return expression
         return expression.replace(H, lambda v: H(v) + self.coupling * v).subs(g, g + self.coupling * theta)
+
+
+def _of(symbol: Field, v: Variable) -> Field:
+    """w_l or b_l of variable l."""
+    return Field(str(v.m).replace("m", str(symbol)), real=True)
 
 
 def _slope(expression: Expr, y: Symbol) -> Expr:

@@ -9,20 +9,24 @@ import ast
 import importlib
 import inspect
 import math
+import runpy
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import sympy
+import torch
 from sympy import Expr, S, Symbol
+from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from memoryless.derivation import Derivation, Variable
+from memoryless.derivation import Derivation
 from memoryless.kernel import require_fading
 from memoryless.method import Groups, Method, is_number
 from memoryless.methods import CATALOGUE
 from memoryless.symbolic import Beta, Functions, NotDerivable, Symbolic, formula, g, h, n, rational, theta
 from memoryless.torch_method import NotRecognised, method_of
+from memoryless.variable import Variable
 
 _beta, _beta1, _beta2, _rho1, _rho2 = (Beta(name, positive=True) for name in ["beta", "beta_1", "beta_2", "rho_1", "rho_2"])
 _eps, _lam = Symbol("epsilon", positive=True), Symbol("lamda", positive=True)
@@ -49,11 +53,12 @@ def derive(method: Any, step: int | str | None = None, **values: Any) -> Derivat
     """The formulas of a method: F, M, the resummed correction, the modified loss where one exists, the modified flow.
 
     Args:
-        method: a name such as "adamw"; "module:attribute", a `Method` or a function that returns one; a `Method`, such a
-            function, or a torch optimizer that `method_of` recognises.
+        method: a name such as "adamw"; a `Method`, a function or class that makes one, or a torch optimizer or its class that
+            `method_of` recognises; the path of any of them, "module:attribute" or
+            "script.py:attribute".
         step: None for the steady state, an integer n, or "n" for a symbolic one.
         **values: hyperparameters by their names (betas=(0.9, 0.999), or one by one, beta1=0.9); a number, or the name of
-            another symbol (beta2="beta1"). What is not given stays a symbol if the method was named, else its number.
+            another symbol (beta2="beta1"). What is not given stays a symbol, but the number of a `Method` or an optimizer.
 
     Returns:
         The formulas, which print themselves as text, Markdown, LaTeX and HTML.
@@ -105,6 +110,9 @@ def _maker(method: Any) -> tuple[Callable[..., Any], dict[str, Any]]:
     """A function that builds the method, and its arguments: symbols or numbers."""
     if isinstance(method, str):
         return _named(method)
+    if isinstance(method, type) and issubclass(method, Optimizer):
+        make, given = _maker(_with_defaults(method))
+        return make, given | next(SYMBOLS[name] for name, known in CATALOGUE.items() if known is make)
     if isinstance(method, Optimizer):
         try:
             method = method_of(method)
@@ -118,7 +126,7 @@ def _maker(method: Any) -> tuple[Callable[..., Any], dict[str, Any]]:
         return method.make, {key: _exact(value) for key, value in method.hyper.items()}
     if method in CATALOGUE.values():
         return _named(next(name for name, make in CATALOGUE.items() if make is method))
-    if callable(method) and not (isinstance(method, type) and issubclass(method, Optimizer)):
+    if callable(method):
         return method, _customary(method)
     name = getattr(method, "__name__", type(method).__name__)
     raise NotDerivable(
@@ -126,17 +134,29 @@ def _maker(method: Any) -> tuple[Callable[..., Any], dict[str, Any]]:
     )
 
 
+def _with_defaults(optimizer: type[Optimizer]) -> Optimizer:
+    try:
+        return optimizer([Parameter(torch.zeros(1))])  # type: ignore[call-arg]
+    except (TypeError, ValueError) as error:
+        black_box = f"{optimizer.__name__} is a black box, which has no formula"
+        raise NotDerivable(f"{black_box}; its defaults alone do not make one ({error})") from error
+
+
 def _named(name: str) -> tuple[Callable[..., Any], dict[str, Any]]:
     if name in CATALOGUE:
         return CATALOGUE[name], dict(SYMBOLS[name])
-    module, colon, attribute = name.partition(":")
-    if not colon:
-        raise ValueError(f"unknown method '{name}'; expected one of {', '.join(CATALOGUE)}, or module:attribute")
+    module, _, attribute = name.rpartition(":" if ":" in name else ".")
+    if not module:
+        raise ValueError(f"unknown method '{name}'; expected one of {', '.join(CATALOGUE)}, module:NAME, script.py:NAME")
     try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+        names = runpy.run_path(module) if module.endswith(".py") else vars(importlib.import_module(module))
+    except (ImportError, OSError) as error:
         raise ValueError(f"{name} not found: {error}") from error
-    return _maker(found)
+    except Exception as error:
+        raise ValueError(f"{name}: running {module} raised {type(error).__name__}: {error}") from error
+    if attribute not in names:
+        raise ValueError(f"{name} not found: {module} has no '{attribute}'")
+    return _maker(names[attribute])
 
 
 def _customary(make: Callable[..., Any]) -> dict[str, Any]:

@@ -44,8 +44,8 @@ class NetAge:
         decay: lambda of the decay beside the gradient's part, 0 for none.
         coupling: lambda of a decay added to the gradient, 0 for none; then g and L stand for those of L + lambda/2 |theta|^2.
         P: preconditioner, a function of g.
-        ages: mean age tau_l of each variable with memory, by its symbol.
-        elasticities: of P g in tau_l's variable, functions of g: kappa = sum_l tau_l elasticity_l.
+        ages: the age of each variable with memory, by its symbol tau_l; equal ages share the first one's.
+        elasticities: of P g in the variables of age tau_l, functions of g: kappa = sum_l tau_l elasticity_l.
         at: `x` if the update is odd, else `g`: what P and the elasticities depend on before |g| is put in.
     """
 
@@ -65,7 +65,7 @@ class NetAge:
             derivation: with one drift for all its variables.
 
         Raises:
-            NotDerivable: phi mixes coordinates, or g and theta.
+            NotDerivable: phi mixes coordinates, or g and theta, or the updates of the past are no multiples of the present one.
         """
         decay, update = _split(derivation)
         odd = equal(update.subs(g, -x), -update.subs(g, x))
@@ -73,15 +73,16 @@ class NetAge:
         size = update.subs(g, at)
         ages, elasticities = {}, {}
         y = sympy.Dummy("y", real=True)
-        for l, v in enumerate(derivation.variables, 1):
-            if not v.moment(1, derivation.step):
+        if not derivation.aligned:
+            raise NotDerivable("at this step the updates of the past are no multiples of the present one: no single net age")
+        for v in derivation.variables:
+            if v.m not in derivation.ages:
                 continue
             if v.g.has(theta):
                 raise NotDerivable(f"variable {v.m} remembers theta apart from the gradient: no net age")
-            tau = Symbol(f"tau_{l}", positive=True)
-            ages[tau] = v.mean_age(derivation.step)
+            tau, ages[tau] = derivation.ages[v.m]
             only = derivation.slope({v.m: v.moment(0, derivation.step) * (v.g + y * v.g.diff(g) * w)}, y)
-            elasticities[tau] = shortest((only.diff(w) * g).subs(g, at) / size)
+            elasticities[tau] = shortest(elasticities.get(tau, 0) + (only.diff(w) * g).subs(g, at) / size)
         return cls(derivation.lr, decay, derivation.coupling, at, ages, shortest(size / at), elasticities)
 
     def _in_g(self, expression: Expr) -> Expr:
@@ -106,7 +107,7 @@ class NetAge:
     def flow(self) -> Expr:
         """The sum -(F + M + (h/2) (dF/dtheta) F): half the update's elasticity in g joins kappa, h/2 decay F the decay."""
         kappa = self.symbolic.subs(self.ages) + self._in_g(self._elasticity) / 2
-        return -(1 + self.lr * self.decay / 2) * self.F - self.lr * kappa * self.P * H(self.F)
+        return -((1 + self.lr * self.decay / 2) * self.F) - self.lr * kappa * self.P * H(self.F)
 
     @cached_property
     def _elasticity(self) -> Expr:
@@ -138,15 +139,18 @@ class NetAge:
         if not self._kappa.has(self.at):
             return True
         values = {v: S(i + 2) / (2 * i + 7) for i, v in enumerate(sorted(self._kappa.free_symbols - {self.at}, key=str))}
-        here, there = (self._kappa.subs(values | {self.at: point}).evalf() for point in (S(3) / 7, S(5) / 3))
-        return abs(here - there) < 1e-9 and equal(self._kappa.diff(self.at), S.Zero)
+        points = [S(3) / 7, S(5) / 3] + ([] if self.at == x else [-S(3) / 7])
+        here, *there = (self._kappa.subs(values | {self.at: point}).evalf() for point in points)
+        return all(abs(here - other) < 1e-9 for other in there) and equal(self._kappa.diff(self.at), S.Zero)
 
     @cached_property
     def R(self) -> Expr | None:
-        """The potential of a coordinate, R' = P g, up to a constant; None if SymPy finds no integral."""
+        """The potential of a coordinate, R' = P g; None if SymPy finds no integral."""
         R = sympy.integrate(self._P * self.at, self.at, meijerg=False)
         if R.has(sympy.Integral) or sympy.simplify(R.diff(self.at) - self._P * self.at) != 0:
             return None
+        # log(1 + |g|/eps) rather than log(eps + |g|): the constant is free, and this one makes R(0) = 0.
+        R = R.replace(sympy.log, lambda u: sympy.log(sympy.expand(u / at_0) if (at_0 := u.subs(self.at, 0)) else u))
         factor, rest = sympy.factor_terms(R).as_independent(x, g, as_Add=False)
         return self._in_g(scalar(factor) * rest)
 
@@ -192,7 +196,7 @@ class NetAge:
     def ends(self) -> tuple[Expr, Expr]:
         """Kappa for |g| -> 0 and |g| -> infinity, in terms of the mean ages' symbols where that decides their signs."""
         low, high = (sympy.limit(self._symbolic, x, end, "+" if end == 0 else "-") for end in (0, sympy.oo))
-        return sympy.factor(low), sympy.factor(high)
+        return sympy.expand(low), sympy.expand(high)
 
     @cached_property
     def crossing(self) -> tuple[Expr, Expr] | None:
@@ -206,16 +210,23 @@ class NetAge:
                 return quantity, sign * top / (sign * bottom)
         return None
 
+    def sign_of_P(self, factor: Expr) -> int | None:
+        """Sign of P over a factor that is free of g, for every g; None if it depends on g or the symbols."""
+        return sign_of(self._P / factor)
+
     def sign(self, kappa: Expr) -> int | None:
-        """Sign of an expression in the mean ages' symbols; see `sign_of`."""
-        return 1 if kappa.is_positive else -1 if kappa.is_negative else sign_of(kappa.subs(self.ages))
+        """Sign of an expression in the ages' symbols; see `sign_of`."""
+        value = kappa.subs(self.ages)
+        if value.is_number:
+            return int(sympy.sign(value))
+        return 1 if kappa.is_positive else -1 if kappa.is_negative else sign_of(value)
 
 
 def sign_of(expression: Expr) -> int | None:
     """Sign for all values of the symbols, betas in (0, 1) and the others positive; None if it depends on them.
 
     Args:
-        expression: free of g.
+        expression: in symbols that are positive.
     """
     # 1 - beta is positive where beta = 1 / (1 + a), a > 0.
     rates = {beta: 1 / (1 + Symbol(f"a_{beta}", positive=True)) for beta in expression.atoms(Beta)}

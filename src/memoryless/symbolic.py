@@ -15,6 +15,7 @@ import linecache
 import math
 import numbers
 import operator
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,14 +39,21 @@ class Beta(Symbol):
         return S.Zero if other is S.Infinity else None
 
 
-g, theta = Symbol("g", real=True), Symbol("theta", real=True)
-w, back = Symbol("w", real=True), Symbol("b", real=True)  # per step of age: drift of the gradient, way back of theta
+class Field(Symbol):
+    """A symbol whose value differs between coordinates; printed after the others, lambda theta."""
+
+    @classmethod
+    def class_key(cls) -> Any:
+        """SymPy's order of factors."""
+        return (*Symbol.class_key()[:2], "Symbol of a field")
+
+
+g, theta = Field("g", real=True), Field("theta", real=True)
+w, back = Field("w", real=True), Field("b", real=True)  # per step of age: drift of the gradient, way back of theta
 h, L = Symbol("h", positive=True), Symbol("L", real=True)
 n, k, s = (Symbol(name, integer=True, nonnegative=True) for name in "nks")
-update = Symbol("F", real=True)  # by its name
-magnitude = Symbol("|g|", positive=True)
-FIELDS = (g, theta, w, back, update, magnitude)
-"""What differs between coordinates."""
+update = Field("F", real=True)  # by its name
+magnitude = Field("|g|", positive=True)
 
 
 _grad = Symbol(r"\nabla L", real=True)
@@ -57,12 +65,12 @@ class _Linear(sympy.Function):
     @classmethod
     def eval(cls, *args: Expr) -> Expr | None:
         *others, x = args
-        terms = sympy.Add.make_args(sympy.expand_mul(x))
-        if len(terms) > 1:
-            return sympy.Add(*(cls(*others, term) for term in terms))
-        outer, inner = terms[0].as_independent(*FIELDS, as_Add=False)
+        outer, inner = x.as_independent(Field, as_Add=False)
         if outer == 0:
             return S.Zero
+        terms = sympy.Add.make_args(sympy.expand_mul(inner))
+        if len(terms) > 1:
+            return outer * sympy.Add(*(cls(*others, term) for term in terms))
         return outer * cls(*others, inner) if outer != 1 else None
 
     def _eval_is_real(self) -> bool:
@@ -135,7 +143,7 @@ def _applied(matrix: str, v: Expr, printer: Any) -> str:
     return rf"{matrix} {text}" if v.is_Symbol else rf"{matrix}\left[ {text} \right]"
 
 
-def norm_of(r: Expr) -> tuple[Expr, Any, int] | None:
+def norm_of(r: Expr) -> tuple[Expr, Any, Any] | None:
     """The vector, subscript and power of the norm whose sum over coordinates has the summand r; None if it has no name.
 
     Args:
@@ -147,12 +155,36 @@ def norm_of(r: Expr) -> tuple[Expr, Any, int] | None:
     """
     if isinstance(r, sympy.Abs):
         return r.args[0], S.One, 1
+    if isinstance(r, sympy.Pow) and isinstance(r.base, sympy.Abs):
+        return r.base.args[0], r.exp, r.exp
     if isinstance(r, sympy.Pow) and r.exp == 2:
         return r.base, Symbol(""), 2
     if isinstance(r, sympy.Pow) and r.exp == S.Half:
-        eps, squares = r.base.as_independent(*FIELDS, as_Add=True)
+        eps, squares = r.base.as_independent(Field, as_Add=True)
         if isinstance(squares, sympy.Pow) and squares.exp == 2:
             return squares.base, sympy.Tuple(1, eps), 1
+    return None
+
+
+def name_of(r: Expr) -> str | None:
+    """The name in words of a sum over coordinates with the summand r, up to a factor; None if it has none.
+
+    Args:
+        r: summand.
+
+    Example:
+        >>> name_of(3 * g**2), name_of(sympy.sqrt(g**2 + 3)), name_of(sympy.sin(g))
+        ('squared norm', 'perturbed 1-norm', None)
+    """
+    r = r.as_independent(Field, as_Add=False)[1]
+    if norm := norm_of(r):
+        _, below, power = norm
+        one = "1-norm" if below == 1 else "perturbed 1-norm"
+        return one if power == 1 else "squared norm" if power == 2 else "power of a p-norm"
+    size = sympy.Dummy("size", positive=True)
+    slope = r.subs(sympy.Abs(g), size).diff(size)
+    if slope and not slope.has(g) and sympy.cancel(size / slope).is_polynomial(size):
+        return "potential of Fair (1974): quadratic for small |g|, the 1-norm for large"  # R' = g / (a |g| + b)
     return None
 
 
@@ -169,12 +201,12 @@ def rational(x: Any) -> Expr:
 
 
 def tidy(expression: Expr) -> Expr:
-    """The same, with the terms in H, in sums over coordinates and in g and w collected, and 1 - beta for beta - 1.
+    """The same, with the terms in H, in sums over coordinates and in g and w (or in K) collected, and 1 - beta for beta - 1.
 
     Args:
         expression: of any kind.
     """
-    nodes = expression.atoms(H, HessK, Total) | {L, g, w, theta}
+    nodes = expression.atoms(GradK, HessK) or expression.atoms(H, Total) | {L, g, w, theta}
 
     def collected(sum_: Expr) -> Expr:
         return sympy.collect(sympy.expand_mul(sum_), nodes, func=scalar) if sum_.is_polynomial(*nodes) else sum_
@@ -194,24 +226,24 @@ def shortest(expression: Expr) -> Expr:
 
 
 def equal(a: Expr, b: Expr) -> bool:
-    """Whether two expressions are the same function: decided in 30 digits at three points, which no other two share.
+    """Whether two expressions are the same function: decided in 30 digits at four points, with both signs where there are two.
 
     Args:
         a: of any kind.
         b: of any kind.
     """
     difference = a - b
-    if difference == 0 or not difference.free_symbols:
+    if difference == 0 or not difference.free_symbols or difference.has(GradK, HessK):  # K has no values
         return sympy.simplify(difference) == 0
-    symbols = sorted(difference.free_symbols, key=str)
-    for seed in range(3):
-        point = {
-            v: S(seed + i + 2) if v.is_integer else sympy.Rational(2 * i + seed + 3, 5 * i + 2 * seed + 17)
-            for i, v in enumerate(symbols)
-        }
+    for seed in range(4):
+        point = {}
+        for i, v in enumerate(sorted(difference.free_symbols, key=str)):
+            size = S(seed + i + 2) if v.is_integer else sympy.Rational(2 * i + seed + 3, 5 * i + 2 * seed + 17)
+            # + + +, - - -, + - +, - + -
+            point[v] = size if v.is_nonnegative else (-1) ** (seed + i * (seed // 2)) * size
         value, scale = (x.subs(point).evalf(30) for x in (difference, abs(a) + abs(b)))
         if not value.is_number or not scale.is_number:
-            return sympy.simplify(difference) == 0  # a function without values, such as GradK
+            return sympy.simplify(difference) == 0
         if not abs(value) <= 1e-20 * (1 + scale):
             return False
     return True
@@ -223,22 +255,33 @@ def scalar(coefficient: Expr) -> Expr:
     Args:
         coefficient: of any kind.
     """
-    if coefficient.has(*FIELDS):
+    if coefficient.has(Field):
         return coefficient
-    return _descending(sympy.powsimp(sympy.factor(coefficient)))
+    return _descending(sympy.powsimp(sympy.factor(coefficient), deep=True))
 
 
 def _descending(expression: Expr) -> Expr:
-    """1 - x for x - 1 where it is a factor."""
+    """1 - x for x - 1 where it is a factor, likewise 9 - 10 x, if that costs no sign; -(1 + x) for -1 - x."""
 
     def turned(base: Expr, exponent: Expr) -> Expr:
-        return (-1) ** exponent * (-base) ** exponent if exponent.is_Integer and _is_less_one(base) else base**exponent
+        return (-1) ** exponent * (-base) ** exponent if exponent.is_Integer and _is_negative(base) else base**exponent
 
-    return expression.replace(sympy.Pow, turned)
+    def signed(product: Expr) -> Expr:
+        first = next(filter(_is_negative, product.args), None)
+        return product if first is None else -(product / first) * -first
+
+    expression = expression.replace(sympy.Pow, turned)
+    return expression.replace(
+        lambda e: e.is_Mul and (e.as_coeff_Mul()[0].is_negative or any(_is_negative_sum(x) for x in e.args)), signed
+    )
 
 
-def _is_less_one(x: Expr) -> bool:
-    return x.is_Add and x.as_coeff_Add()[0] == -1
+def _is_negative_sum(x: Expr) -> bool:
+    return x.is_Add and all(term.could_extract_minus_sign() for term in x.args)
+
+
+def _is_negative(x: Expr) -> bool:
+    return x.is_Add and bool(x.as_coeff_Add()[0].is_negative)
 
 
 def _piecewise(condition: Any, a: Any, b: Any) -> Expr:
@@ -407,12 +450,15 @@ def _reason(error: Exception) -> str:
 
 
 def _line(error: Exception) -> str:
-    """Where the user's own code was: the innermost frame outside of this package and of installed ones."""
-    found, trace = "", error.__traceback__
-    while trace is not None:
-        path, number = trace.tb_frame.f_code.co_filename, trace.tb_lineno
-        source = linecache.getline(path, number).strip()
-        if Path(path).parent != Path(__file__).parent and "site-packages" not in path and "functools" not in path:
+    """Where the author's own code was: the innermost frame outside of what derives and of the libraries it calls."""
+    found = ""
+    for frame, number in traceback.walk_tb(error.__traceback__):
+        module = frame.f_globals.get("__name__", "")
+        if module not in _OURS and module.partition(".")[0] not in ("torch", "sympy", "numpy", "functools"):
+            path = frame.f_code.co_filename
+            source = linecache.getline(path, number).strip()
             found = f" (line {number} of {Path(path).name}" + (f": {source})" if source else ")")
-        trace = trace.tb_next
     return found
+
+
+_OURS = {f"memoryless.{module}" for module in ("symbolic", "variable", "derivation", "derive")}

@@ -17,7 +17,8 @@ class Derive:
     """
 
     method: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="METHOD")]
-    """heavy_ball, nesterov, rmsprop, adam, adamw, nadam, lion_k, lion, signum, or module:attribute."""
+    """heavy_ball, nesterov, rmsprop, adam, adamw, nadam, lion_k, lion, signum; module:NAME or script.py:NAME of your own
+    method, of a function or class that makes it, or of an optimizer's class, torch.optim:AdamW."""
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME=VALUE")] = ()
     """A hyperparameter: a number, or the name of another's symbol. May be given more than once; the others stay symbols."""
     step: Annotated[str | None, tyro.conf.arg(metavar="N")] = None

@@ -12,25 +12,51 @@ import latex2mathml.converter
 import sympy
 from markupsafe import Markup
 from sympy import Eq, Expr, Symbol
+from sympy.printing.latex import LatexPrinter
 from sympy.printing.precedence import PRECEDENCE
 from sympy.printing.str import StrPrinter
 
 import memoryless
 from memoryless.derivation import Derivation
 from memoryless.report.document import Sentence, document, reading
-from memoryless.symbolic import g, norm_of, theta
+from memoryless.symbolic import L, g, norm_of, theta
 
 _GREEK = {"beta": "β", "rho": "\u03c1", "tau": "τ", "epsilon": "ε", "lamda": "λ", "theta": "θ", "kappa": "κ"}
-_NAMES = {"Ltilde": "L̃", "thetadot": "dθ/dt", "M_resummed": "M resummed", "Delta_K": "ΔK"}
+# name: as text, as LaTeX
+_NAMES = {
+    "Ltilde": ("L̃", r"\tilde{L}"),
+    "thetadot": ("dθ/dt", r"\dot{\theta}"),
+    "M_resummed": ("M resummed", r"M_{\mathrm{resummed}}"),
+    "Delta_K": ("ΔK", r"\Delta K"),
+    "K(grad L)": ("K(∇L)", r"K(\nabla L)"),
+    "grad L": ("∇L", r"\nabla L"),
+    "hess L": ("∇²L", r"\nabla^2 L"),
+}
 _RAISED, _LOWERED = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻"), str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 
 
-class TextPrinter(StrPrinter):
+class _Ordered:
+    """Sums as one writes them: L first, then the simple terms, what is subtracted last."""
+
+    def _as_ordered_terms(self, expr: Expr, order: Any = None) -> list[Expr]:
+        terms = super()._as_ordered_terms(expr, order=order)
+        index = any(x.is_integer for x in expr.free_symbols)  # n + 1
+        return sorted(
+            terms,
+            key=lambda x: (x.could_extract_minus_sign(), not x.has(L), sympy.count_ops(x), x.is_number is index),
+        )
+
+
+class TexPrinter(_Ordered, LatexPrinter):
+    """LaTeX; the nodes of `memoryless.symbolic` print themselves."""
+
+
+class TextPrinter(_Ordered, StrPrinter):
     """One line of plain text with Greek letters, norms and superscripts."""
 
     def _print_Symbol(self, expr: Symbol) -> str:
         if expr.name in _NAMES:
-            return _NAMES[expr.name]
+            return _NAMES[expr.name][0]
         stem, _, index = expr.name.partition("_")
         return _GREEK.get(stem, stem) + (index.translate(_LOWERED) if index.isdigit() else f"_{index}" if index else "")
 
@@ -65,12 +91,17 @@ class TextPrinter(StrPrinter):
     def _print_Inner(self, expr: Expr) -> str:
         return f"⟨{self._print(expr.args[0])}, {self._print(expr.args[1])}⟩"
 
+    def _print_Sum(self, expr: Any) -> str:
+        term, (index, first, last) = expr.args
+        return f"Σ_{{{self._print(index)}={self._print(first)}..{self._print(last)}}}[{self._print(term)}]"
+
     def _print_Total(self, expr: Expr) -> str:
         if name := norm_of(expr.args[0]):
             v, below, power = name[0].subs(g, Symbol("∇L", real=True)), *name[1:]
             index = ",".join(self._print(x) for x in below) if isinstance(below, sympy.Tuple) else self._print(below)
             index = index.translate(_LOWERED) if index.isdigit() else f"_{{{index}}}" if index else ""
-            return f"‖{self._print(v)}‖{index}" + ("²" if power == 2 else "")
+            raised = "" if power == 1 else "²" if power == 2 else f"^{{{self._print(power)}}}"
+            return f"‖{self._print(v)}‖{index}{raised}"
         return f"∇L·{self._print(theta)}" if expr.args[0] == g * theta else f"Σ[{self._print(expr.args[0])}]"
 
 
@@ -80,13 +111,19 @@ def plain(expression: Expr) -> str:
     Args:
         expression: of the kind that derivations are made of.
     """
-    return TextPrinter().doprint(_decimals(expression)).replace("**", "^").replace("*", " ").replace("sqrt(", "√(")
+    line = TextPrinter({"full_prec": False}).doprint(_decimals(expression))
+    return line.replace("**", "^").replace("*", " ").replace("sqrt(", "√(")
 
 
 def _decimals(expression: Expr) -> Expr:
-    """Fractions of large numbers as decimals."""
-    large = {q for q in expression.atoms(sympy.Rational) if not q.is_Integer and (q.q > 1000 or abs(q.p) > 10_000)}
-    return expression.xreplace({q: sympy.Float(q, 6) for q in large})
+    """Fractions of large numbers as decimals, and those with a short one."""
+
+    def clumsy(q: sympy.Rational) -> bool:
+        return q.q > 1000 or abs(q.p) > 10_000 or (q.q > 10 and sympy.Rational(f"{float(q):.4g}") == q)
+
+    return expression.xreplace(
+        {q: sympy.Float(q, 6) for q in expression.atoms(sympy.Rational) if not q.is_Integer and clumsy(q)}
+    )
 
 
 def tex(expression: Expr) -> str:
@@ -95,8 +132,8 @@ def tex(expression: Expr) -> str:
     Args:
         expression: of the kind that derivations are made of.
     """
-    names = {Symbol("M_resummed"): r"M_{\mathrm{resummed}}", Symbol("Delta_K"): r"\Delta K"}
-    return sympy.latex(_decimals(expression), symbol_names=names, fold_short_frac=False, mul_symbol=None)
+    settings = {"symbol_names": {Symbol(name): shown for name, (_, shown) in _NAMES.items()}}
+    return TexPrinter(settings | {"fold_short_frac": False, "mul_symbol": None}).doprint(_decimals(expression))
 
 
 def title(d: Derivation) -> str:
@@ -259,11 +296,12 @@ def as_dict(d: Derivation) -> dict[str, Any]:
         ],
         "F": both(d.F),
         "M": both(d.M),
-        "w": both(d.drift),
-        "resummed": both(d.resummed) if d.has_resummed else None,
+        "drifts": {str(symbol): both(drift) for symbol, drift in d.drifts.items()},
+        "resummed": both(d.moved),
         "flow": both(d.flow) if d.step is None else None,
         "preconditioner": both(a.P) if a else None,
         "net_age": both(a.kappa) if a else None,
+        "potential": both(a.R) if a else None,
         "modified_loss": both(d.modified_loss),
         "reading": [plain(line) if isinstance(line, Eq) else _flat(line, plain) for line in reading(d)],
     }
