@@ -109,8 +109,7 @@ def correction(
     """
     if not is_order(order):
         raise ValueError(f"order must be one of {', '.join(ORDERS)}, or an integer >= 1, got {order!r}")
-    if step is not None and (isinstance(step, bool) or not isinstance(step, int) or step < 0):
-        raise ValueError(f"step must be None (steady state) or an integer >= 0, got {step!r}")
+    require_step(step)
     theta = loss.theta if theta is None else theta.detach()
     sequence = None if batches is None else batch_sequence(batches, step, len(loss))
     step = step if sequence is None else len(sequence) - 1
@@ -267,6 +266,19 @@ def is_order(order: Any) -> bool:
         order: "first", "resummed" or an integer R >= 1.
     """
     return order in ORDERS if isinstance(order, str) else type(order) is int and order >= 1
+
+
+def require_step(step: Any) -> None:
+    """Raise if it is no step.
+
+    Args:
+        step: n, or None for the steady state.
+
+    Raises:
+        ValueError: neither.
+    """
+    if step is not None and (isinstance(step, bool) or not isinstance(step, int) or step < 0):
+        raise ValueError(f"step must be None (steady state) or an integer >= 0, got {step!r}")
 
 
 def batch_sequence(batches: Iterable[int], step: int | None, count: int) -> list[int]:

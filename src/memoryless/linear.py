@@ -1,13 +1,16 @@
 """The expected correction in closed form, for methods linear in the gradient: heavy ball and Nesterov.
 
-Let F[s] = sum_j a[s, j] g_{s-j}. In M[n] = lr sum_k a[n, k] H_{n-k} D[k] only pairs of batches meet, and their means over the
-order are known: E[H_i g_j] = H g + r C with C = E[(H_i - H)(g_i - g)] = (1/2) grad E |g_i - g|^2 and
+Let F[s] = sum_j a[s, j] g_{s-j} + what does not depend on the batches (weight decay). In M[n] = lr sum_k a[n, k] H_{n-k} D[k]
+only pairs of batches meet, and their means over the order are known: E[H_i g_j] = H g + r C with
+C = E[(H_i - H)(g_i - g)] = (1/2) grad E |g_i - g|^2 and
 
     r = 1 for the same step;  0 for different epochs, or with replacement;  -1/(B-1) for different steps of one epoch.
 
 So E[M] = M of the full batch + lr c C with one number c. As n and B grow, c = beta / ((1-beta)^2 (1+beta)) for heavy ball: the
 last term of the modified loss of Section 5.2 (https://arxiv.org/abs/2502.02132).
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -16,7 +19,7 @@ from torch import Tensor
 
 from memoryless import kernel
 from memoryless.loss import Loss
-from memoryless.method import AnyMethod, Method, gradient
+from memoryless.method import AnyMethod, Method
 
 LONGEST = 20_000
 """Steps of memory, whose square is the work."""
@@ -67,35 +70,40 @@ def coefficient(method: AnyMethod, step: int | None, count: int | None) -> float
     n = kernel.window(variables, 10**9) if step is None else step
     if n > LONGEST:
         raise ValueError(f"{method} remembers {n} steps, too many for the closed form; give samples")
+    steps = np.arange(n + 1)
 
     def a(s: int) -> NDArray[np.float64]:
         kernels = (kernel.kernel(v, s, None, step is None) for v in variables)
         return np.sum([slope * values for slope, values in zip(slopes, kernels, strict=True)], axis=0)
 
+    def others(t: int, count: int) -> NDArray[np.float64]:
+        """How likely each step is another one of t's epoch; the steady state is at a random place in one."""
+        together = np.maximum(1 - np.abs(steps - t) / count, 0) if step is None else 1.0 * (steps // count == t // count)
+        together[t] = 0
+        return together
+
     weights = a(n)
-    # In D[k], by the step t of the gradient: all of it, and what is of the epoch of step n - k.
-    D, phases = np.zeros(n + 1), range(1) if step is not None or count is None else range(count)
+    D = np.zeros(n + 1)  # of D[k], what each step's gradient has in it
     total = 0.0
     for k in range(1, n + 1):
-        D[: n - k + 1] += a(n - k)[::-1]
         t = n - k
-        same = D[t]
-        if count is not None and count > 1:
-            starts = [(t + skip) // count * count - skip for skip in phases]
-            epochs = [D[max(start, 0) : start + count].sum() for start in starts]
-            same -= (np.mean(epochs) - D[t]) / (count - 1)
-        total += weights[k] * same
+        D[: t + 1] += a(t)[::-1]
+        total += weights[k] * (D[t] - (others(t, count) @ D / (count - 1) if count else 0.0))
     return float(total)
 
 
 def _slopes(method: AnyMethod) -> list[float]:
-    """F = sum_l slope_l m_l."""
-    if isinstance(method, Method) and method.elementwise and all(v.g is gradient for v in method.variables):
+    """F = sum_l slope_l (sum of the gradients in m_l) + what the noise of the gradient does not touch, such as weight decay."""
+    if isinstance(method, Method) and method.elementwise:
         generator = torch.Generator().manual_seed(0)
-        theta, *m = torch.randn(1 + len(method.variables), 7, generator=generator, dtype=torch.float64)
-        units = torch.eye(len(m), dtype=torch.float64)
-        slopes = [float(method.readout(list(unit[:, None]), theta[:1])) for unit in units]
-        combined = sum((slope * x for slope, x in zip(slopes, m, strict=True)), torch.zeros(7, dtype=torch.float64))
-        if torch.allclose(method.readout(m, theta), combined, rtol=1e-12, atol=1e-12):
+        theta, *x = torch.randn(1 + len(method.variables), 7, generator=generator, dtype=torch.float64)
+
+        def F(gradients: Sequence[Tensor]) -> Tensor:
+            return method.readout([v.g(g, theta) for v, g in zip(method.variables, gradients, strict=True)], theta)
+
+        rest = F([torch.zeros_like(theta) for _ in x])
+        units = torch.eye(len(x), dtype=torch.float64)
+        slopes = [float((F([one.expand_as(theta) for one in unit]) - rest)[0]) for unit in units]
+        if torch.allclose(F(x), rest + torch.stack(x).T @ torch.tensor(slopes, dtype=torch.float64), rtol=1e-12, atol=1e-12):
             return slopes
     raise ValueError(f"{method} is not linear in the gradient, which the closed form needs; give samples")

@@ -27,7 +27,7 @@ from torch.autograd import forward_ad
 
 from memoryless import history, kernel, linear
 from memoryless.black_box import AnyOptimizer, TorchMethod
-from memoryless.correction import correction, resummed
+from memoryless.correction import correction, require_step, resummed
 from memoryless.loss import Loss
 from memoryless.measures import Differentiable, Value, evaluate, label
 from memoryless.method import AnyMethod, Momentum
@@ -129,7 +129,7 @@ class ExpectedCorrection:
             error, size = self.effects[0].standard_error, abs(self.effects[0].mean)
         else:
             error, size = float(self.standard_error.norm()), float(self.M.norm())
-        return error / size if size else float(error > 0) * np.inf
+        return error / size if size else math.inf if error else 0.0
 
 
 def expected_correction(
@@ -190,6 +190,9 @@ def expected_correction(
         raise ValueError(f"order must be 'first' or 'resummed', got {order!r}")
     if samples is not None and (isinstance(samples, bool) or not isinstance(samples, int) or samples < 2):
         raise ValueError(f"samples must be at least 2, or None for a closed form, got {samples!r}")
+    if error is not None and not error > 0:
+        raise ValueError(f"error must be a positive relative standard error, such as 0.05, got {error!r}")
+    require_step(step)
     if isinstance(method, TorchMethod) and step is None:
         raise ValueError(f"{method}: the steady state of a black box under random batches is not known; give step=n")
     values = evaluate(measures, loss, theta, *loss.linearize(theta)) if measures else []
@@ -208,6 +211,8 @@ def expected_correction(
         enough = samples * (found.relative_error / error) ** 2
         what = f"the change of the {label(measure)}" if (measure := next((v.name for v in values), "")) else "M"
         would = f"about {math.ceil(enough)} would do" if np.isfinite(enough) else "within them it is 0"
+        if 0.5 < found.relative_error < math.inf:
+            would += ", a guess as long as it cannot be told from 0"
         raise TooFewSamples(
             f"{samples} samples give {what} to a relative standard error of {found.relative_error:.2g}, asked for was "
             f"{error:g}: {would}",
@@ -421,13 +426,6 @@ def _answers(
                 slope = tangent(per_row(v.g, part.method.elementwise, g, point))
                 duals.append(forward_ad.make_dual(next(flat), slope * slope.new_tensor(share)[:, None]))
         return tangent(pool.readout(duals)).detach()
-
-
-def rows_of(g: Callable[[Tensor, Tensor], Tensor], elementwise: bool) -> Callable[[Tensor, Tensor], Tensor]:
-    """g_l for rows of gradients and thetas."""
-    return (
-        g if elementwise else lambda gradients, thetas: torch.stack([g(x, y) for x, y in zip(gradients, thetas, strict=True)])
-    )
 
 
 def _weight(variable: Momentum, n: int, k: int, limit: bool) -> float:
