@@ -8,6 +8,7 @@ ratio is the median over the rounds of the ratio within the round.
 """
 
 import itertools
+import time
 from collections.abc import Callable
 from functools import partial
 from statistics import median
@@ -28,7 +29,16 @@ ROUNDS = 9
 GRADIENTS = 2e7
 """Order 2 takes a gradient for every step that the memory reaches back; it is timed up to so many numbers in all."""
 
-METHODS = {"heavy_ball": ml.HeavyBall(), "adamw": ml.AdamW(), "nadam": ml.NAdam(), "lion": ml.Lion(smoothing=1e-6)}
+METHODS = {
+    "heavy_ball": ml.HeavyBall(),
+    "nesterov": ml.Nesterov(),
+    "rmsprop": ml.RMSprop(),
+    "adamw": ml.AdamW(),
+    "nadam": ml.NAdam(),
+    "nadam with decay": ml.NAdam(weight_decay=0.01),
+    "lion": ml.Lion(smoothing=1e-6),
+    "signum": ml.Signum(smoothing=1e-6),
+}
 NETWORKS = {
     "digits 64-64-10, 1000 images": problems.digits_mlp,
     "digits 64-4-10, 20 images": partial(problems.digits_mlp, width=4, count=20),
@@ -63,7 +73,7 @@ def cost(method: ml.Method, loss: ml.Loss) -> dict[str, dict[str, float]]:
     """Of each kind: steps of the optimizer per step around each n, and the last n over the first."""
     contestants = {"memory": memory(method, loss, STEPS[0])}
     contestants |= {f"{kind} {n}": memoryless(method, loss, order, n) for kind, order in KINDS.items() for n in STEPS}
-    seconds = rounds(contestants, ROUNDS)
+    seconds = rounds(contestants, ROUNDS, time.thread_time)  # one thread's own time, whatever else the machine does
     unit = seconds["memory"]
     found = {
         kind: {f"n = {n:,}": ratio(seconds[f"{kind} {n}"], unit) for n in STEPS}
@@ -71,7 +81,7 @@ def cost(method: ml.Method, loss: ml.Loss) -> dict[str, dict[str, float]]:
         for kind in KINDS
     }
     within = {f"n = {n:,}": n for n in STEPS if history.reach(method, n) * loss.theta.numel() <= GRADIENTS}
-    seconds = rounds({name: memoryless(method, loss, 2, n, block=1) for name, n in within.items()}, 1)
+    seconds = rounds({name: memoryless(method, loss, 2, n, block=1) for name, n in within.items()}, 1, time.thread_time)
     found["order 2"] = {name: BLOCK * seconds[name][0] / median(unit) for name in within}
     return {"plain step": {"ms": 1e3 * median(unit) / BLOCK}} | found
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import memoryless as ml
-from memoryless.method import AnyMethod, square
+from memoryless.method import AnyMethod, Part, square
 from tests.problems import (
     BATCHES,
     FULL_BATCH,
@@ -77,6 +77,27 @@ def test_full_batch_is_equation_9(name, n):
     method = METHODS[name](LR)
     F, M = literal(method, [FULL_BATCH] * (n + 1), THETA)
     c = ml.correction(method, reference_loss(), step=n)
+    assert relative_error(c.F, F) < 1e-13
+    assert relative_error(c.M, M) < 1e-12
+
+
+HALVES = ml.HeavyBall(LR, 0.9, weight_decay=0.1), ml.HeavyBall(2 * LR, 0.9)
+ONE_DIRECTION = {
+    "heavy_ball": HALVES[0],
+    "nesterov": ml.Nesterov(LR, 0.9),
+    "nadam": ml.NAdam(LR, (0.9, 0.95), 0.01),
+    "rmsprop": ml.RMSprop(LR, 0.9, 0.0),
+    "groups": ml.Groups((Part(HALVES[0], torch.tensor([5, 0, 2]), 1.0), Part(HALVES[1], torch.tensor([1, 4]), 2.0)), LR),
+}
+
+
+@pytest.mark.parametrize("n", [1, 7, 45, 700])
+@pytest.mark.parametrize("name", ONE_DIRECTION)
+def test_where_past_updates_differ_in_length_alone_one_product_is_enough(name, n):
+    method = ONE_DIRECTION[name]
+    F, M = literal(method, [FULL_BATCH] * (n + 1), THETA)
+    c = ml.correction(method, reference_loss(), step=n)
+    assert c.products == 1
     assert relative_error(c.F, F) < 1e-13
     assert relative_error(c.M, M) < 1e-12
 

@@ -31,9 +31,10 @@ def test_sums_over_the_ages(v, n):
     weights, ages = plain(v, n), np.arange(n + 1)
     np.testing.assert_allclose(kernel.kernel(v, n), weights, rtol=1e-14)
     assert kernel.total(v, n) == pytest.approx(weights.sum(), rel=1e-13)
-    assert kernel.totals(v, np.array([0, n]))[1] == pytest.approx(weights.sum(), rel=1e-13)
+    assert kernel.tail(v, np.array([0, n]), 0)[1] == pytest.approx(weights.sum(), rel=1e-13)
     assert kernel.age_moment(v, n) == pytest.approx(weights @ ages, rel=1e-13)
-    np.testing.assert_allclose(kernel.tails(weights), [weights[j:].sum() for j in ages], rtol=1e-13)
+    for tails in (kernel.tails(weights), kernel.tail(v, n, ages)):
+        np.testing.assert_allclose(tails, [weights[j:].sum() for j in ages], rtol=1e-13)
 
 
 @anyone
@@ -70,20 +71,19 @@ def test_gauss_of_any_weights_of_one_sign(values, count, sign):
 def test_compress_keeps_sums_of_smooth_functions(name, n):
     memory = variables(METHODS[name](0.01))
     steps = np.arange(n + 1)
-    c = np.stack([kernel.totals(v, steps) for v in memory])
-    weights = np.stack([kernel.tails(kernel.kernel(v, n))[n - steps] for v in memory])
-    index, folded = kernel.compress(c, weights)
+    c = np.stack([kernel.tail(v, steps, 0) for v in memory])
+    weights = np.stack([kernel.tail(v, n, n - steps) for v in memory])
+    index, fold = kernel.compress(c)
 
     def smooth(c: np.ndarray) -> np.ndarray:
         return c[0] / np.sqrt(1e-3 + (c[1:] ** 2).sum(axis=0))
 
-    np.testing.assert_allclose(folded @ smooth(c[:, index]), weights @ smooth(c), rtol=1e-10)
+    np.testing.assert_allclose(weights @ fold.T @ smooth(c[:, index]), weights @ smooth(c), rtol=1e-10)
 
 
 def test_compress_spends_few_steps():
     memory = variables(ml.NAdam(betas=(0.9, 0.999)))
-    steps = np.arange(10_000)
-    index, _ = kernel.compress(np.stack([kernel.totals(v, steps) for v in memory]), np.ones((1, 10_000)))
+    index, _ = kernel.compress(np.stack([kernel.tail(v, np.arange(10_000), 0) for v in memory]))
     assert len(index) < 100
 
 
@@ -125,7 +125,8 @@ def test_memory_of_the_interpolation_grows_no_faster_than_the_window():
     """At n = 40,000 one square array over the steps would be 13 GB."""
     method = ml.NAdam(betas=(0.9, 0.999), momentum_decay=4e-3)
     tracemalloc.start()
-    history._past(method.variables, 40_000)
+    g = torch.ones(1)
+    history.full_batch(method, (g, lambda back: back), g, 40_000)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 300e6

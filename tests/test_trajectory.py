@@ -1,5 +1,6 @@
 """Trajectories against the loop one would write by hand."""
 
+import math
 from typing import Any
 
 import pytest
@@ -61,6 +62,26 @@ def test_record(kind):
     largest = trajectory(method, loss, STEPS, kind, record=lambda n, theta: (n, float(theta.abs().max())))
     assert largest == [(n, float(theta.abs().max())) for n, theta in enumerate(path)]
     assert torch.equal(torch.stack(list(iterates(method, loss, STEPS, kind))), path)
+
+
+def test_flow_is_the_integral_of_the_modified_flow():
+    method, loss = ml.HeavyBall(LR, 0.5), reference_loss()
+    flow = ml.integrate(ml.modified_flow(method, loss), THETA, LR * torch.arange(STEPS + 1.0))
+    # Between its own steps dopri5 interpolates.
+    assert (trajectory(method, loss, STEPS, "flow") - flow).abs().max() < 1e-8
+
+
+@pytest.mark.parametrize(("kind", "power"), [("frozen", 1), ("first", 2), ("resummed", 2), (3, 3)])
+def test_the_powers_hold_along_a_batch_order(kind, power):
+    """The batches take turns: the theorem is one about any order of them."""
+
+    def error(lr: float) -> float:
+        method, loss, steps = ml.AdamW(lr, (0.3, 0.5), 0.1), reference_loss(), round(0.05 / lr)
+        batches = [ORDER[n % len(ORDER)] for n in range(steps)]
+        paths = [trajectory(method, loss, steps, k, batches=batches) for k in ("memory", kind)]
+        return float((paths[0] - paths[1]).abs().max())
+
+    assert math.log2(error(1e-3) / error(5e-4)) == pytest.approx(power, abs=0.2)
 
 
 def test_progress_counts_steps_taken():

@@ -20,6 +20,7 @@ from memoryless.verify import KINDS, PROBLEMS, Example, Verification, holds, loa
 from tests.test_cli import SETUP
 
 LRS = (1e-3, 5e-4)
+QUADRATIC = PROBLEMS["quadratic"].loss(0)
 FEW = ["--problem", "quadratic", "--lrs", "0.02", "0.01", "--horizon", "0.1", "--kinds", "frozen", "first"]
 
 
@@ -39,7 +40,8 @@ def of(*accuracies: Accuracy, dtype: str = "float64") -> Verification:
 
 @pytest.mark.parametrize("name", CATALOGUE)
 def test_hyperparameters_are_chosen_for_every_method(name):
-    method, chosen = visible(name)
+    method, chosen = visible(name, QUADRATIC)
+    assert isinstance(method, ml.Method)
     assert chosen
     assert {key: method.hyper[key] for key in chosen} == chosen
 
@@ -47,7 +49,7 @@ def test_hyperparameters_are_chosen_for_every_method(name):
 @pytest.mark.parametrize(("name", "problem"), [("adamw", "digits"), ("lion", "smooth"), ("nesterov", "quadratic")])
 def test_what_is_chosen_shows_the_powers(name, problem):
     loss, about = load(problem, 0)
-    found = verify(visible(name)[0], loss, (5e-4, 2.5e-4), 0.05, ["frozen", "first"], about)
+    found = verify(visible(name, loss)[0], loss, (5e-4, 2.5e-4), 0.05, ["frozen", "first"], about)
     assert found.holds, found.verdict
 
 
@@ -59,11 +61,34 @@ def test_its_numbers_are_those_of_order_of_accuracy():
 
 
 def test_what_the_user_gave_is_kept():
-    method, chosen = visible("adamw(betas=(0.9, 0.99), eps=1e-8, lr=0.1)")
+    method, chosen = visible("adamw(betas=(0.9, 0.99), eps=1e-8, lr=0.1)", QUADRATIC)
+    assert isinstance(method, ml.Method)
     assert (chosen, method.lr, method.hyper["betas"], method.hyper["eps"]) == ({}, 0.1, (0.9, 0.99), 1e-8)
-    method, chosen = visible("lion(betas=(0.9, 0.99))")  # the default, but the user's word
-    assert chosen == {"smoothing": 0.1}
+    method, chosen = visible("lion(betas=(0.9, 0.99))", QUADRATIC)  # the default, but the user's word
+    assert isinstance(method, ml.Method)
+    assert chosen == {"lr": 2e-3, "smoothing": 0.1}
     assert method.hyper["betas"] == (0.9, 0.99)
+
+
+def test_any_optimizer_of_torch(capsys: pytest.CaptureFixture[str]):
+    method, chosen = visible("torch.optim.Adamax(eps=0.2)", QUADRATIC)
+    assert chosen == {"lr": 2e-3, "betas": (0.5, 0.7)}
+    assert str(method) == "Adamax(lr=0.002, betas=(0.5, 0.7), eps=0.2)"
+    run("torch.optim.SGD", *FEW, "--json")
+    sgd = json.loads(capsys.readouterr().out)
+    run("heavy_ball", *FEW, "--json")
+    heavy_ball = json.loads(capsys.readouterr().out)
+    assert sgd["chosen"] == heavy_ball["chosen"]
+    for ours, theirs in zip(heavy_ball["kinds"], sgd["kinds"], strict=True):
+        assert theirs["errors"] == pytest.approx(ours["errors"], rel=1e-6)  # forward mode and differences agree to less
+
+
+def test_a_black_box_is_given_fewer_steps():
+    method, _ = visible("torch.optim.SGD", QUADRATIC)
+    assert isinstance(method, ml.TorchMethod)
+    found = verify(method, QUADRATIC, kinds=["frozen"])
+    assert found.lrs == (8e-3, 4e-3, 2e-3)
+    assert found.horizon == pytest.approx(16 * 8e-3)
 
 
 def test_verdict_is_judged_by_the_power_of_each_kind():
@@ -106,7 +131,7 @@ def test_verdict_knows_the_floor():
 def test_json_is_the_numbers(capsys: pytest.CaptureFixture[str]):
     run("heavy_ball", *FEW, "--json")
     shown = json.loads(capsys.readouterr().out)
-    found = verify(visible("heavy_ball")[0], *load("quadratic", 0)[:1], (0.02, 0.01), 0.1, ["frozen", "first"])
+    found = verify(visible("heavy_ball", QUADRATIC)[0], QUADRATIC, (0.02, 0.01), 0.1, ["frozen", "first"])
     about = {"chosen": {"lr": 0.008, "momentum": 0.5}, "seed": 0, "loss": "random convex quadratic"}
     assert shown == json.loads(json.dumps(found.as_dict())) | about
     assert shown["kinds"][1]["errors"] == list(found.accuracies[1].errors)
@@ -118,7 +143,7 @@ def test_the_table_says_what_was_chosen_and_what_came_out(capsys: pytest.Capture
     monkeypatch.setenv("COLUMNS", "80")
     run("rmsprop(alpha=0.7)", *FEW)
     shown = capsys.readouterr().out
-    assert shown.startswith("Not given, so chosen here: eps=0.1 (")
+    assert shown.startswith("Not given, so chosen here: lr=0.002, eps=0.1 (")
     text = " ".join(shown.split())
     assert "rmsprop(alpha=0.7, eps=0.1) on random convex quadratic: 8 parameters in float64, up to time 0.1." in text
     for part in ("theorem 1.00 2.00", "frozen", "first", "rounding"):
@@ -195,6 +220,9 @@ def test_divergence_keeps_the_kinds_that_were_finished(monkeypatch: pytest.Monke
 
 BAD = [
     ("adagrad", "unknown optimizer 'adagrad'; expected one of heavy_ball"),
+    ("torch.optim.Nothing", "torch.optim.Nothing: module 'torch.optim' has no attribute 'Nothing'"),
+    ("nowhere.Thing", "nowhere.Thing: No module named 'nowhere'"),
+    ("torch.nn.Linear", "torch.nn.Linear is no class of torch optimizers"),
     ("adamw(rho=1)", "adamw(rho=1): AdamW() got an unexpected keyword argument 'rho'"),
     ("adamw(betas=(0.9,1.5))", "every beta must lie in [0, 1), got 1.5"),
     ("heavy_ball(lr=0)", "lr must be positive"),

@@ -23,6 +23,7 @@ from memoryless.history import History, Linearization
 from memoryless.loss import Loss
 from memoryless.measures import Differentiable, Value
 from memoryless.method import AnyMethod, Groups, Index, Method, Momentum, Part
+from memoryless.past import settled
 from memoryless.shadow import Shadow
 
 Kind = Literal["first", "resummed", "measured"]
@@ -297,7 +298,7 @@ def _share_update(grid: Grid, gradient: Tensor, theta: Tensor, step: int | None)
         plans = [grid.variables(p, l)[0] for l in range(len(part.method.variables))]
         if not part.method.elementwise:
             return False
-        if step is not None and not all(history.settled((v,), step) for variables in plans for v in variables):
+        if step is not None and not all(settled((v,), step) for variables in plans for v in variables):
             return False
         g, point = gradient[part.index][:64], theta[part.index][:64]
         same = [v.g(g, point) for v in part.method.variables]

@@ -107,6 +107,25 @@ def _next(method: AnyOptimizer, state: Any, gradient: Tensor, theta: Tensor) -> 
     return method.update(state, gradient, theta)[1].double()
 
 
+def optimizer_class(path: str) -> Callable[..., Optimizer]:
+    """A torch optimizer's class.
+
+    Args:
+        path: such as "torch.optim.Muon".
+
+    Raises:
+        ValueError: there is none.
+    """
+    module, _, name = path.rpartition(".")
+    try:
+        kind = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    if not (isinstance(kind, type) and issubclass(kind, Optimizer)):
+        raise ValueError(f"{path} is no class of torch optimizers")
+    return kind
+
+
 def parse(text: str, loss: Loss, lr: float | None) -> AnyOptimizer:
     """An optimizer by its description: a catalogue method, or a torch optimizer's class by its path.
 
@@ -121,15 +140,8 @@ def parse(text: str, loss: Loss, lr: float | None) -> AnyOptimizer:
     if "." not in text.partition("(")[0]:
         return parse_method(text, lr or 1e-3)
     path, options = call(text)
-    module, _, name = path.rpartition(".")
-    try:
-        kind = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"{path}: {error}") from error
-    if not (isinstance(kind, type) and issubclass(kind, Optimizer)):
-        raise ValueError(f"{path} is no class of torch optimizers")
+    make = optimizer_class(path)
     hyper: dict[str, Any] = ({} if lr is None else {"lr": lr}) | options
-    make: Callable[..., Optimizer] = kind
     try:
         return TorchMethod(lambda parameters: make(parameters, **hyper), loss.shapes)
     except ValueError as refused:

@@ -23,9 +23,11 @@ from torch.autograd import forward_ad
 
 from memoryless import history
 from memoryless.black_box import AnyOptimizer, TorchMethod
-from memoryless.history import History, Lag, pieces
+from memoryless.blocks import pieces
+from memoryless.history import History, Lag
 from memoryless.loss import Loss
 from memoryless.method import AnyMethod, Index, Momentum, Part
+from memoryless.past import products
 from memoryless.relaxation import relaxed
 from memoryless.response import Response, unrolled
 from memoryless.steady import steady
@@ -120,7 +122,7 @@ def correction(
         r = steady(method, loss, theta, order) if step is None else unrolled(method, loss, theta, step, order, sequence)
         return Correction(r.F, r.M, order, step, r.products, method, None, r)
     if sequence is None:
-        linearization = loss.linearize(theta, products=history.products(method, step))
+        linearization = loss.linearize(theta, products=products(method, step))
         past = history.full_batch(method, linearization, theta, step)
     else:
         past = history.of_batches(method, loss, theta, sequence)

@@ -11,23 +11,19 @@ Fbar_l are F.
 With mini-batches the ages split by batch, each with its own gradient, H and Fbar.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from memoryless import kernel
+from memoryless import kernel, past
+from memoryless.blocks import pieces
 from memoryless.loss import Loss
-from memoryless.method import AnyMethod, Momentum, Part
+from memoryless.method import AnyMethod
 from memoryless.orders import Pool
-
-# A vector of so many numbers fits a core's cache many times; allocated anew for every operation, as torch does, a larger one
-# costs more in page faults than in arithmetic. An accelerator wants few kernels instead.
-CACHED = 2**17
-RESIDENT = 2**24
+from memoryless.past import variables_of
 
 Linearization = tuple[Tensor, Callable[[Tensor], Tensor]]
 
@@ -109,74 +105,6 @@ def frozen(method: AnyMethod, gradient: Tensor, theta: Tensor, step: int | None)
     return F
 
 
-def pieces(part: Part, theta: Tensor) -> Iterator[Part]:
-    """The part cut into blocks of coordinates that suit the machine; whole if phi does not act coordinate by coordinate.
-
-    Args:
-        part: of a method.
-        theta: shape (d,).
-    """
-    size = CACHED if theta.device.type == "cpu" else RESIDENT
-    if not part.method.elementwise:
-        yield part
-    elif isinstance(part.index, Tensor):
-        yield from (replace(part, index=index) for index in part.index.split(size))
-    else:
-        start, stop, _ = part.index.indices(theta.numel())
-        yield from (replace(part, index=slice(i, min(i + size, stop))) for i in range(start, stop, size))
-
-
-PROBES = 3
-"""Steps at which the interpolation of F[s](theta) over s is compared with F[s](theta)."""
-
-
-@lru_cache(maxsize=4096)
-def _past(variables: tuple[Momentum, ...], n: int, every: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Steps s and weights, shape (len(variables) + PROBES, steps), with Fbar_l = sum_s weights[l, s] F[s](theta).
-
-    Step n itself stands for every s where F[s](theta) = F[n](theta). Rows of variables without a past at n are zero. The last
-    rows give F at the probed steps, which come third; with `every`, all distinct steps are used and nothing is interpolated.
-    """
-    if kernel.constant(variables, n):
-        rows = [float(n > 0 and v.has_memory) for v in variables] + [1.0] * PROBES
-        return np.array([n]), np.array(rows)[:, None], np.full(PROBES, n)
-    steps = np.arange(max(n + 1 - kernel.window(variables, n), 0), n + 1)
-    weights = np.stack([kernel.tails(kernel.kernel(v, n, len(steps)))[::-1] for v in variables])
-    weights[:, -1] = 0
-    sums = weights.sum(axis=1, keepdims=True)
-    weights = np.divide(weights, sums, out=np.zeros_like(weights), where=sums != 0)
-    c = np.stack([kernel.totals(v, steps) for v in variables])
-    # Half of the way of c lies before the first probe's step, where it moves most.
-    far = np.abs(c - c[:, -1:]).max(axis=0)
-    probed = np.array([np.searchsorted(-far, -far[0] * share) for share in (0.5, 0.1, 0.01)]).clip(0, len(steps) - 1)
-    at_probes = (np.arange(len(steps)) == probed[:, None]).astype(float)
-    index, folded = kernel.compress(c, np.vstack([weights, at_probes]), len(steps) if every else 32)
-    return steps[index], folded, steps[probed]
-
-
-def settled(variables: tuple[Momentum, ...], n: int) -> bool:
-    """Whether F[s](theta) = F[n](theta) for every past step s that the variables remember.
-
-    Args:
-        variables: of a method.
-        n: step.
-    """
-    return bool((_past(variables, n)[0] == n).all())
-
-
-def products(method: AnyMethod, step: int | None) -> int:
-    """How many Hessian-vector products `full_batch` takes.
-
-    Args:
-        method: in momentum form.
-        step: n, or None for the steady state.
-    """
-    variables = tuple(v for part in method.parts for v in part.method.variables)
-    if step is None:
-        return int(any(v.has_memory for v in variables))
-    return max(_distinct(_past(variables, step)[1][:-PROBES]), default=-1) + 1
-
-
 def full_batch(method: AnyMethod, linearization: Linearization, theta: Tensor, step: int | None) -> History:
     """The history when every step used the full batch.
 
@@ -193,83 +121,20 @@ def full_batch(method: AnyMethod, linearization: Linearization, theta: Tensor, s
         NeverForgets: steady state of a memory that does not fade.
     """
     gradient, curvature = linearization
-    variables = tuple(v for part in method.parts for v in part.method.variables)
+    variables = variables_of(method)
     F = frozen(method, gradient, theta, step)
-    averages, owner = _averages(method, gradient, theta, step, variables, F)
+    averages, owner, scale = past.averages(method, gradient, theta, step, F)
     backs = [method.lr * average for average in averages]
     drifts = [curvature(back) for back in backs]
     flat = iter(
-        Lag(gradient, *kernel.gauss(v, step), *((backs[i], drifts[i]) if i >= 0 else ()))
-        for v, i in zip(variables, owner, strict=True)
+        Lag(gradient, *kernel.gauss(v, step), *((_times(a, backs[i]), _times(a, drifts[i])) if i >= 0 else ()))
+        for v, i, a in zip(variables, owner, scale, strict=True)
     )
     return History(F, [[[next(flat)] for _ in part.method.variables] for part in method.parts], len(backs))
 
 
-def _averages(
-    method: AnyMethod, gradient: Tensor, theta: Tensor, step: int | None, variables: tuple[Momentum, ...], F: Tensor
-) -> tuple[list[Tensor], list[int]]:
-    """The distinct Fbar, and which of them belongs to each variable (-1: none)."""
-    if step is None:
-        owner = [0 if v.has_memory else -1 for v in variables]
-        return [F] * (0 in owner), owner
-    steps, weights, probed = _past(variables, step)
-    owner = _distinct(weights[:-PROBES])
-    if list(steps) == [step]:
-        return [F] * (0 in owner), owner
-
-    rows = [owner.index(row) for row in range(max(owner) + 1)]
-    updates = _updates(method, gradient, theta)
-    *averages, a, b, c = updates(steps, weights[[*rows, -3, -2, -1]])
-    tolerance = max(1e-10, 1e3 * torch.finfo(F.dtype).eps)
-    at_probes = updates(probed, np.eye(PROBES))
-    if any((x - y).norm() > tolerance * y.norm() for x, y in zip((a, b, c), at_probes, strict=True)):
-        # F[s] is not a smooth function of the frozen weights: take every step.
-        steps, weights, _ = _past(variables, step, every=True)
-        averages = updates(steps, weights[rows])
-    return averages, owner
-
-
-def _updates(method: AnyMethod, gradient: Tensor, theta: Tensor) -> Callable[[np.ndarray, np.ndarray], list[Tensor]]:
-    """The function (steps, weights) -> sum_s weights[row, s] F[s](theta) for each row."""
-    elementwise = all(part.method.elementwise for part in method.parts)
-
-    def one_by_one(steps: np.ndarray, weights: np.ndarray) -> list[Tensor]:
-        sums = [torch.zeros_like(theta) for _ in weights]
-        for s, column in zip(steps.tolist(), weights.T.tolist(), strict=True):
-            F = frozen(method, gradient, theta, s)
-            for total, weight in zip(sums, column, strict=True):
-                total.add_(F, alpha=weight)
-        return sums
-
-    def at_once(steps: np.ndarray, weights: np.ndarray) -> list[Tensor]:
-        """All F[s] in one readout, end to end as one long vector."""
-        if not elementwise or len(steps) * theta.numel() > 4 * CACHED:
-            return one_by_one(steps, weights)
-        F = theta.new_zeros(len(steps), theta.numel())
-        for part in method.parts:
-            g, point = gradient[part.index], theta[part.index]
-            totals = [torch.from_numpy(kernel.totals(v, steps)).to(theta) for v in part.method.variables]
-            m = [torch.outer(c, v.g(g, point)).flatten() for v, c in zip(part.method.variables, totals, strict=True)]
-            F[:, part.index] = part.scale * part.method.readout(m, point.repeat(len(steps))).view(len(steps), -1)
-        return list(torch.from_numpy(weights).to(theta) @ F)
-
-    return at_once
-
-
-def _distinct(rows: np.ndarray) -> list[int]:
-    """Number the distinct rows in order of appearance; zero rows are -1."""
-    seen: list[np.ndarray] = []
-    numbers = []
-    for row in rows:
-        if not row.any():
-            numbers.append(-1)
-            continue
-        match = next((i for i, other in enumerate(seen) if np.allclose(row, other, rtol=0, atol=1e-13)), None)
-        if match is None:
-            match = len(seen)
-            seen.append(row)
-        numbers.append(match)
-    return numbers
+def _times(a: float, x: Tensor) -> Tensor:
+    return x if a == 1 else a * x
 
 
 def reach(method: AnyMethod, n: int) -> int:
@@ -279,7 +144,7 @@ def reach(method: AnyMethod, n: int) -> int:
         method: in momentum form.
         n: step.
     """
-    variables = tuple(v for part in method.parts for v in part.method.variables)
+    variables = variables_of(method)
     # Many quadrature nodes weigh high powers of the age, which reach further back.
     factor = 4 if any(v.degree is None for v in variables) else 1
     # One more, which the update before a lagging variable's oldest gradient still read.
@@ -344,9 +209,9 @@ def mini_batch(
     sums = theta.new_zeros(len(shares), len(theta))
     for s, updates in pool.updates(np.array([place[i] for i in recent]), first=n + 1 - count):
         F = updates[-1]
-        past = slice(s, min(s + len(updates), count - 1))
+        before = slice(s, min(s + len(updates), count - 1))
         if shares and s < count - 1:
-            sums += weights[:, past] @ updates[: past.stop - s]
+            sums += weights[:, before] @ updates[: before.stop - s]
     averages = dict(zip(shares, sums, strict=True))
     lags: list[list[list[Lag]]] = [[[] for _ in part.method.variables] for part in method.parts]
     for (j, l, i), quadrature in quadratures.items():

@@ -7,6 +7,7 @@ c = sum_k kernel[k], the age moment sum_k k kernel[k], the tails sum_{k >= j} ke
 """
 
 import math
+from dataclasses import replace
 from functools import lru_cache
 from typing import cast
 
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import eigh_tridiagonal, qr
 
-from memoryless.method import Momentum, is_number
+from memoryless.method import Momentum, is_number, one
 
 Array = NDArray[np.float64]
 
@@ -64,38 +65,44 @@ def total(variable: Momentum, n: int | None) -> float:
     if n is None:
         require_fading(variable)
         return float(variable.weight(math.inf)) / (1 - variable.beta)
-    return float(totals(variable, np.array([n]))[0])
+    return float(tail(variable, n, 0))
 
 
-def constant(variables: tuple[Momentum, ...], n: int) -> bool:
-    """Whether no frozen weight c changes in steps 0..n, seen at steps of all sizes: then F[s](theta) = F[n](theta).
+def tail(variable: Momentum, n: int | NDArray[np.int64], j: int | NDArray[np.int64]) -> Array:
+    """T[j] = sum_{k >= j} kernel[k] at step n, in closed form; j = 0 gives c.
 
     Args:
-        variables: of a method.
-        n: last step.
+        variable: any momentum variable.
+        n: steps, >= 0.
+        j: ages, >= 0; broadcast with n, 0 where older than the first gradient.
     """
-    steps = np.unique(np.concatenate([np.arange(min(n, 16) + 1), np.geomspace(1, max(n, 1), 32).astype(int), [n]]))
-    c = np.stack([totals(v, steps) for v in variables])
-    return bool((np.ptp(c, axis=1) <= 1e-15 * np.abs(c).max(axis=1)).all())
-
-
-def totals(variable: Momentum, steps: NDArray[np.int64]) -> Array:
-    """c at each of the given steps s, shape (len(steps),)."""
-    beta, age = variable.beta, steps - variable.lag
-    sums = (age + 1.0) if beta == 1 else (1 - beta ** (age + 1.0)) / (1 - beta)
-    sums = sums + (variable.first - 1) * beta ** np.maximum(age, 0.0)
-    return np.where(age >= 0, variable.weight(steps) * sums, 0.0)
+    beta, lag = variable.beta, variable.lag
+    j = np.maximum(j, lag)
+    count = np.maximum(n + 1.0 - j, 0.0)
+    # beta^(j - lag) + ... + beta^(n - lag), in the form that a bias correction cancels to the last digit
+    sums = count if beta == 1 else beta ** (j - lag) * (1 - beta**count) / (1 - beta)
+    sums = sums + (variable.first - 1) * beta ** np.maximum(n - lag, 0.0)
+    return np.where(count > 0, variable.weight(n) * sums, 0.0)
 
 
 @lru_cache(maxsize=4096)
 def age_moment(variable: Momentum, n: int | None) -> float:
     """sum_k k kernel[k], which is c times the mean age."""
-    if n is not None:
-        values = kernel(variable, n, 4 * window((variable,), n))
-        return float(values @ np.arange(len(values)))
-    require_fading(variable)
-    beta = variable.beta
-    return float(variable.weight(math.inf)) * (beta / (1 - beta) ** 2 + variable.lag / (1 - beta))
+    beta, lag = variable.beta, variable.lag
+    if n is None:
+        require_fading(variable)
+        return float(variable.weight(math.inf)) * (beta / (1 - beta) ** 2 + lag / (1 - beta))
+    last = n - lag
+    if last < 0:
+        return 0.0
+    # sum_i i beta^i over i = 0..last; the closed form would cancel where last (1 - beta) is small.
+    if last * (1 - beta) < 1:
+        i = np.arange(last + 1.0)
+        inner = float(i @ beta**i)
+    else:
+        inner = beta * (1 - beta**last * (1 + last * (1 - beta))) / (1 - beta) ** 2
+    plain = lag * float(tail(replace(variable, weight=one, first=1.0), n, 0)) + inner
+    return float(variable.weight(n)) * (plain + n * (variable.first - 1) * beta**last)
 
 
 def window(variables: tuple[Momentum, ...], n: int) -> int:
@@ -132,6 +139,9 @@ def gauss(variable: Momentum, n: int | None) -> tuple[Array, Array]:
         Nodes (ages) and weights.
     """
     count = node_count(variable)
+    if count == 1:
+        c = total(variable, n)
+        return (np.array([age_moment(variable, n) / c]), np.array([c])) if c else (np.zeros(0), np.zeros(0))
     if n is not None:
         # High powers of the age, which many nodes integrate, reach further back.
         return gauss_of(kernel(variable, n, (4 if count > 2 else 1) * window((variable,), n)), count)
@@ -176,42 +186,38 @@ def gauss_of(values: Array, count: int) -> tuple[Array, Array]:
     return nodes, sign * mass.sum() * vectors[0] ** 2
 
 
-def compress(c: Array, weights: Array, exact_below: int = 32) -> tuple[NDArray[np.int64], Array]:
-    """Few steps s_j that stand for all in sums of a smooth function of the frozen weights, sum_s weights[s] f(c[s]).
+def compress(c: Array, degree: int = 40, exact_below: int = 32) -> tuple[NDArray[np.int64], Array]:
+    """Few steps that stand for all in sums of a smooth function of the frozen weights, sum_s weights[s] f(c[s]).
 
-    F[s](theta) depends on s only through c[s], a smooth curve that settles exponentially. Steps whose c agree are merged; a
-    curve still moving in one or two components is interpolated in Chebyshev polynomials of log c on steps picked by pivoted QR.
+    F[s](theta) depends on s only through c[s], a smooth curve. Where it moves in one or two components, f is interpolated in
+    Chebyshev polynomials of log c on steps picked by pivoted QR.
 
     Args:
         c: shape (variables, steps), the frozen weight of each variable at each step.
-        weights: shape (sums, steps), one row per sum wanted.
-        exact_below: keep every distinct step when there are at most so many.
+        degree: of the polynomials, as many as there are nodes less one; a quarter of it where two components move.
+        exact_below: keep every step when there are at most so many.
 
     Returns:
-        Indices j of steps, shape (nodes,), and the weights to use there, shape (sums, nodes).
+        Indices j of steps, shape (nodes,), and the matrix from weights of all steps to theirs, shape (nodes, steps).
 
     Example:
-        >>> index, folded = compress(np.ones((1, 100)), np.ones((1, 100)))
-        >>> index, folded
-        (array([99]), array([[100.]]))
+        >>> c = 1 - 0.9 ** np.arange(1.0, 101.0)
+        >>> index, fold = compress(c[None])
+        >>> len(index), bool(abs(fold.sum(axis=1) @ c[index] ** 2 - (c**2).sum()) < 1e-11)
+        (28, True)
     """
-    last = c.shape[1] - 1
-    moving = np.ptp(c, axis=1) > 1e-15 * np.abs(c).max(axis=1, initial=0)
-    if not moving.any():
-        return np.array([last]), weights.sum(axis=1, keepdims=True)
-    unsettled = np.any(np.abs(c - c[:, -1:]) > 1e-15 * np.abs(c[:, -1:]), axis=0)
-    steps = np.append(np.flatnonzero(unsettled), last)
-    folded = np.column_stack([weights[:, unsettled], weights[:, ~unsettled].sum(axis=1)])
-    curve = c[moving][:, steps]
+    count = c.shape[1]
+    curve = c[np.ptp(c, axis=1) > 1e-15 * np.abs(c).max(axis=1, initial=0)]
+    if len(curve) == 0:
+        return np.array([count - 1]), np.ones((1, count))
     positive = (curve > 0).all(axis=0)
-    if len(steps) <= exact_below or len(curve) > 2 or positive.sum() <= exact_below:
-        return steps, folded
-    apart, steps = steps[~positive], steps[positive]  # before a lagging variable has seen a gradient
-    alone, folded = folded[:, ~positive], folded[:, positive]
+    if count <= exact_below or len(curve) > 2 or positive.sum() <= exact_below:
+        return np.arange(count), np.eye(count)
+    apart, steps = np.flatnonzero(~positive), np.flatnonzero(positive)  # before a lagging variable has seen a gradient
     x = np.log(curve[:, positive])
     low, high = x.min(axis=1, keepdims=True), x.max(axis=1, keepdims=True)
     x = (2 * x - low - high) / (high - low)
-    degree = 40 if len(x) == 1 else 10
+    degree = degree if len(x) == 1 else degree // 4
     basis = np.polynomial.chebyshev.chebvander(x[0], degree)
     if len(x) == 2:
         other = np.polynomial.chebyshev.chebvander(x[1], degree)
@@ -219,7 +225,8 @@ def compress(c: Array, weights: Array, exact_below: int = 32) -> tuple[NDArray[n
     r, pivots = cast(tuple[Array, NDArray[np.int64]], qr(basis.T, mode="r", pivoting=True))
     rank = int((np.abs(np.diag(r)) > 1e-13 * abs(r[0, 0])).sum())
     nodes = np.sort(pivots[:rank])
+    fold = np.zeros((len(apart) + rank, count))
+    fold[np.arange(len(apart)), apart] = 1
     # The weights that give every basis polynomial its exact sum.
-    solution = np.linalg.lstsq(basis[nodes].T, basis.T @ folded.T, rcond=None)[0]
-    kept = np.concatenate([apart, steps[nodes]]).astype(np.int64)
-    return kept, np.hstack([alone, np.asarray(solution.T, dtype=float)])
+    fold[len(apart) :, steps] = np.linalg.lstsq(basis[nodes].T, basis.T, rcond=None)[0]
+    return np.concatenate([apart, steps[nodes]]), fold

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from memoryless import kernel
 from memoryless.black_box import AnyOptimizer
-from memoryless.history import CACHED, RESIDENT
+from memoryless.blocks import CACHED, RESIDENT
 from memoryless.loss import Loss
 from memoryless.method import Groups, Method, Momentum, one
 from memoryless.randomness import isolated

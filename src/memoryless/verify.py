@@ -8,19 +8,22 @@ is the term of the next order, whose share grows as lr times the age of the memo
 memory and a larger eps show the same power sooner.
 """
 
+import inspect
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from memoryless import problems, script
 from memoryless.accuracy import Accuracy, order_of_accuracy
+from memoryless.black_box import AnyOptimizer, TorchMethod
+from memoryless.compare import optimizer_class, parse
 from memoryless.correction import is_order
 from memoryless.loss import Diverged, Loss
-from memoryless.method import AnyMethod, Method
-from memoryless.methods import CATALOGUE
+from memoryless.method import Method
 from memoryless.trajectory import Kind
 
 POWER = {"frozen": 1, "first": 2, "resummed": 2}
@@ -33,6 +36,9 @@ VISIBLE = {"betas": (0.5, 0.7), "momentum": 0.5, "alpha": 0.7, "eps": 0.1, "smoo
 
 LR, HALVINGS, STEPS = 2e-3, 3, 32
 """Largest step size, how often it is halved, and the steps of the largest that make up the horizon."""
+
+BLACK_BOX = 2, 16
+"""Halvings and steps of a black box, which takes all steps before each anew."""
 
 
 def power(kind: Kind) -> int:
@@ -158,7 +164,7 @@ def _number(x: float) -> float | None:
 
 
 def verify(
-    method: AnyMethod,
+    method: AnyOptimizer,
     loss: Loss,
     lrs: Iterable[float] | None = None,
     horizon: float | None = None,
@@ -171,8 +177,8 @@ def verify(
     Args:
         method: its lr is the largest, if `lrs` does not say otherwise.
         loss: smooth; full batch; float64, or rounding hides the higher orders.
-        lrs: at least two, strictly decreasing; default the method's and three halvings of it.
-        horizon: time n lr up to which paths are compared; default 32 steps of the largest lr.
+        lrs: at least two, strictly decreasing; default the method's and three halvings of it, of a black box two.
+        horizon: time n lr up to which paths are compared; default 32 steps of the largest lr, of a black box 16.
         kinds: "frozen", "first", "resummed" and integer orders.
         about: the loss in words.
         on_step: called with the kind at work and the number of steps taken for it, for progress.
@@ -190,8 +196,9 @@ def verify(
         >>> print(verify(HeavyBall(lr=0.02, momentum=0.5), loss, horizon=0.2, kinds=["frozen", "first"]).verdict)
         As the theorem says: frozen 0.96, first 1.92.
     """
-    lrs = tuple(method.lr / 2**k for k in range(HALVINGS + 1)) if lrs is None else tuple(lrs)
-    horizon = STEPS * max(lrs, default=0.0) if horizon is None else horizon
+    halvings, steps = BLACK_BOX if isinstance(method, TorchMethod) else (HALVINGS, STEPS)
+    lrs = tuple(method.lr / 2**k for k in range(halvings + 1)) if lrs is None else tuple(lrs)
+    horizon = steps * max(lrs, default=0.0) if horizon is None else horizon
     kinds = tuple(kinds)
     if not kinds:
         raise ValueError(f"kinds must name at least one of {', '.join(POWER)}, or an integer order, got none")
@@ -229,11 +236,12 @@ def _lr_at(taken: int, horizon: float, lrs: tuple[float, ...]) -> float:
     return lrs[-1]
 
 
-def visible(text: str) -> tuple[Method, dict[str, Any]]:
-    """A catalogue method from its description; what that leaves open is chosen so that the powers show at moderate lrs.
+def visible(text: str, loss: Loss) -> tuple[AnyOptimizer, dict[str, Any]]:
+    """A method from its description; what that leaves open is chosen so that the powers show at moderate lrs.
 
     Args:
-        text: "adamw" or "adamw(betas=(0.9, 0.95))", as for `memoryless.script.parse_method`.
+        text: "adamw", "adamw(betas=(0.9, 0.95))" or a class, "torch.optim.Adamax", as for `memoryless.compare.parse`.
+        loss: gives a black box the shapes of its parameters.
 
     Returns:
         The method, and the hyperparameters that were chosen.
@@ -242,17 +250,24 @@ def visible(text: str) -> tuple[Method, dict[str, Any]]:
         ValueError: unknown method or option, or a value out of range.
 
     Example:
-        >>> method, chosen = visible("adamw(eps=0.01)")
+        >>> method, chosen = visible("adamw(eps=0.01)", PROBLEMS["quadratic"].loss(0))
         >>> chosen
-        {'betas': (0.5, 0.7)}
+        {'lr': 0.002, 'betas': (0.5, 0.7)}
     """
-    method = script.parse_method(text, LR)
-    _, given = script.call(text, CATALOGUE)
+    name, given = script.call(text)
+    if "." in name:
+        known = {option: p.default for option, p in inspect.signature(optimizer_class(name)).parameters.items()}
+    else:
+        known = script.parse_method(text, LR).hyper
     # An update linear in the gradient is not normalized to the size of 1: at the same lr its errors drown in rounding.
-    normalized = "eps" in method.hyper or "smoothing" in method.hyper
-    chosen = {} if normalized or "lr" in given else {"lr": 4 * LR}
-    chosen |= {name: value for name, value in VISIBLE.items() if name in method.hyper and name not in given}
-    return method.with_hyper(**chosen), chosen
+    choice = {"lr": LR if known.keys() & {"eps", "smoothing"} else 4 * LR} | VISIBLE
+    chosen = {
+        option: value
+        for option, value in choice.items()
+        if option in known and option not in given and np.shape(known[option]) == np.shape(value)  # some have three betas
+    }
+    options = ", ".join(f"{option}={value!r}" for option, value in (given | chosen).items())
+    return parse(f"{name}({options})", loss, None), chosen
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """memoryless verify."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,14 +19,15 @@ class Verify:
     """
 
     method: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="METHOD")]
-    """adamw, "heavy_ball(momentum=0.5)", ... A catalogue method with options; betas, eps and smoothing that are not given are
-    chosen so that the powers show, and said."""
+    """Of the catalogue, adamw or "heavy_ball(momentum=0.5)", or a torch optimizer's class by its path, torch.optim.Adamax; lr,
+    betas, eps and smoothing that are not given are chosen so that the powers show, and said."""
     problem: Annotated[str, tyro.conf.arg(metavar="PROBLEM")] = "digits"
     """digits, quadratic, smooth, or SCRIPT.py:FUNCTION that returns model, criterion, batches, optimizer (not used)."""
     lrs: Annotated[tuple[float, ...] | None, tyro.conf.arg(metavar="[LR ...]")] = None
-    """Decreasing. Default: the method's lr, or 0.002 (0.008 where F is linear in the gradient), halved three times."""
+    """Decreasing. Default: the method's lr, or 0.002 (0.008 where F is linear in the gradient), halved three times; twice for
+    a torch optimizer's class, which takes all steps before each anew."""
     horizon: Annotated[float | None, tyro.conf.arg(metavar="TIME")] = None
-    """Time n lr up to which paths are compared. Default: 32 steps of the largest lr."""
+    """Time n lr up to which paths are compared. Default: 32 steps of the largest lr, 16 for a torch optimizer's class."""
     kinds: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[KIND ...]")] = ("frozen", "first", "resummed", "3", "4")
     """frozen, first, resummed, and integer orders."""
     seed: int = 0
@@ -44,15 +46,16 @@ class Verify:
         from memoryless.loss import Diverged
         from memoryless.verify import label, load, verify, visible
 
+        sys.path.insert(0, "")  # a module of the user's own, where the command is run
         if self.png is not None and not self.png.endswith((".png", ".pdf")):
             raise ValueError(f"--png must end in .png or .pdf, got {self.png!r}")
         picture = writable("--png", self.png)
-        method, chosen = visible(self.method)
         kinds = [int(kind) if kind.isdecimal() else kind for kind in self.kinds]
         if ":" not in self.problem:
             # Problems this small gain nothing from a second thread, and lose much on a busy machine.
             torch.set_num_threads(1)
         loss, about = load(self.problem, self.seed)
+        method, chosen = visible(self.method, loss)
         failure = None
         with Progress(console=Console(stderr=True), transient=True) as progress:
             tasks = {kind: progress.add_task(label(kind), total=None) for kind in kinds}
