@@ -96,7 +96,7 @@ def _multiples(method: AnyMethod, n: int) -> list[float] | None:
     """The factor a_l of each variable with Fbar_l = a_l F[n](theta) whatever theta; None if there are no such."""
     course = _course(variables_of(method), n)
     found = [a for part in method.parts if (a := _scale_over(part.method, course.first, course.stop)) is not None]
-    if len(found) < len(method.parts) or not all(np.allclose(a, found[0], 1e-13, 0) for a in found):
+    if len(found) < len(method.parts) or not all(np.allclose(a, found[0], 1e-13, 0) for a in found[1:]):
         return None
     a = found[0]
     if a[n - course.first] == 0:
