@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from memoryless.accuracy import Accuracy, order_of_accuracy
     from memoryless.audit import Audit, audit
+    from memoryless.batch_sizes import BatchSizes, batch_sizes
     from memoryless.beta_map import BetaMap, beta_map
     from memoryless.black_box import TorchMethod
     from memoryless.compare import Compared, compare
@@ -38,7 +39,9 @@ if TYPE_CHECKING:
     from memoryless.modified import ModifiedLoss, NoModifiedLoss, modified_loss
     from memoryless.noise import ExpectedCorrection, TooFewSamples, expected_correction
     from memoryless.profile import memory_profile
+    from memoryless.replay import Replay, replay
     from memoryless.run import Run, audit_run
+    from memoryless.sampling import Samples
     from memoryless.shadow import Shadow
     from memoryless.symbolic import NotDerivable
     from memoryless.torch_method import NotRecognised, method_of
@@ -47,6 +50,7 @@ if TYPE_CHECKING:
 _HOME = {
     "accuracy": "Accuracy order_of_accuracy",
     "audit": "Audit audit",
+    "batch_sizes": "BatchSizes batch_sizes",
     "beta_map": "BetaMap beta_map",
     "black_box": "TorchMethod",
     "compare": "Compared compare",
@@ -64,7 +68,9 @@ _HOME = {
     "modified": "ModifiedLoss NoModifiedLoss modified_loss",
     "noise": "ExpectedCorrection TooFewSamples expected_correction",
     "profile": "memory_profile",
+    "replay": "Replay replay",
     "run": "Run audit_run",
+    "sampling": "Samples",
     "shadow": "Shadow",
     "symbolic": "NotDerivable",
     "torch_method": "NotRecognised method_of",
@@ -78,6 +84,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "Audit",
+    "BatchSizes",
     "BetaMap",
     "Compared",
     "Correction",
@@ -104,13 +111,16 @@ __all__ = [
     "NotFinite",
     "NotRecognised",
     "RMSprop",
+    "Replay",
     "Run",
+    "Samples",
     "Shadow",
     "Signum",
     "TooFewSamples",
     "TorchMethod",
     "audit",
     "audit_run",
+    "batch_sizes",
     "beta_map",
     "compare",
     "correction",
@@ -123,6 +133,7 @@ __all__ = [
     "modified_flow",
     "modified_loss",
     "order_of_accuracy",
+    "replay",
     "trajectory",
 ]
 
