@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 import memoryless as ml
-from memoryless import noise
+from memoryless import kernel, noise
 from memoryless.measures import evaluate
 from memoryless.orders import random_order
 from memoryless.problems import Problem, digits_mlp
@@ -20,7 +20,7 @@ LR = 1e-5
 WARM_LRS = (1e-3, 3e-3, 1e-2)
 MEASURE = "gradient_1_norm"
 WANTED = 0.05
-LAGS_UP_TO = 1e-3
+LEFT_AWAY = 1e-3
 """Share of the longest memory that Eq. 9 written out may leave away."""
 WHOLE_ORDERS = 16
 SIZES = (128, 32, 8)
@@ -60,30 +60,32 @@ def cost(problem: Problem, theta: torch.Tensor) -> dict[str, Any]:
     found = ml.expected_correction(method, loss, theta, samples=samples, measures=[MEASURE])
     wall, cpu = seconds() - start
 
-    (value,) = evaluate([MEASURE], loss, theta, *loss.linearize(theta))
-    (slow,) = (v for v in method.variables if v.beta == 0.999)
-    lags = int(np.ceil(np.log(LAGS_UP_TO) / np.log(slow.beta)))
-    rng, changes = np.random.default_rng(0), []
-    for _ in range(WHOLE_ORDERS):
-        order = random_order(len(loss), lags + 1, rng)
-        M = ml.correction(method, loss, theta, batches=order).M
-        changes.append(-method.lr * float(value.gradient @ M) / value.value)
-    spread = float(np.std(changes, ddof=1) / abs(found.effects[0].mean))
-    literal = (spread / WANTED) ** 2 * lags
+    slowest = max(v.beta for v in method.variables)
+    lags = int(np.ceil(np.log(LEFT_AWAY) / np.log(slowest)))
+    start = seconds()
+    whole = ml.expected_correction(method, loss, theta, lags, WHOLE_ORDERS, whole=True, measures=[MEASURE])
+    whole_wall, whole_cpu = seconds() - start
+    spread = whole.relative_error * WHOLE_ORDERS**0.5
+    enough = max(2, int(np.ceil((spread / WANTED) ** 2)))  # two at least, which show how far orders differ
     return {
-        "change_over_lr_squared": found.effects[0].mean / LR**2,
-        "standard_error_over_lr_squared": found.effects[0].standard_error / LR**2,
+        "change": found.effects[0].mean / LR**2,
+        "standard_error": found.effects[0].standard_error / LR**2,
         "relative_error": found.relative_error,
         "samples": found.samples,
         "products": found.products,
-        "pilot_products": pilot.products,
+        "products_of_pilot": pilot.products,
         "seconds": wall,
         "cpu_seconds": cpu,
+        "whole_orders": WHOLE_ORDERS,
+        "whole_change": whole.effects[0].mean / LR**2,
+        "whole_standard_error": whole.effects[0].standard_error / LR**2,
+        "whole_spread": spread,
+        "whole_products_per_order": whole.products / WHOLE_ORDERS,
+        "whole_seconds_per_order": whole_wall / WHOLE_ORDERS,
+        "whole_cpu_seconds_per_order": whole_cpu / WHOLE_ORDERS,
+        "orders_wanted": enough,
         "lags": lags,
-        "whole_orders_mean_over_lr_squared": float(np.mean(changes)) / LR**2,
-        "whole_orders_relative_spread": spread,
-        "literal_products": literal,
-        "literal_over_random_lags": literal / (found.products + pilot.products),
+        "lags_in_double_precision": kernel.window(method.variables, 10**9) - 1,
     }
 
 
@@ -100,7 +102,7 @@ def table(problem: Problem, theta: torch.Tensor) -> list[dict[str, Any]]:
             loss = batches(problem, size)
             gradients = torch.stack([loss.gradient(theta, i) for i in range(len(loss))])
             # Of the measure of all images, also of those that no batch of this size has.
-            found, _ = noise.sampled(method, loss, theta, gradients, [value], None, SAMPLES, 0)
+            found = noise.sampled(method, loss, theta, gradients, [value], full, None, SAMPLES, 0)
             (effect,) = found.effects
             cells.append({"batch_size": size, "change": effect.mean / LR**2, "standard_error": effect.standard_error / LR**2})
         rows.append({"betas": betas, "measure": value.value, "cells": cells})

@@ -231,11 +231,12 @@ def per_sample(beta: float, seed: int, order: Any, samples: int) -> np.ndarray:
     """Change of a measure in each sample, in the steady state."""
     method, loss = ml.AdamW(LR, (0.8, beta), 0.01), reference_loss()
     values = evaluate([along_a_line], loss, THETA, *loss.linearize(THETA))
-    return noise.sampled(method, loss, THETA, GRADIENTS, values, None, samples, seed, order)[1][:, 0]
+    (effect,) = noise.sampled(method, loss, THETA, GRADIENTS, values, THETA, None, samples, seed, order).effects
+    return effect.changes.values
 
 
 # The same random number now and then draws another lag, and with it another batch.
-@pytest.mark.parametrize(("order", "samples", "least"), [("first", 200, 0.4), ("resummed", 20, 0.99)])
+@pytest.mark.parametrize(("order", "samples", "least"), [("first", 200, 0.25), ("resummed", 20, 0.99)])
 def test_methods_share_their_draws(order, samples, least):
     """Though their memories differ in length."""
     one, longer, other_seed = (per_sample(beta, seed, order, samples) for beta, seed in ((0.95, 0), (0.951, 0), (0.951, 1)))
@@ -249,6 +250,33 @@ def test_the_seed_decides(order):
     assert torch.equal(one.M, same.M)
     assert torch.equal(one.standard_error, same.standard_error)
     assert not torch.equal(one.M, other.M)
+
+
+def recorded_orders(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
+    """Orders drawn from now on."""
+    drawn: list[np.ndarray] = []
+
+    def recorded(*arguments: Any) -> np.ndarray:
+        drawn.append(random_order(*arguments)[::-1])
+        return drawn[-1][::-1]
+
+    monkeypatch.setattr(noise, "random_order", recorded)
+    return drawn
+
+
+@pytest.mark.parametrize("order", ["first", "resummed"])
+@pytest.mark.parametrize(
+    "method", [METHODS["custom"](LR), METHODS["groups"](LR), BLACK_BOX], ids=["custom", "groups", "black_box"]
+)
+def test_whole_orders_are_their_corrections(method, order, monkeypatch):
+    drawn = recorded_orders(monkeypatch)
+    found = expected(method, 6, 3, order=order, whole=True)
+    exact = [ml.correction(method, reference_loss(), order=order, batches=batches.tolist()) for batches in drawn]
+    M = torch.stack([c.M for c in exact])
+    assert relative_error(found.F, torch.stack([c.F for c in exact]).mean(0)) < 1e-14
+    assert relative_error(found.M, M.mean(0)) < 1e-14
+    assert relative_error(found.standard_error, M.std(0) / 3**0.5) < 1e-9
+    assert found.products == sum(c.products for c in exact)
 
 
 def test_products_are_counted(monkeypatch):
@@ -286,13 +314,7 @@ def test_updates_of_a_pool_are_the_steps_of_the_method(name, first, monkeypatch)
 @pytest.mark.parametrize("step", [2, 7, 8, 9, None])
 def test_an_order_is_made_of_epochs(step, monkeypatch):
     """The first begins at step 0; in the steady state the present is anywhere in one."""
-    drawn: list[np.ndarray] = []
-
-    def recorded(*arguments: Any) -> np.ndarray:
-        drawn.append(random_order(*arguments)[::-1])
-        return drawn[-1][::-1]
-
-    monkeypatch.setattr(noise, "random_order", recorded)
+    drawn = recorded_orders(monkeypatch)
     expected(METHODS["nesterov"](LR), step, 40)
     phases = set()
     for order in drawn:

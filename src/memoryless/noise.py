@@ -27,7 +27,7 @@ from torch.autograd import forward_ad
 
 from memoryless import history, kernel, linear
 from memoryless.black_box import AnyOptimizer, TorchMethod
-from memoryless.correction import correction, require_step, resummed
+from memoryless.correction import correction, first_order, require_step, resummed
 from memoryless.loss import Loss
 from memoryless.measures import Differentiable, Value, evaluate, label
 from memoryless.method import AnyMethod, Momentum
@@ -142,6 +142,7 @@ def expected_correction(
     *,
     order: Literal["first", "resummed"] = "first",
     replacement: bool = False,
+    whole: bool = False,
     measures: Sequence[str | Differentiable] = (),
     error: float | None = None,
     on_sample: Callable[[int], None] = lambda done: None,
@@ -157,11 +158,13 @@ def expected_correction(
         theta: shape (d,); default `loss.theta`.
         step: n, the number of past iterates, an epoch beginning at step 0; None is the steady state, at a random place in an
             epoch.
-        samples: how many orders to draw; first order spends one Hessian-vector product on each, resummed one per variable
-            and batch. None is the closed form, which methods linear in the gradient have (heavy ball, Nesterov).
+        samples: how many orders to draw; first order spends one Hessian-vector product on each, resummed and `whole` one per
+            variable and batch. None is the closed form, which methods linear in the gradient have (heavy ball, Nesterov).
         seed: of the draws.
         order: "first" or "resummed".
         replacement: every step draws its batch afresh; otherwise every epoch is a random permutation.
+        whole: all lags of each order, as resummed always takes them, instead of one at random. Where memory spans many epochs
+            orders hardly differ, and a few of them are cheaper than many lags.
         measures: names or functions, as for `audit`, on which to tell the effect.
         error: the relative standard error needed, of the first measure's change (of M without measures).
         on_sample: called with the number of samples done, for progress.
@@ -206,7 +209,7 @@ def expected_correction(
         return ExpectedCorrection(full.F, full.M + noise, zero, full.M, order, step, None, products, effects, method)
     gradients = torch.stack([loss.gradient(theta, i) for i in range(len(loss))])
     full = correction(method, loss, theta, step, order).M
-    found = sampled(method, loss, theta, gradients, values, full, step, samples, seed, order, replacement, on_sample)
+    found = sampled(method, loss, theta, gradients, values, full, step, samples, seed, order, replacement, whole, on_sample)
     if error is not None and not found.relative_error <= error:
         enough = samples * (found.relative_error / error) ** 2
         what = f"the change of the {label(measure)}" if (measure := next((v.name for v in values), "")) else "M"
@@ -233,6 +236,7 @@ def sampled(
     seed: int,
     order: Literal["first", "resummed"] = "first",
     replacement: bool = False,
+    whole: bool = False,
     on_sample: Callable[[int], None] = lambda done: None,
 ) -> ExpectedCorrection:
     """`expected_correction` from what is known at theta already.
@@ -249,6 +253,7 @@ def sampled(
         seed: sample r of one method and of another shares its draws from the present backwards.
         order: "first" or "resummed".
         replacement: as there.
+        whole: as there.
         on_sample: called after each.
 
     Returns:
@@ -263,8 +268,8 @@ def sampled(
         return backwards[::-1], np.random.default_rng((seed, r, 1))
 
     draws = map(draw, range(samples))
-    if order == "resummed":
-        drawn = _whole_orders(method, loss, theta, gradients, draws)
+    if whole or order == "resummed":
+        drawn = _whole_orders(method, loss, theta, gradients, draws, order)
     elif isinstance(method, TorchMethod):
         drawn = _black_box(method, loss, theta, gradients, draws)
     else:
@@ -436,18 +441,20 @@ def _weight(variable: Momentum, n: int, k: int, limit: bool) -> float:
     return float(weight * variable.beta ** (k - variable.lag) * (variable.first if k == n and not limit else 1.0))
 
 
-def _whole_orders(method: AnyOptimizer, loss: Loss, theta: Tensor, gradients: Tensor, draws: Draws) -> Iterator[Sample]:
-    """F[n] and resummed M[n] of whole orders."""
+def _whole_orders(
+    method: AnyOptimizer, loss: Loss, theta: Tensor, gradients: Tensor, draws: Draws, kind: Literal["first", "resummed"]
+) -> Iterator[Sample]:
+    """F[n] and M[n] of whole orders."""
     for order, _ in draws:
         sequence = order.tolist()
         if isinstance(method, TorchMethod):
-            found = unrolled(method, loss, theta, len(sequence) - 1, "resummed", sequence)
+            found = unrolled(method, loss, theta, len(sequence) - 1, kind, sequence)
             yield found.F, found.M, found.products
             continue
         recent = sorted(set(sequence[len(sequence) - history.reach(method, len(sequence) - 1) :]))
         seen = {i: gradients[i] for i in recent}
         past = history.mini_batch(method, seen, lambda v, i: loss.curvature(theta, v, i), theta, sequence)
-        yield past.F, resummed(method, past, theta), past.products
+        yield past.F, (first_order if kind == "first" else resummed)(method, past, theta), past.products
 
 
 def _black_box(method: TorchMethod, loss: Loss, theta: Tensor, gradients: Tensor, draws: Draws) -> Iterator[Sample]:
