@@ -140,7 +140,7 @@ def test_standard_errors_are_calibrated(name, order, samples, replacement):
         )
         mean, error = np.array([(e.mean, e.standard_error) for e in found.effects]).T
         inside += np.abs(mean - truth) < width * error
-        coordinates += np.mean(np.abs((found.M - exact) / found.standard_error).numpy() < width)
+        coordinates += np.mean(((found.M - exact) / found.standard_error).abs().numpy() < width)
     for coverage in (*inside / REPEATS, coordinates / REPEATS):
         assert 0.90 <= coverage <= 0.99
 
