@@ -20,6 +20,7 @@ from torch.autograd import forward_ad
 
 import memoryless as ml
 from memoryless.orders import random_order
+from memoryless.response import tangent
 from output import save, show
 
 SEEDS, BATCHES, DIMENSION, HORIZON = 1000, 8, 6, 0.4
@@ -77,7 +78,7 @@ def literal(
     drifts = method.lr * batches.product(theta, used, D)
     with forward_ad.dual_level():
         drifting = [forward_ad.make_dual(g, drift) for g, drift in zip(gradients, drifts, strict=True)]
-        return F, forward_ad.unpack_dual(frozen(method, drifting, theta, low)[-1]).tangent
+        return F, tangent(frozen(method, drifting, theta, low)[-1])
 
 
 def errors(method: ml.Method, batches: Batches, steps: int, kinds: tuple[str, ...] = KINDS) -> dict[str, Tensor]:

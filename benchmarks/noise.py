@@ -100,9 +100,8 @@ def table(problem: Problem, theta: torch.Tensor) -> list[dict[str, Any]]:
         cells = [{"batch_size": "full", "change": scale * float(value.gradient @ full), "standard_error": 0.0}]
         for size in SIZES:
             loss = batches(problem, size)
-            gradients = torch.stack([loss.gradient(theta, i) for i in range(len(loss))])
             # Of the measure of all images, also of those that no batch of this size has.
-            found = noise.sampled(method, loss, theta, gradients, [value], full, None, SAMPLES, 0)
+            found = noise.sampled(method, noise.Known.at(loss, theta, [value]), None, SAMPLES, 0)
             (effect,) = found.effects
             cells.append({"batch_size": size, "change": effect.mean / LR**2, "standard_error": effect.standard_error / LR**2})
         rows.append({"betas": betas, "measure": value.value, "cells": cells})

@@ -1,57 +1,73 @@
-"""Does memory's effect turn over at small batches? The claim of arXiv 2602.01642, measured: results/noise_claim.json.
+"""Does memory's effect turn over at small batches? The claim of arXiv 2602.01642, tested: results/noise_claim.json.
 
 For Adam at large batches a larger beta_2 anti-regularizes more and a larger beta_1 regularizes more; the claim is that at small
 batches both turn over, at a batch size that scales with the critical one. Asked of three problems at several stages of
-training: the change of memory's effect on the gradient 1-norm from the smaller to the larger beta, the other one fixed,
-measured along the run (`memoryless.replay`) and predicted, resummed and to first order.
+training: the change of memory's effect on the gradient 1-norm as one beta grows, the other fixed, measured along the next 400
+steps at each batch size (`ml.replay`, the last quarter of them) and predicted to first order where they end.
 """
 
+import copy
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
 import torch
 
-from memoryless.batch_sizes import BatchSizes, batch_sizes, train
-from memoryless.problems import digits_cnn, digits_mlp, text_gpt
+import memoryless as ml
+from memoryless.batch_sizes import train
+from memoryless.orders import random_order
+from memoryless.problems import Problem, digits_cnn, digits_mlp, text_gpt
 from memoryless.structure import cut
-from output import save
+from output import save, show
 
-BETA_1, BETA_2 = (0.9, 0.95), (0.9, 0.99)
+MOVES = {"beta_2 0.9 -> 0.99": ((0.9, 0.9), (0.9, 0.99)), "beta_1 0.9 -> 0.95": ((0.9, 0.99), (0.95, 0.99))}
 STAGES = (50, 200, 800)
-STEPS = 400
+STEPS, SAMPLES = 400, 100
 
 
-def problems():
-    """Name, (model, criterion, data), lr, batch sizes."""
-    model, criterion, batches = digits_mlp(0, width=32, count=512)
-    yield "MLP, digits", (model, criterion, cut(batches[0], 32)), 3e-4, (8, 32, 128, None)
-    model, criterion, batches = digits_cnn(0, count=512)
-    yield "CNN, digits", (model, criterion, cut(batches[0], 32)), 3e-4, (8, 32, 128, None)
-    model, criterion, batches = text_gpt(0, layers=1, context=16, count=128)
-    yield "GPT, text", (model, criterion, cut(batches[0], 16)), 1e-3, (4, 16, 64, None)
+def problems() -> Iterator[tuple[str, Problem, float, tuple[int | None, ...]]]:
+    """Name, problem in one batch, lr, batch sizes."""
+    yield "MLP, digits", digits_mlp(0, width=32, count=512), 3e-4, (8, 32, 128, None)
+    yield "CNN, digits", digits_cnn(0, count=512), 3e-4, (8, 32, 128, None)
+    yield "GPT, text", text_gpt(0, layers=1, context=16, count=128), 1e-3, (4, 16, 64, None)
 
 
-def turned(found: BatchSizes) -> list[dict]:
-    """At each batch size: what a larger beta does, in % per step with its standard error.
-
-    At the own pair (0.9, 0.99): beta_2 up from 0.9, beta_1 up to 0.95.
-    """
-    i, j = found.own
-    moves = {"beta_2 0.9 -> 0.99": ((i, j - 1), (i, j)), "beta_1 0.9 -> 0.95": ((i, j), (i + 1, j))}
-    rows = []
-    for size in found.sizes:
-        noise = size.noise
-        row: dict = {
-            "batch_size": size.size or "full",
-            "noise_scale": noise and noise.scale,
-            "interval": noise and noise.interval,
+def row(model: Any, criterion: Any, data: Any, lr: float, size: int | None) -> dict[str, Any]:
+    """At one batch size: what a larger beta does, in % per step with its standard error."""
+    mine = copy.deepcopy(model)
+    loss = ml.Loss(mine, criterion, [data] if size is None else cut(data, size))
+    optimizer = torch.optim.Adam(mine.parameters(), lr=lr, betas=(0.9, 0.99))
+    order = random_order(len(loss), STEPS, np.random.default_rng(0))
+    stops = range(3 * STEPS // 4, STEPS, 5)
+    methods = {pair: ml.Adam(lr, pair) for move in MOVES.values() for pair in move}
+    measured = ml.replay(optimizer, loss, order, stops, compare=list(methods.values())).others
+    noise = None if size is None else ml.gradient_noise(loss)
+    found: dict[str, Any] = {"batch_size": size or "full", "noise_scale": None, "interval": None}
+    if noise is not None:
+        found |= {"noise_scale": finite(noise.scale), "interval": [finite(x) for x in noise.interval or ()]}
+    predicted = {pair: first_order(method, loss) for pair, method in methods.items()}
+    for move, (low, high) in MOVES.items():
+        differences = {
+            "measured": measured[str(methods[high])].less(measured[str(methods[low])]).at((0,)),
+            "first order": predicted[high].less(predicted[low]),
         }
-        for move, (low, high) in moves.items():
-            differences = {
-                "measured": size.measured.at((*high, 0)).less(size.measured.at((*low, 0))),
-                "resummed": size.resummed[high].at((0,)).less(size.resummed[low].at((0,))),
-                "first order": size.predicted.at((*high, 0)).less(size.predicted.at((*low, 0))),
-            }
-            row[move] = {kind: [100 * float(d.mean), 100 * float(d.standard_error)] for kind, d in differences.items()}
-        rows.append(row)
-    return rows
+        found[move] = {kind: [100 * float(d.mean), 100 * float(d.standard_error)] for kind, d in differences.items()}
+    return found
+
+
+def first_order(method: ml.Method, loss: ml.Loss) -> ml.Samples:
+    """The change of the gradient 1-norm per step; pairs share their draws."""
+    step = 7 * STEPS // 8
+    if len(loss) > 1:
+        found = ml.expected_correction(method, loss, step=step, samples=SAMPLES, measures=["gradient_1_norm"])
+        return found.effects[0].changes
+    effect = ml.audit(method, loss, ["gradient_1_norm"], step=step).effects[0]
+    return ml.Samples(np.array([effect.first]), "exact")
+
+
+def finite(x: float) -> float | None:
+    return x if math.isfinite(x) else None
 
 
 def main() -> None:
@@ -62,14 +78,17 @@ def main() -> None:
             training = torch.optim.Adam(model.parameters(), lr=lr, betas=(0.9, 0.99))
             taken = 0
             for j, stage in enumerate(STAGES):
-                train(model, criterion, batches, training, stage - taken, seed=j)
+                train(model, criterion, cut(batches[0], 32), training, stage - taken, seed=j)
                 taken = stage
-                measuring = torch.optim.Adam(model.parameters(), lr=scale * lr, betas=(0.9, 0.99))
-                grid = {"betas_1": BETA_1, "betas_2": BETA_2}
-                found = batch_sizes(model, criterion, batches, measuring, sizes, steps=STEPS, samples=32, taken=taken, **grid)
-                results.append({"problem": name, "lr": scale * lr, "training_steps": taken, "sizes": turned(found)})
-                print(results[-1], flush=True)
+                rows = [row(model, criterion, batches[0], scale * lr, size) for size in sizes]
+                results.append({"problem": name, "lr": scale * lr, "training_steps": taken, "sizes": rows})
                 save("noise_claim", results)
+                cells = [[f"{a:+.2g} ± {b:.1g}" for move in MOVES for a, b in r[move].values()] for r in rows]
+                heads = [f"{move}, {kind}" for move in MOVES for kind in ("measured", "first order")]
+                table = [
+                    [str(r["batch_size"]), f"{r['noise_scale'] or math.nan:.0f}", *c] for r, c in zip(rows, cells, strict=True)
+                ]
+                show(f"{name}, lr {scale * lr:g}, after {taken} steps", ["batch", "noise scale", *heads], table)
 
 
 if __name__ == "__main__":

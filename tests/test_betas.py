@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 import memoryless as ml
-from memoryless import batch_sizes as module
 from memoryless.advice import advice, with_error
-from memoryless.batch_sizes import AtSize, BatchSizes, batch_sizes
+from memoryless.batch_sizes import STOPS, AtSize, BatchSizes, batch_sizes
 from memoryless.cli import main
+from memoryless.orders import random_order
 from memoryless.report.betas import as_dict, picture
 from memoryless.sampling import Samples
 from memoryless.structure import cut, map_tensors, together
@@ -56,12 +56,12 @@ def test_predictions_are_the_expected_correction(found):
     model, criterion, batches, optimizer = problem()
     pieces = cut(together(batches), 4)
     loss = ml.Loss(model, criterion, pieces)
-    order = module.random_order(len(loss), 40, np.random.default_rng((0, 4)))
+    order = random_order(len(loss), 40, np.random.default_rng((0, 4)))
     for i in order:
         optimizer.zero_grad()
         criterion(model, pieces[i]).backward()
         optimizer.step()
-    step = round(float(np.mean(sorted({int(s) for s in np.linspace(30, 39, module.STOPS)}))))
+    step = round(float(np.mean(sorted({int(s) for s in np.linspace(30, 39, STOPS)}))))
     size = found.sizes[0]
     for i, j in np.ndindex(2, 2):
         method = ml.AdamW(LR, (found.betas_1[i], found.betas_2[j]))
@@ -147,7 +147,7 @@ def test_command(tmp_path, monkeypatch, capsys):
         "--measures",
         "gradient_1_norm",
     ]
-    monkeypatch.setattr(module, "BETAS_1", (0.9,))
+    options += ["--betas1", "0.9", "--betas2", "0.99"]
     main(["betas", *options, "--png", "b.png", "--json"])
     out = json.loads(capsys.readouterr().out)
     assert [stage["taken"] for stage in out["stages"]] == [2, 4]

@@ -12,7 +12,7 @@ from scipy.stats import t as student
 from torch import Tensor
 
 import memoryless as ml
-from memoryless import noise, orders
+from memoryless import noise, orders, random_lags
 from memoryless.black_box import AnyOptimizer
 from memoryless.correction import resummed
 from memoryless.kernel import NeverForgets
@@ -93,16 +93,16 @@ def test_mean_over_all_orders(make, seed, replacement):
 @pytest.mark.parametrize("name", METHODS)
 def test_random_lag_of_one_order_is_equation_9_in_the_mean(name):
     """Exactly: summed over all lags and all places of the sampled steps, with their probabilities."""
-    method, n = METHODS[name](LR), 2 * noise.POINTS + 3
+    method, n = METHODS[name](LR), 2 * random_lags.POINTS + 3
     order = random_order(COUNT, n + 1, np.random.default_rng(0))
-    p = noise.lag_probabilities(tuple(v for part in method.parts for v in part.method.variables), n, False)
+    p = random_lags.lag_probabilities(tuple(v for part in method.parts for v in part.method.variables), n, False)
     ends = np.cumsum(p)
 
     class Chosen:
         """Lag k, and place u in each stretch."""
 
         def __init__(self, k: int, u: float):
-            self.values = np.array([ends[k - 1] - p[k - 1] / 2, *[u] * noise.POINTS])
+            self.values = np.array([ends[k - 1] - p[k - 1] / 2, *[u] * random_lags.POINTS])
 
         def random(self, count: int) -> np.ndarray:
             return self.values
@@ -111,7 +111,7 @@ def test_random_lag_of_one_order_is_equation_9_in_the_mean(name):
     lags = range(1, len(p) + 1)
     cells = [(k, (j + 0.5) / k, p[k - 1] / k) for k in lags for j in range(k)]
     draws: Any = ((order, Chosen(k, u)) for k, u, _ in cells if p[k - 1])
-    samples = noise._random_lags(Pool(method, GRADIENTS, THETA), reference_loss(), n, False, draws)
+    samples = random_lags.random_lags(Pool(method, GRADIENTS, THETA), reference_loss(), n, False, draws)
     shares = [share for *_, share in cells if share]
     c = ml.correction(method, reference_loss(), batches=order.tolist())
     M = torch.zeros_like(THETA)
@@ -200,7 +200,7 @@ def test_late_steps_are_the_steady_state(name):
 
     def samples(limit: bool) -> Tensor:
         draws = ((random_order(COUNT, n + 1, np.random.default_rng(r)), np.random.default_rng(-r % 7)) for r in range(3))
-        return torch.stack([torch.stack(one[:2]) for one in noise._random_lags(pool, reference_loss(), n, limit, draws)])
+        return torch.stack([torch.stack(one[:2]) for one in random_lags.random_lags(pool, reference_loss(), n, limit, draws)])
 
     assert relative_error(samples(False), samples(True)) < 1e-12
 
@@ -231,7 +231,7 @@ def per_sample(beta: float, seed: int, order: Any, samples: int) -> np.ndarray:
     """Change of a measure in each sample, in the steady state."""
     method, loss = ml.AdamW(LR, (0.8, beta), 0.01), reference_loss()
     values = evaluate([along_a_line], loss, THETA, *loss.linearize(THETA))
-    (effect,) = noise.sampled(method, loss, THETA, GRADIENTS, values, THETA, None, samples, seed, order).effects
+    (effect,) = noise.sampled(method, noise.Known(loss, THETA, GRADIENTS, values), None, samples, seed, order).effects
     return effect.changes.values
 
 

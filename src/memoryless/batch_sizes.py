@@ -23,7 +23,7 @@ from memoryless.gradient_noise import GradientNoise, gradient_noise
 from memoryless.loss import Loss
 from memoryless.measures import Differentiable, Value, evaluate
 from memoryless.method import AnyMethod
-from memoryless.noise import sampled
+from memoryless.noise import Known, sampled
 from memoryless.orders import random_order
 from memoryless.replay import replay
 from memoryless.sampling import Samples
@@ -217,12 +217,12 @@ def _predicted(
     if len(loss) == 1:
         maps = predicted_maps(grid, loss.linearize(theta), theta, step, values, ("first",))
         return Samples(np.stack([m.change for m in maps], axis=-1)[None], "exact"), 1
-    gradients = torch.stack([loss.gradient(theta, i) for i in range(len(loss))])
+    known = Known.at(loss, theta, values)
     changes = np.zeros((samples, *grid.shape, len(values)))
     products = 0
     for i, j in np.ndindex(*grid.shape):
         method: AnyMethod = grid.cell(i, j)
-        found = sampled(method, loss, theta, gradients, values, torch.zeros_like(theta), step, samples, seed)
+        found = sampled(method, known, step, samples, seed)
         products += found.products
         for k, effect in enumerate(found.effects):
             changes[:, i, j, k] = effect.changes.values
@@ -253,17 +253,16 @@ def _resummed(
     methods: dict[tuple[int, int], AnyMethod], loss: Loss, values: Sequence[Value], step: int, seed: int
 ) -> tuple[Pairs, int]:
     """The resummed effect of some methods, over as many whole orders as some products allow, and the products spent."""
-    theta, zero, spent = loss.theta, torch.zeros_like(loss.theta), 0
-    gradients = torch.stack([loss.gradient(theta, i) for i in range(len(loss))])
+    known, spent = Known.at(loss, loss.theta, values), 0
     orders = int(np.clip(PRODUCTS // (2 * len(loss)), 3, 16))
     found: Pairs = {}
     for pair, method in methods.items():
         if len(loss) == 1:
-            c = correction(method, loss, theta, step, "resummed")
+            c = correction(method, loss, known.theta, step, "resummed")
             changes = np.array([[-method.lr * float(v.gradient @ c.M) / v.value for v in values]])
             found[pair], spent = Samples(changes, "exact"), spent + c.products
         else:
-            drawn = sampled(method, loss, theta, gradients, values, zero, step, orders, seed, "resummed")
+            drawn = sampled(method, known, step, orders, seed, "resummed")
             found[pair] = Samples(np.stack([effect.changes.values for effect in drawn.effects], axis=-1))
             spent += drawn.products
     return found, spent

@@ -12,33 +12,25 @@ are drawn.
 The split: with the full batch at every step M would be `full_batch`; the rest of the mean is the noise's.
 """
 
-import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from memoryless import history, kernel, linear
 from memoryless.black_box import AnyOptimizer, TorchMethod
 from memoryless.correction import correction, first_order, require_step, resummed
 from memoryless.loss import Loss
 from memoryless.measures import Differentiable, Value, evaluate, label
-from memoryless.method import AnyMethod, Momentum
-from memoryless.orders import Order, Pool, per_row, random_order, shares
-from memoryless.response import one_lag, tangent, unrolled
+from memoryless.orders import Order, Pool, random_order
+from memoryless.past import variables_of
+from memoryless.random_lags import Draws, Sample, random_lags
+from memoryless.response import one_lag, unrolled
 from memoryless.sampling import Samples
-
-POINTS = 16
-"""Of the steps that D[k] sums over, so many are taken where it sums over more: one from each of as many equal stretches."""
-ROUND = 2**22
-"""Numbers kept at once, draws times coordinates."""
 
 
 class TooFewSamples(ValueError):
@@ -207,9 +199,10 @@ def expected_correction(
         effects = tuple(_effect(value, method.lr, full.M + noise, full.M) for value in values)
         zero = torch.zeros_like(theta)
         return ExpectedCorrection(full.F, full.M + noise, zero, full.M, order, step, None, products, effects, method)
-    gradients = torch.stack([loss.gradient(theta, i) for i in range(len(loss))])
     full = correction(method, loss, theta, step, order).M
-    found = sampled(method, loss, theta, gradients, values, full, step, samples, seed, order, replacement, whole, on_sample)
+    found = sampled(
+        method, Known.at(loss, theta, values), step, samples, seed, order, replacement, whole, full=full, on_sample=on_sample
+    )
     if error is not None and not found.relative_error <= error:
         enough = samples * (found.relative_error / error) ** 2
         what = f"the change of the {label(measure)}" if (measure := next((v.name for v in values), "")) else "M"
@@ -224,41 +217,59 @@ def expected_correction(
     return found
 
 
+class Known(NamedTuple):
+    """What is known at one theta, whatever the method.
+
+    Attributes:
+        loss: its batches.
+        theta: shape (d,).
+        gradients: of each batch, shape (batches, d).
+        values: the measures.
+    """
+
+    loss: Loss
+    theta: Tensor
+    gradients: Tensor
+    values: Sequence[Value]
+
+    @classmethod
+    def at(cls, loss: Loss, theta: Tensor, values: Sequence[Value]) -> "Known":
+        """With the gradients taken."""
+        return cls(loss, theta, torch.stack([loss.gradient(theta, i) for i in range(len(loss))]), values)
+
+
 def sampled(
     method: AnyOptimizer,
-    loss: Loss,
-    theta: Tensor,
-    gradients: Tensor,
-    values: Sequence[Value],
-    full: Tensor,
+    known: Known,
     step: int | None,
     samples: int,
     seed: int,
     order: Literal["first", "resummed"] = "first",
     replacement: bool = False,
     whole: bool = False,
+    *,
+    full: Tensor | None = None,
     on_sample: Callable[[int], None] = lambda done: None,
 ) -> ExpectedCorrection:
     """`expected_correction` from what is known at theta already.
 
     Args:
         method: as there, like all that is not told here.
-        loss: its batches.
-        theta: shape (d,).
-        gradients: of each batch, shape (batches, d).
-        values: the measures at theta.
-        full: M of the full batch, shape (d,).
+        known: the batches at theta.
         step: n or None.
         samples: orders to draw.
         seed: sample r of one method and of another shares its draws from the present backwards.
         order: "first" or "resummed".
         replacement: as there.
         whole: as there.
+        full: M of the full batch, shape (d,); default 0, which makes all of M noise.
         on_sample: called after each.
 
     Returns:
         The means, with their standard errors.
     """
+    loss, theta, gradients, values = known
+    full = torch.zeros_like(theta) if full is None else full
     n = _horizon(method) if step is None else step
 
     def draw(r: int) -> tuple[Order, np.random.Generator]:
@@ -273,7 +284,7 @@ def sampled(
     elif isinstance(method, TorchMethod):
         drawn = _black_box(method, loss, theta, gradients, draws)
     else:
-        drawn = _random_lags(Pool(method, gradients, theta), loss, n, step is None, draws)
+        drawn = random_lags(Pool(method, gradients, theta), loss, n, step is None, draws)
     M, F, products = _Mean(theta), _Mean(theta), 0
     changes = np.zeros((samples, len(values)))
     for r, (update, memory, spent) in enumerate(drawn):
@@ -286,27 +297,17 @@ def sampled(
     return ExpectedCorrection(F.mean, M.mean, M.standard_error, full, order, step, samples, products, effects, method)
 
 
-Draws = Iterable[tuple[Order, np.random.Generator]]
-"""An order and what to draw from else, for each sample."""
-Sample = tuple[Tensor, Tensor, int]
-"""F and M of one sample, and the products spent on it."""
-
-
 def _effect(value: Value, lr: float, M: Tensor, full: Tensor, changes: Samples | None = None) -> ExpectedEffect:
     mean, of_full = (-lr * float(value.gradient @ x) / value.value for x in (M, full))
     return ExpectedEffect(value.name, value.value, mean, of_full, changes or Samples(np.array([mean]), "exact"))
 
 
-def _variables(method: AnyMethod) -> tuple[Momentum, ...]:
-    return tuple(v for part in method.parts for v in part.method.variables)
-
-
 def _horizon(method: AnyOptimizer) -> int:
     """A step at which all has settled to double precision."""
     assert not isinstance(method, TorchMethod)
-    for v in _variables(method):
+    for v in variables_of(method):
         kernel.require_fading(v)
-    return kernel.window(_variables(method), 10**9)
+    return kernel.window(variables_of(method), 10**9)
 
 
 class _Mean:
@@ -324,121 +325,6 @@ class _Mean:
     @property
     def standard_error(self) -> Tensor:
         return (self._squares / (self.count * (self.count - 1))).sqrt()
-
-
-@lru_cache(maxsize=16)
-def lag_probabilities(variables: tuple[Momentum, ...], n: int, limit: bool) -> NDArray[np.float64]:
-    """Probability of drawing each lag k = 1, 2, ...
-
-    A term of M has the size kernel_l[k] |D[k]|, and D[k] grows as k where the updates agree, as sqrt(k) where they are noise:
-    every variable and either growth has an equal share.
-
-    Args:
-        variables: of a method.
-        n: step.
-        limit: whether it stands for the steady state.
-
-    Returns:
-        Shape (lags,), a sum of 1; empty if nothing is remembered.
-    """
-    count = min(kernel.window(variables, n), n + 1)
-    ages = np.arange(1, count)
-    p = np.zeros(count - 1)
-    for values in {v: np.abs(kernel.kernel(v, n, count, limit)[1:]) for v in variables}.values():
-        for growth in (ages, np.sqrt(ages)):
-            if total := values @ growth:
-                p += values * growth / total
-    return p / (p.sum() or 1.0)
-
-
-@dataclass(frozen=True)
-class Lagged:
-    """A draw: an order, a lag and the steps that stand for D[k].
-
-    Attributes:
-        batch: of step n - k.
-        k: the lag.
-        probability: of it.
-        steps: n, then the steps s drawn from n-k..n-1.
-        weight: of each of the latter in D[k].
-    """
-
-    batch: int
-    k: int
-    probability: float
-    steps: list[int]
-    weight: float
-
-
-def lagged(order: Order, p: NDArray[np.float64], rng: np.random.Generator) -> Lagged:
-    """Draw a lag, and steps between it and the present.
-
-    Args:
-        order: batch of each step 0..n.
-        p: from `lag_probabilities`.
-        rng: to draw from.
-    """
-    n, (u, *places) = len(order) - 1, rng.random(1 + POINTS)
-    k = 1 + min(int(np.searchsorted(np.cumsum(p), u, side="right")), len(p) - 1)
-    # Beyond POINTS uniform within each of so many equal stretches: every s has the same chance.
-    stretches = np.floor((np.arange(POINTS) + places) * k / POINTS).astype(int)
-    steps = n - k + (np.arange(k) if k <= POINTS else stretches)
-    return Lagged(int(order[n - k]), k, float(p[k - 1]), [n, *steps.tolist()], k / len(steps))
-
-
-def _random_lags(pool: Pool, loss: Loss, n: int, limit: bool, draws: Draws) -> Iterator[Sample]:
-    """F[n], and one lag's share in M[n], of random orders."""
-    variables = _variables(pool.method)
-    p = lag_probabilities(variables, n, limit)
-    draws = iter(draws)
-    while batch := list(itertools.islice(draws, max(1, ROUND // len(pool.theta)))):
-        lags: list[Lagged] = []
-        present: list[list[Tensor]] = [[] for _ in variables]
-        F, backs = [], []
-        for order, rng in batch:
-            lag = lagged(order, p, rng) if p.any() else Lagged(int(order[n]), 0, 1.0, [n], 0.0)
-            memories = pool.memories([shares(v, order, lag.steps, len(pool), limit) for v in variables])
-            updates = pool.readout(memories)
-            for rows, m in zip(present, memories, strict=True):
-                rows.append(m[0])
-            lags.append(lag)
-            F.append(updates[0])
-            backs.append(pool.method.lr * lag.weight * updates[1:].sum(0))
-        M = _answers(pool, lags, [torch.stack(rows) for rows in present], torch.stack(backs), n, limit, loss)
-        yield from zip(F, M, [int(lag.k > 0) for lag in lags], strict=True)
-
-
-def _answers(
-    pool: Pool, lags: Sequence[Lagged], present: Sequence[Tensor], backs: Tensor, n: int, limit: bool, loss: Loss
-) -> Tensor:
-    """What one lag each contributes to M[n], over its probability, shape (lags, d)."""
-    drifts = torch.zeros_like(backs)
-    for i in sorted({lag.batch for lag in lags if lag.k}):
-        mine = [r for r, lag in enumerate(lags) if lag.k and lag.batch == i]
-        _, product = loss.linearize(pool.theta, i, products=len(mine))
-        for r in mine:
-            drifts[r] = product(backs[r])
-    batches = [lag.batch for lag in lags]
-    duals = []
-    with forward_ad.dual_level():
-        flat = iter(present)
-        for part in pool.method.parts:
-            g = forward_ad.make_dual(pool.gradients[batches][:, part.index], drifts[:, part.index].contiguous())
-            point = pool.theta[part.index].expand(len(lags), -1).contiguous()
-            point = forward_ad.make_dual(point, backs[:, part.index].contiguous())
-            for v in part.method.variables:
-                share = [_weight(v, n, lag.k, limit) / lag.probability for lag in lags]
-                slope = tangent(per_row(v.g, part.method.elementwise, g, point))
-                duals.append(forward_ad.make_dual(next(flat), slope * slope.new_tensor(share)[:, None]))
-        return tangent(pool.readout(duals)).detach()
-
-
-def _weight(variable: Momentum, n: int, k: int, limit: bool) -> float:
-    """kernel[k], for k >= 1."""
-    if k < max(variable.lag, 1):
-        return 0.0
-    weight = variable.weight(np.inf if limit else n)
-    return float(weight * variable.beta ** (k - variable.lag) * (variable.first if k == n and not limit else 1.0))
 
 
 def _whole_orders(

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from memoryless import kernel
 from memoryless.method import AnyMethod, Method, Momentum
+from memoryless.past import variables_of
 
 Order = NDArray[np.int64]
 """Batch of each step 0..n."""
@@ -138,7 +139,7 @@ class Pool:
         Args:
             order: batch of each step 0..n.
         """
-        variables = [v for part in self.method.parts for v in part.method.variables]
+        variables = variables_of(self.method)
         return self.readout(self.memories([shares(v, order, [len(order) - 1], len(self)) for v in variables]))[0]
 
     def updates(self, order: Order, first: int = 0) -> Iterator[tuple[int, Tensor]]:
@@ -151,7 +152,7 @@ class Pool:
         Yields:
             Where in the order some consecutive steps begin, and their F, shape (steps, d).
         """
-        variables = [v for part in self.method.parts for v in part.method.variables]
+        variables = variables_of(self.method)
         last = [np.zeros((1, len(self))) for _ in variables]
         size = max(1, ROWS // len(self.theta))
         for low in range(0, len(order), size):

@@ -24,8 +24,8 @@ from memoryless.beta_map import Grid, inner_products
 from memoryless.loss import Diverged, Loss, NotFinite
 from memoryless.measures import Differentiable, Value, evaluate
 from memoryless.method import AnyMethod, Index, Momentum
-from memoryless.noise import lag_probabilities
 from memoryless.orders import Order, Pool, shares
+from memoryless.random_lags import lag_probabilities
 from memoryless.sampling import Array, Samples
 from memoryless.shadow import Shadow
 
