@@ -575,6 +575,42 @@ class Replacing(SGD):
         group["params"] = [nn.Parameter(p.detach().clone()) for p in group["params"]]
 
 
+class ReplacingLater(SGD):
+    def step(self, closure=None):
+        self.taken = getattr(self, "taken", 0) + 1
+        super().step()
+        if self.taken > 5:
+            group = self.param_groups[0]
+            group["params"] = [nn.Parameter(p.detach().clone()) for p in group["params"]]
+
+
+class PoisonedLater(SGD):
+    def step(self, closure=None):
+        super().step()
+        for p in self.param_groups[0]["params"]:
+            count = self.state[p]["count"] = self.state[p].get("count", 0) + 1
+            self.state[p]["scale"] = torch.full_like(p, torch.nan if count > 5 else 1.0)
+
+
+class Insisting(SGD):
+    """Its signature does not say that it needs a closure."""
+
+    def step(self, closure=None):
+        if closure is None:
+            raise RuntimeError("give a closure")
+        self.found = closure()
+        super().step()
+
+
+class Polyak(Insisting):
+    """The loss sets its learning rate."""
+
+    def step(self, closure=None):
+        super().step(closure)
+        for p in self.param_groups[0]["params"]:
+            p.data.sub_(self.found * p.grad)
+
+
 class Poisoned(SGD):
     def step(self, closure=None):
         super().step()
@@ -617,6 +653,10 @@ def of(factory: Any, shapes: Any = SHAPES) -> Callable[[], Any]:
     return lambda: TorchMethod(factory, shapes)
 
 
+def late(factory: Any) -> Callable[[], Any]:
+    return lambda: unrolled(TorchMethod(factory, SHAPES), reference_loss(), THETA, 7)
+
+
 def at_rest(factory: Any) -> Callable[[], Any]:
     return lambda: steady(TorchMethod(factory, SHAPES), reference_loss(), THETA)
 
@@ -637,6 +677,9 @@ BAD = {
     "sparse": (of(SparseAdam), ValueError, r"SparseAdam.step\(\) raised RuntimeError on dense gradients: .*dense gradients"),
     "identity": (of(Replacing), ValueError, "Replacing holds 1 of 1 parameters that it was not given"),
     "nan": (of(Poisoned), ValueError, r"Poisoned\(lr=0.001, momentum=0\): 'scale' of the optimizer's state is nan"),
+    "identity_later": (late(ReplacingLater), ValueError, "ReplacingLater holds 1 of 1 parameters that it was not given"),
+    "nan_later": (late(PoisonedLater), ValueError, "PoisonedLater.*: 'scale' of the optimizer's state is nan after step 7"),
+    "value": (of(Polyak), Reevaluates, r"Polyak.step\(\) uses the value of the loss"),
     "muon_vector": (of(Muon, [(3,)]), ValueError, "the factory raised ValueError: Muon only supports 2D parameters"),
     "lr_zero": (of(lambda p: SGD(p, lr=0.0)), ValueError, "SGD: lr must be positive and finite, got 0.0"),
     "shapes_number": (of(SGD, 3), TypeError, r"a model or a list of shapes such as \[\(4, 3\), \(3,\)\], got 3"),
@@ -663,6 +706,11 @@ def test_bad_input(call, exception, message):
         call()
     assert raised.type is exception
     assert "\n" not in str(raised.value)
+
+
+def test_a_closure_that_the_signature_does_not_ask_for():
+    found = unrolled(TorchMethod(lambda p: Insisting(p, lr=LR, momentum=0.9), SHAPES), reference_loss(), THETA, 7)
+    close(found.M, unrolled(black_box("heavy_ball"), reference_loss(), THETA, 7).M, 1e-12)
 
 
 class Drawing(SGD):

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import tyro
 
+from memoryless.commands.atlas import Atlas
 from memoryless.commands.audit import Audit
 from memoryless.commands.betas import Betas
 from memoryless.commands.compare import Compare
@@ -20,6 +21,7 @@ COMMANDS = {
     "derive": Derive,
     "verify": Verify,
     "profile": Profile,
+    "atlas": Atlas,
     "reproduce": Reproduce,
 }
 
@@ -32,6 +34,7 @@ Examples:
   memoryless derive adamw --set eps=0
   memoryless verify adamw
   memoryless profile torch.optim.AdamW
+  memoryless atlas --only Adam Lion
   memoryless reproduce fig1
   memoryless audit --optimizer "sgd(lr=0.1, momentum=0.9)" --steps 300
   memoryless audit train.py:setup --checkpoint run.pt --steps 200 --json > audit.json

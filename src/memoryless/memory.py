@@ -64,7 +64,8 @@ class Memory:
         twin = method.twin(theta)
         states: list[State] = []
         for n in range(1, 5):
-            self._step(twin, gradient, theta)
+            F = self._step(twin, gradient, theta)
+            method.require_finite(F, twin.leaves(), n - 1)
             states.append(twin.saved(n))
         *_, second, third, fourth = states
         # The last step again, with another gradient at another theta.

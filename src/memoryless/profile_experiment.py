@@ -57,7 +57,9 @@ FEW = 5.0
 """Half-lives below so many steps are the present gradient's, and vary with it."""
 
 
-def experiment(method: TorchMethod, horizon: int, seed: int, on_step: Progress) -> MemoryProfile:
+def experiment(
+    method: TorchMethod, horizon: int, seed: int, on_step: Progress, unsettled: ValueError | None = None
+) -> MemoryProfile:
     """The profile of a black box, its schedule left out.
 
     Args:
@@ -65,11 +67,14 @@ def experiment(method: TorchMethod, horizon: int, seed: int, on_step: Progress) 
         horizon: most steps to follow it after a disturbance.
         seed: of the random gradients and parameters.
         on_step: told the number of optimizer steps taken.
+        unsettled: why it does not come to rest, where that is known.
     """
     method = _unscheduled(method).exact
     reason, noise, impulse = "", 0.0, None
     with isolated(torch.device("cpu"), seed):
         try:
+            if unsettled is not None:
+                raise unsettled
             settled = [_settled(method, g, theta) for g, theta, _ in draws(method.d, seed)]
         except NeverForgets as never:
             reason = str(never)
@@ -335,10 +340,13 @@ def _follow(
         large.append(_gaps(after, usual) | {"": float((F[3] - F[0]).norm() / (F[0].norm() or 1.0))})
         on_step(4 * (start + k))
     responses, changes = ({name: np.array([row[name] for row in rows]) for name in rows[0]} for rows in (small, large))
+    if not all(np.isfinite(x).all() for x in [*responses.values(), *changes.values()]):
+        raise ValueError(f"{method}: its memory is not finite {start + int(ages[-1])} steps into a constant gradient")
     scale = 2 * float(e.norm())
     return {name: x / scale for name, x in responses.items()}, Impulse(ages, _relative(changes.pop("")), changes)
 
 
+@torch.no_grad()
 def _gaps(these: Sequence[tuple[str, Any]], those: Sequence[tuple[str, Any]]) -> dict[str, float]:
     """Norm of the difference of each kind of tensor of two states."""
     squares: dict[str, float] = {}

@@ -32,12 +32,14 @@ class Twin(NamedTuple):
         optimizer: made by the factory for them.
         scheduler: likewise, or None; steps after the optimizer.
         needs_closure: whether step() insists on one.
+        loss: what it returns.
     """
 
     parameters: list[nn.Parameter]
     optimizer: Optimizer
     scheduler: Any
     needs_closure: bool
+    loss: float = 0.0
 
     def step(self, gradient: Tensor, theta: Tensor) -> Tensor:
         """The parameters after one step from theta, in float64; both arguments may be dual tensors."""
@@ -66,7 +68,7 @@ class Twin(NamedTuple):
         return State(n, self, copied(self.objects, self.parameters))
 
     def _closure(self, theta: Tensor) -> Callable[[], Any]:
-        """Returns a loss of 0 and leaves the gradient that is there, which is right only at theta itself."""
+        """Returns a made-up loss and leaves the gradient that is there, which is right only at theta itself."""
 
         def closure() -> Tensor:
             here = torch.cat([p.detach().reshape(-1) for p in self.parameters])
@@ -75,7 +77,7 @@ class Twin(NamedTuple):
                 raise Reevaluates(
                     f"{name}.step() evaluates the loss again at other parameters: it is no function of one gradient per step"
                 )
-            return torch.zeros((), dtype=theta.dtype)
+            return torch.full((), self.loss, dtype=theta.dtype)
 
         return closure
 

@@ -1,0 +1,1 @@
+"""Every optimizer of a library through the same machine: subjects -> ways -> rows -> run."""
