@@ -87,7 +87,7 @@ def test_mean_over_all_orders(make, seed, replacement):
         # Any coordinate is that far out as rarely as one normal number is by 3 standard errors.
         assert float(z.abs().max()) < student.isf(normal.sf(3) / len(z), samples - 1)
         (effect,) = found.effects
-        assert abs(effect.mean - changes(method, M)[0]) < 3 * effect.standard_error
+        assert abs(effect.mean - changes(method, M)[0]) < student.isf(normal.sf(3), samples - 1) * effect.standard_error
 
 
 @pytest.mark.parametrize("name", METHODS)
