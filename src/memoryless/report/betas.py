@@ -1,6 +1,7 @@
 """At my batch size, which betas? As words, a table and a picture."""
 
 import math
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -54,8 +55,15 @@ def print_advice(stages: Sequence[BatchSizes], console: Console) -> None:
     for k, name in enumerate(last.measures):
         title = f"Change of the {label(name)} per step caused by memory, at {own}"
         caption = "- regularizes, + anti-regularizes; ± standard error"
-        table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)
-        for column in (*["steps"] * several, "batch size", "measured", "resummed", "first order"):
+        table = Table(
+            title=title,
+            caption=caption,
+            title_justify="left",
+            caption_justify="left",
+            box=box.SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+        )
+        for column in (*["steps"] * several, "batch", "measured", "resummed", "first order"):
             table.add_column(column, justify="right", no_wrap=True)
         for stage in stages:
             for size in stage.sizes:
@@ -112,13 +120,12 @@ def picture(stages: Sequence[BatchSizes]) -> Figure:
     with matplotlib.rc_context({"font.size": 9.5, "axes.edgecolor": NEUTRAL, "text.color": INK}):
         figure = Figure(figsize=(3.1 * columns + 1.2, 6.6 + 3.0 * several), layout="constrained")
         what = f"Change of the {label(last.measures[0])} per step caused by memory"
-        figure.suptitle(
-            f"{what}, at each pair of betas\nlr {last.lr:g}, after {last.taken:,} steps of training and {last.steps:,} at the "
-            "batch size named; ring: the optimizer's own betas; line: no effect; dots: not known beyond two standard errors",
-            x=0.01,
-            ha="left",
-            fontsize=11,
+        how = (
+            f"lr {last.lr:g}, after {last.taken:,} steps of training and {last.steps:,} at the batch size named; ring: the "
+            "optimizer's own betas; line: no effect; dots: not known beyond two standard errors"
         )
+        title = "\n".join([what, *textwrap.wrap(how, 40 * columns)])
+        figure.suptitle(title, x=0.01, ha="left", fontsize=11)
         rows = np.atleast_1d(np.asarray(figure.subfigures(2 + several, 1, height_ratios=[1, 1] + [0.9] * several)))
         for row, kind in zip(rows, KINDS, strict=False):
             panels = np.asarray(row.subplots(1, columns, sharex=True, sharey=True, squeeze=False))[0]
@@ -132,7 +139,9 @@ def picture(stages: Sequence[BatchSizes]) -> Figure:
             panels[0].set_ylabel("beta 1")
             bar = row.colorbar(ScalarMappable(norm, COLOURS), ax=list(panels), shrink=0.9, pad=0.01)
             bar.set_label("regularizes  < 0 <  anti-regularizes", fontsize=8)
-            bar.ax.yaxis.set_major_formatter(lambda x, _: f"{number(100 * x, 1, sign=True)} %")
+            decades = 10.0 ** np.arange(math.ceil(math.log10(reach / 100)), math.log10(reach))
+            bar.set_ticks([*-decades, 0.0, *decades], labels=[_tick(x) for x in (*-decades, 0.0, *decades)])
+            bar.ax.minorticks_off()
             bar.ax.tick_params(labelsize=7.5)
         if several:
             _over_training(rows[-1].add_subplot(), stages)
@@ -164,15 +173,22 @@ def _over_training(panel: Axes, stages: Sequence[BatchSizes]) -> None:
         for kind, style in zip(KINDS, ("-", ":"), strict=True):
             series = [getattr(stage.sizes[j], kind).at((*own, 0)) for stage in stages]
             mean, error = (np.array([100 * float(getattr(s, of)) for s in series]) for of in ("mean", "standard_error"))
-            name = f"{'full batch' if size.size is None else f'batch size {size.size}'}, {kind}"
+            name = f"{'full batch' if size.size is None else f'batch size {size.size}'}, {TITLE[kind]}"
             panel.errorbar(
                 steps, mean, error, fmt=f"o{style}", color=f"C{j}", label=name, markersize=4, capsize=2, linewidth=1.3
             )
     panel.axhline(0, color=INK, linewidth=0.8)
     panel.set_xscale("log")
-    panel.set_yscale("symlog", linthresh=1e-3)
+    panel.set_xticks(steps, [f"{step:,}" for step in steps])
+    panel.minorticks_off()
+    panel.set_yscale("symlog", linthresh=max(map(abs, panel.get_ylim())) / 100)
+    panel.yaxis.set_major_formatter(lambda x, _: _tick(x / 100))
     panel.set_xlabel("training steps")
-    panel.set_ylabel("% per step")
+    panel.set_ylabel("per step")
     panel.set_title("At the optimizer's own betas, over training", loc="left", fontsize=9.5)
     panel.spines[["top", "right"]].set_visible(False)
     panel.legend(fontsize=7.5, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def _tick(change: float) -> str:
+    return f"{number(100 * change, 1, sign=True)} %"
