@@ -307,7 +307,7 @@ def _of_black_box(
 
 def _effect(value: Value, lr: float, F: Tensor, delta: Tensor | None, first: Tensor, summed: Tensor, loss: Loss) -> Effect:
     def change(vector: Tensor) -> float:
-        return -lr * float(torch.dot(value.gradient, vector)) / value.value if value.value else 0.0
+        return value.change(vector, lr)
 
     best = summed if delta is None else delta
     share = min(2 / best.numel() ** 0.5, 0.5)

@@ -259,7 +259,7 @@ def _resummed(
     for pair, method in methods.items():
         if len(loss) == 1:
             c = correction(method, loss, known.theta, step, "resummed")
-            changes = np.array([[-method.lr * float(v.gradient @ c.M) / v.value for v in values]])
+            changes = np.array([[value.change(c.M, method.lr) for value in values]])
             found[pair], spent = Samples(changes, "exact"), spent + c.products
         else:
             drawn = sampled(method, known, step, orders, seed, "resummed")

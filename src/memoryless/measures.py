@@ -32,6 +32,15 @@ class Value:
     value: float
     gradient: Tensor
 
+    def change(self, effect: Tensor, lr: float) -> float:
+        """The change that an effect makes to S in one step, relative to S: -lr <grad S, effect> / S; 0 where S is.
+
+        Args:
+            effect: shape (d,), in the units of an update.
+            lr: step size.
+        """
+        return -lr * float(torch.dot(self.gradient, effect)) / self.value if self.value else 0.0
+
 
 def gradient_1_norm(loss: Loss, theta: Tensor, gradient: Tensor, curvature: Curvature) -> tuple[Tensor, Tensor]:
     """|grad L|_1, what sign-like optimizers descend along; its gradient is H sign(g)."""

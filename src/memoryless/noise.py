@@ -291,14 +291,14 @@ def sampled(
         F.add(update)
         M.add(memory)
         products += spent
-        changes[r] = [-method.lr * float(value.gradient @ memory) / value.value for value in values]
+        changes[r] = [value.change(memory, method.lr) for value in values]
         on_sample(r + 1)
     effects = tuple(_effect(v, method.lr, M.mean, full, Samples(changes[:, k])) for k, v in enumerate(values))
     return ExpectedCorrection(F.mean, M.mean, M.standard_error, full, order, step, samples, products, effects, method)
 
 
 def _effect(value: Value, lr: float, M: Tensor, full: Tensor, changes: Samples | None = None) -> ExpectedEffect:
-    mean, of_full = (-lr * float(value.gradient @ x) / value.value for x in (M, full))
+    mean, of_full = (value.change(x, lr) for x in (M, full))
     return ExpectedEffect(value.name, value.value, mean, of_full, changes or Samples(np.array([mean]), "exact"))
 
 

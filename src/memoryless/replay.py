@@ -165,7 +165,7 @@ def replay(
 
 
 def _changes(values: Sequence[Value], lr: float, effect: Tensor) -> list[float]:
-    return [-lr * float(value.gradient @ effect) / value.value for value in values]
+    return [value.change(effect, lr) for value in values]
 
 
 def _read(method: AnyMethod, memory: Memory, theta: Tensor) -> Tensor:

@@ -255,10 +255,7 @@ def _other(
         first_order(method, past, theta),
         resummed(method, past, theta),
     )
-    measured, first, summed = (
-        tuple(-method.lr * float(torch.dot(v.gradient, effect)) / v.value if v.value else 0.0 for v in values)
-        for effect in effects
-    )
+    measured, first, summed = (tuple(v.change(effect, method.lr) for v in values) for effect in effects)
     same = bool((past.F - live.F).norm() <= 1e-3 * live.F.norm())
     name = method.describe(omit=("lr",) if method.lr == live.lr else ())
     return Other(name, same, measured, first, summed, outside(method, past))

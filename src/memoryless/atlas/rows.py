@@ -204,7 +204,7 @@ def _effect(value: Value, lr: float, ways: list[Ways], draws: bool) -> Row:
     """The change of a measure per step, relative to it; of several draws their mean, with its standard error."""
 
     def change(vector: Tensor) -> float:
-        return -lr * float(value.gradient @ vector) / value.value
+        return value.change(vector, lr)
 
     F, summed = (torch.stack(list(each)).mean(0) for each in ((way.F for way in ways), (way.summed for way in ways)))
     firsts = [way.first for way in ways if way.first is not None]
@@ -285,10 +285,7 @@ def _at_rest(machine: Machine, loss: Loss, profiled: bool) -> Iterator[Row]:
         unsettled = ValueError(reason_of(error))
 
     def told(**effects: Tensor) -> list[Row]:
-        return [
-            {"measure": value.name} | {key: -method.lr * float(value.gradient @ M) / value.value for key, M in effects.items()}
-            for value in values
-        ]
+        return [{"measure": value.name} | {key: value.change(M, method.lr) for key, M in effects.items()} for value in values]
 
     found: Row = {} if unsettled is None else {"reason": reason_of(unsettled)}
     if first is not None:
