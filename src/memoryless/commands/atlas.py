@@ -76,7 +76,7 @@ class Atlas:
         else:
             console.print(report.table(found))
         for line in report.summary(found):
-            console.print(line, soft_wrap=True)
+            console.print(line, soft_wrap=True, markup=False)
         for path, text in ((html, report.page), (document, report.markdown)):
             if path is not None:
                 path.write_text(text(found), encoding="utf-8")
