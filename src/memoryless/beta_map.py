@@ -252,15 +252,22 @@ def inner_products(grid: Grid, slopes: Tensor, theta: Tensor, memory: Memory) ->
     """
     if all(part.method.elementwise for part in grid.oldest.parts):
         return _from_memory(grid, torch.zeros_like(theta), slopes, theta, memory)
+    return _pair_by_pair(grid, slopes, lambda method: update_of(method, theta, memory))
 
-    def update(method: AnyMethod) -> Tensor:
-        F = torch.zeros_like(theta)
-        for part in method.parts:
-            m = [memory(v, part.index) for v in part.method.variables]
-            F[part.index] = part.scale * part.method.readout(m, theta[part.index])
-        return F
 
-    return _pair_by_pair(grid, slopes, update)
+def update_of(method: AnyMethod, theta: Tensor, memory: Memory) -> Tensor:
+    """F from any memory, shape (d,).
+
+    Args:
+        method: in momentum form.
+        theta: shape (d,).
+        memory: (variable, coordinates) -> m_l.
+    """
+    F = torch.zeros_like(theta)
+    for part in method.parts:
+        m = [memory(v, part.index) for v in part.method.variables]
+        F[part.index] = part.scale * part.method.readout(m, theta[part.index])
+    return F
 
 
 def with_betas(method: AnyMethod, beta_1: float, beta_2: float) -> AnyMethod:

@@ -147,14 +147,21 @@ def _answers(
             point = pool.theta[part.index].expand(len(lags), -1).contiguous()
             point = forward_ad.make_dual(point, backs[:, part.index].contiguous())
             for v in part.method.variables:
-                share = [_weight(v, n, lag.k, limit) / lag.probability for lag in lags]
+                share = [weight_at(v, n, lag.k, limit) / lag.probability for lag in lags]
                 slope = tangent(per_row(v.g, part.method.elementwise, g, point))
                 duals.append(forward_ad.make_dual(next(flat), slope * slope.new_tensor(share)[:, None]))
         return tangent(pool.readout(duals)).detach()
 
 
-def _weight(variable: Momentum, n: int, k: int, limit: bool) -> float:
-    """kernel[k], for k >= 1."""
+def weight_at(variable: Momentum, n: int, k: int, limit: bool = False) -> float:
+    """kernel[k] for one age k >= 1.
+
+    Args:
+        variable: a momentum variable.
+        n: step.
+        k: age.
+        limit: take the weight of n -> infinity.
+    """
     if k < max(variable.lag, 1):
         return 0.0
     weight = variable.weight(np.inf if limit else n)

@@ -20,16 +20,14 @@ import torch
 from torch import Tensor
 
 from memoryless import torch_method
-from memoryless.beta_map import Grid, inner_products
+from memoryless.beta_map import Grid, Memory, inner_products, update_of
 from memoryless.loss import Diverged, Loss, NotFinite
 from memoryless.measures import Differentiable, Value, evaluate
 from memoryless.method import AnyMethod, Index, Momentum
 from memoryless.orders import Order, Pool, shares
-from memoryless.random_lags import lag_probabilities
+from memoryless.random_lags import lag_probabilities, weight_at
 from memoryless.sampling import Array, Samples
 from memoryless.shadow import Shadow
-
-Memory = Callable[[Momentum, Index], Tensor]
 
 
 @dataclass(frozen=True)
@@ -133,10 +131,10 @@ def replay(
                     return shadow.memory(v, g, theta, index)
 
                 update = torch_method.next_update(optimizer, loss, gradient)
-                F = _read(method, frozen, theta)
+                F = update_of(method, theta, frozen)
                 live.append(_changes(values, method.lr, update.to(theta.dtype) - F))
                 for name, m in named.items():
-                    others[name].append(_changes(values, m.lr, _read(m, actual, theta) - _read(m, frozen, theta)))
+                    others[name].append(_changes(values, m.lr, update_of(m, theta, actual) - update_of(m, theta, frozen)))
                 if grid is not None:
                     slopes = torch.stack([value.gradient for value in values])
                     gap = inner_products(grid, slopes, theta, actual) - inner_products(grid, slopes, theta, frozen)
@@ -166,15 +164,6 @@ def replay(
 
 def _changes(values: Sequence[Value], lr: float, effect: Tensor) -> list[float]:
     return [value.change(effect, lr) for value in values]
-
-
-def _read(method: AnyMethod, memory: Memory, theta: Tensor) -> Tensor:
-    """F from a memory."""
-    F = torch.zeros_like(theta)
-    for part in method.parts:
-        m = [memory(v, part.index) for v in part.method.variables]
-        F[part.index] = part.scale * part.method.readout(m, theta[part.index])
-    return F
 
 
 def _exact(pool: Pool, order: Order) -> Memory:
@@ -227,8 +216,7 @@ class _Past:
         def memory(v: Momentum, index: Index = slice(None)) -> Tensor:
             m = shadow.memory(v, gradient, theta, index).clone()
             for k, p, then, there, now in terms:
-                if k >= max(v.lag, 1) and v.has_memory:
-                    weight = v.weight(n) * v.beta ** (k - v.lag) * (v.first if k == n else 1.0) / (p * self.lags)
+                if weight := weight_at(v, n, k) / (p * self.lags):
                     m -= weight * (v.g(then[index], there[index]) - v.g(now[index], theta[index]))
             return m
 
