@@ -18,7 +18,7 @@ def cpu_seconds(name: str) -> dict[str, float]:
     """Imports; the derivation, printed with its limits; the same again with SymPy's caches warm; as LaTeX and HTML."""
     start = time.process_time()
     import memoryless as ml
-    import memoryless.report.derivation
+    import memoryless.formulas.printing
 
     seconds = {}
     for what, work in {
@@ -34,7 +34,7 @@ def cpu_seconds(name: str) -> dict[str, float]:
 
 
 def main() -> None:
-    from memoryless.methods import CATALOGUE
+    from memoryless.methods.catalogue import CATALOGUE
 
     figures = {}
     for name in CATALOGUE:

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 import memoryless as ml
-from memoryless import problems
-from memoryless.history import frozen
-from memoryless.torch_method import next_update
+from memoryless.corrections.history import frozen
+from memoryless.experiments import problems
+from memoryless.methods.live_optimizer import next_update
 from output import save, show
 
 SETTINGS = [

@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 import memoryless as ml
-from memoryless.orders import random_order
-from memoryless.response import tangent
+from memoryless.corrections.sequences import random_order
+from memoryless.corrections.unrolled import tangent
 from output import save, show
 
 SEEDS, BATCHES, DIMENSION, HORIZON = 1000, 8, 6, 0.4

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from memoryless.problems import GPT, Problem, cross_entropy
+from memoryless.experiments.problems import GPT, Problem, cross_entropy
 
 
 def mlp(batch: int = 512) -> Problem:

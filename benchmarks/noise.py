@@ -10,10 +10,11 @@ import numpy as np
 import torch
 
 import memoryless as ml
-from memoryless import kernel, noise
-from memoryless.measures import evaluate
-from memoryless.orders import random_order
-from memoryless.problems import Problem, digits_mlp
+from memoryless.corrections.expected import expected
+from memoryless.corrections.sequences import random_order
+from memoryless.experiments.problems import Problem, digits_mlp
+from memoryless.loss.measures import evaluate
+from memoryless.methods import kernel
 from output import save, show
 
 LR = 1e-5
@@ -101,7 +102,7 @@ def table(problem: Problem, theta: torch.Tensor) -> list[dict[str, Any]]:
         for size in SIZES:
             loss = batches(problem, size)
             # Of the measure of all images, also of those that no batch of this size has.
-            found = noise.sampled(method, noise.Known.at(loss, theta, [value]), None, SAMPLES, 0)
+            found = expected.sampled(method, expected.Known.at(loss, theta, [value]), None, SAMPLES, 0)
             (effect,) = found.effects
             cells.append({"batch_size": size, "change": effect.mean / LR**2, "standard_error": effect.standard_error / LR**2})
         rows.append({"betas": betas, "measure": value.value, "cells": cells})

@@ -3,7 +3,7 @@
 For Adam at large batches a larger beta_2 anti-regularizes more and a larger beta_1 regularizes more; the claim is that at small
 batches both turn over, at a batch size that scales with the critical one. Asked of three problems at several stages of
 training: the change of memory's effect on the gradient 1-norm as one beta grows, the other fixed, measured along the next 400
-steps at each batch size (`ml.replay`, the last quarter of them) and predicted to first order where they end.
+steps at each batch size (`replay`, the last quarter of them) and predicted to first order where they end.
 """
 
 import copy
@@ -15,10 +15,12 @@ import numpy as np
 import torch
 
 import memoryless as ml
-from memoryless.batch_sizes import train
-from memoryless.orders import random_order
-from memoryless.problems import Problem, digits_cnn, digits_mlp, text_gpt
-from memoryless.structure import cut
+from memoryless.corrections.expected.estimate import Samples
+from memoryless.corrections.sequences import random_order
+from memoryless.experiments.problems import Problem, digits_cnn, digits_mlp, text_gpt
+from memoryless.live.batch_sizes import train
+from memoryless.live.replay import replay
+from memoryless.loss.batches import cut
 from output import save, show
 
 MOVES = {"beta_2 0.9 -> 0.99": ((0.9, 0.9), (0.9, 0.99)), "beta_1 0.9 -> 0.95": ((0.9, 0.99), (0.95, 0.99))}
@@ -41,7 +43,7 @@ def row(model: Any, criterion: Any, data: Any, lr: float, size: int | None) -> d
     order = random_order(len(loss), STEPS, np.random.default_rng(0))
     stops = range(3 * STEPS // 4, STEPS, 5)
     methods = {pair: ml.Adam(lr, pair) for move in MOVES.values() for pair in move}
-    measured = ml.replay(optimizer, loss, order, stops, compare=list(methods.values())).others
+    measured = replay(optimizer, loss, order, stops, compare=list(methods.values())).others
     noise = None if size is None else ml.gradient_noise(loss)
     found: dict[str, Any] = {"batch_size": size or "full", "noise_scale": None, "interval": None}
     if noise is not None:
@@ -56,14 +58,14 @@ def row(model: Any, criterion: Any, data: Any, lr: float, size: int | None) -> d
     return found
 
 
-def first_order(method: ml.Method, loss: ml.Loss) -> ml.Samples:
+def first_order(method: ml.Method, loss: ml.Loss) -> Samples:
     """The change of the gradient 1-norm per step; pairs share their draws."""
     step = 7 * STEPS // 8
     if len(loss) > 1:
         found = ml.expected_correction(method, loss, step=step, samples=SAMPLES, measures=["gradient_1_norm"])
         return found.effects[0].changes
     effect = ml.audit(method, loss, ["gradient_1_norm"], step=step).effects[0]
-    return ml.Samples(np.array([effect.first]), "exact")
+    return Samples(np.array([effect.first]), "exact")
 
 
 def finite(x: float) -> float | None:

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 import memoryless as ml
-from memoryless import problems
-from memoryless.problems import Problem
-from memoryless.shadow import Shadow
+from memoryless.audits.shadow import Shadow
+from memoryless.experiments import problems
+from memoryless.experiments.problems import Problem
 from output import save, show
 
 Pair = tuple[float, float]

@@ -18,7 +18,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import memoryless as ml
 from measuring import Work, peak, ratio, rounds
-from memoryless.problems import Problem
+from memoryless.corrections.correction import Correction
+from memoryless.experiments.problems import Problem
 from networks import NETWORKS, cnn, gpt, mlp
 from output import save, show
 
@@ -133,7 +134,7 @@ def independence() -> dict[str, dict[str, float]]:
     for method in (ml.AdamW(), ml.HeavyBall(), ml.Lion(smoothing=1e-6)):
         for order in ("first", "resummed"):
 
-            def at(n: int, method: ml.Method = method, order: Any = order) -> ml.Correction:
+            def at(n: int, method: ml.Method = method, order: Any = order) -> Correction:
                 return ml.correction(method, loss, theta, n, order)
 
             seconds = rounds({"early": lambda: at(10), "late": lambda: at(10_000)})

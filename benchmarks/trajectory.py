@@ -18,7 +18,8 @@ import torch
 
 import memoryless as ml
 from measuring import ratio, rounds
-from memoryless import history, problems
+from memoryless.corrections import history
+from memoryless.experiments import problems
 from output import save, show
 
 STEPS = (100, 1_000, 10_000)

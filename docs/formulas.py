@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 import memoryless as ml
-from memoryless.derive import SYMBOLS
-from memoryless.report.derivation import markdown, plain, title
-from memoryless.symbolic import h, name_of
+from memoryless.formulas.derive import SYMBOLS
+from memoryless.formulas.formulas import Derivation
+from memoryless.formulas.printing import markdown, plain, title
+from memoryless.formulas.symbols import h, name_of
 
 ROOT = Path(__file__).parent.parent
 INSIDE = {"rmsprop", "adamw", "nadam"}
@@ -24,7 +25,7 @@ other values.
 """
 
 
-def _derivations() -> list[ml.Derivation]:
+def _derivations() -> list[Derivation]:
     found = []
     for name in SYMBOLS:
         found.append(ml.derive(name))
@@ -37,7 +38,7 @@ def _cell(text: str) -> str:
     return f"`{text.replace('|', chr(92) + '|')}`"
 
 
-def _table(derivations: list[ml.Derivation]) -> str:
+def _table(derivations: list[Derivation]) -> str:
     rows = ["| method | F | M / h | net age | potential of F | modified loss |", "|---|---|---|---|---|---|"]
     for d in derivations:
         name = title(d).replace("lr=h, ", "")

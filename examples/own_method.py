@@ -1,7 +1,7 @@
 """A method of your own is data: momentum variables and a readout. Everything else follows from them."""
 
 import memoryless as ml
-from memoryless.problems import digits_mlp
+from memoryless.experiments.problems import digits_mlp
 
 BETA_1, BETA_2, EPS = 0.9, 0.99, 1e-8
 

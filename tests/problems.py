@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import memoryless as ml
-from memoryless.method import AnyMethod, Part
+from memoryless.methods.method import AnyMethod, Groups, Part
 
 REFERENCE = json.loads((Path(__file__).parent / "reference.json").read_text())
 
@@ -76,10 +76,10 @@ def custom(lr: float) -> ml.Method:
     )
 
 
-def groups(lr: float) -> ml.Groups:
+def groups(lr: float) -> Groups:
     """Two methods on coordinates out of order; coordinate 3 belongs to neither and stays."""
     first, second = ml.AdamW(lr, (0.8, 0.9), 0.01, 0.1), ml.Nesterov(2 * lr, 0.7, 0.1)
-    return ml.Groups((Part(first, torch.tensor([5, 0, 2]), 1.0), Part(second, torch.tensor([1, 4]), 2.0)), lr)
+    return Groups((Part(first, torch.tensor([5, 0, 2]), 1.0), Part(second, torch.tensor([1, 4]), 2.0)), lr)
 
 
 # Betas and eps keep every memory and every second derivative moderate, so that all digits of a comparison count.

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 import memoryless as ml
+from memoryless.corrections.correction import Correction
+from memoryless.errors import BadInput, BadType, NeverForgets, NotFinite
 from tests.problems import BATCHES, THETA, norm, reference_loss, tensor
 
 DATA = [tensor([[1, 1, 1], [2, 0, 1]]), tensor([[0, 1, 0], [1, 1, 0]])]
@@ -36,7 +38,7 @@ def frozen() -> nn.Module:
     return nn.Linear(3, 1).requires_grad_(False)
 
 
-def correct(method: ml.Method | None = None, **options: Any) -> ml.Correction:
+def correct(method: ml.Method | None = None, **options: Any) -> Correction:
     return ml.correction(method or ml.Adam(), reference_loss(), **options)
 
 
@@ -52,96 +54,132 @@ class Sparse(nn.Module):
 FORGETS_NOTHING = ml.Method(0.1, (ml.Momentum(1.0),), lambda f, m, theta: m[0])
 
 METHOD = {
-    "lr_zero": (lambda: ml.Adam(lr=0), ValueError, "adam: lr must be positive and finite, got 0"),
-    "lr_negative": (lambda: ml.HeavyBall(-1), ValueError, "heavy_ball: lr must be positive and finite, got -1"),
-    "lr_nan": (lambda: ml.Lion(float("nan")), ValueError, "lion: lr must be positive and finite, got nan"),
-    "beta_one": (lambda: ml.Adam(betas=(0.9, 1.0)), ValueError, r"adam: every beta must lie in \[0, 1\), got 1.0"),
-    "beta_negative": (lambda: ml.NAdam(betas=(-0.1, 0.9)), ValueError, r"nadam: every beta .* got -0.1"),
-    "momentum": (lambda: ml.Nesterov(momentum=1.5), ValueError, r"nesterov: every beta .* got 1.5"),
-    "alpha": (lambda: ml.RMSprop(alpha=2), ValueError, r"rmsprop: every beta .* got 2"),
-    "dampening": (lambda: ml.HeavyBall(dampening=2), ValueError, r"heavy_ball: dampening must lie in \[0, 1\], got 2"),
-    "dampening_one": (lambda: ml.HeavyBall(dampening=1), ValueError, "dampening 1 freezes .* expected below 1"),
-    "betas_number": (lambda: ml.AdamW(betas=0.9), ValueError, "adamw: betas must be a pair .* got 0.9"),  # pyright: ignore[reportArgumentType]
-    "betas_triple": (lambda: ml.Lion(betas=(0.9, 0.9, 0.9)), ValueError, "lion: betas must be a pair"),
-    "eps": (lambda: ml.RMSprop(eps=-1e-8), ValueError, "rmsprop: eps must be >= 0, got -1e-08"),
-    "weight_decay": (lambda: ml.LionK(weight_decay=-1, K=norm), ValueError, "lion_k: weight_decay must be >= 0, got -1"),
-    "smoothing": (lambda: ml.Signum(smoothing=-1), ValueError, "signum: smoothing must be >= 0, got -1"),
-    "momentum_decay": (lambda: ml.NAdam(momentum_decay=-1), ValueError, "nadam: momentum_decay must be >= 0, got -1"),
-    "variable_beta": (lambda: ml.Momentum(1.5), ValueError, r"beta in \[0, 1\], got 1.5"),
-    "variable_lag": (lambda: ml.Momentum(0.5, lag=2), ValueError, "lag must be 0 or 1, got 2"),
-    "with_hyper": (lambda: ml.Adam().with_hyper(beta=0.9), ValueError, "adam has no beta; it has lr, betas, eps"),
-    "with_hyper_custom": (lambda: FORGETS_NOTHING.with_hyper(lr=1), ValueError, "custom is not a catalogue method"),
+    "lr_zero": (lambda: ml.Adam(lr=0), BadInput, "adam: lr must be positive and finite, got 0"),
+    "lr_negative": (lambda: ml.HeavyBall(-1), BadInput, "heavy_ball: lr must be positive and finite, got -1"),
+    "lr_nan": (lambda: ml.Lion(float("nan")), BadInput, "lion: lr must be positive and finite, got nan"),
+    "beta_one": (lambda: ml.Adam(betas=(0.9, 1.0)), BadInput, r"adam: every beta must lie in \[0, 1\), got 1.0"),
+    "beta_negative": (lambda: ml.NAdam(betas=(-0.1, 0.9)), BadInput, r"nadam: every beta .* got -0.1"),
+    "momentum": (lambda: ml.Nesterov(momentum=1.5), BadInput, r"nesterov: every beta .* got 1.5"),
+    "alpha": (lambda: ml.RMSprop(alpha=2), BadInput, r"rmsprop: every beta .* got 2"),
+    "dampening": (lambda: ml.HeavyBall(dampening=2), BadInput, r"heavy_ball: dampening must lie in \[0, 1\], got 2"),
+    "dampening_one": (lambda: ml.HeavyBall(dampening=1), BadInput, "dampening 1 freezes .* expected below 1"),
+    "betas_number": (lambda: ml.AdamW(betas=0.9), BadInput, "adamw: betas must be a pair .* got 0.9"),  # pyright: ignore[reportArgumentType]
+    "betas_triple": (lambda: ml.Lion(betas=(0.9, 0.9, 0.9)), BadInput, "lion: betas must be a pair"),
+    "eps": (lambda: ml.RMSprop(eps=-1e-8), BadInput, "rmsprop: eps must be >= 0, got -1e-08"),
+    "weight_decay": (
+        lambda: ml.LionK(weight_decay=-1, K=norm),
+        BadInput,
+        "lion_k: weight_decay must be >= 0, got -1",
+    ),
+    "smoothing": (lambda: ml.Signum(smoothing=-1), BadInput, "signum: smoothing must be >= 0, got -1"),
+    "momentum_decay": (lambda: ml.NAdam(momentum_decay=-1), BadInput, "nadam: momentum_decay must be >= 0, got -1"),
+    "variable_beta": (lambda: ml.Momentum(1.5), BadInput, r"beta in \[0, 1\], got 1.5"),
+    "variable_lag": (lambda: ml.Momentum(0.5, lag=2), BadInput, "lag must be 0 or 1, got 2"),
+    "with_hyper": (lambda: ml.Adam().with_hyper(beta=0.9), BadInput, "adam has no beta; it has lr, betas, eps"),
+    "with_hyper_custom": (lambda: FORGETS_NOTHING.with_hyper(lr=1), BadInput, "custom is not a catalogue method"),
 }
 LOSS = {
-    "no_batches": (lambda: loss_of(batches=[]), ValueError, "batches is empty"),
-    "one_shot": (lambda: loss_of(batches=iter(DATA)), TypeError, "re-iterable, got a one-shot list_iterator; pass a list"),
-    "generator": (lambda: loss_of(batches=(x for x in DATA)), TypeError, "re-iterable, got a one-shot generator"),
-    "batches_tensor": (lambda: loss_of(batches=DATA[0]), TypeError, "re-iterable, got Tensor"),
-    "batches_number": (lambda: loss_of(batches=3), TypeError, "re-iterable, got int"),
-    "no_parameters": (lambda: loss_of(nn.Tanh()), ValueError, "no trainable parameters"),
-    "all_frozen": (lambda: loss_of(frozen()), ValueError, "no trainable parameters"),
+    "no_batches": (lambda: loss_of(batches=[]), BadInput, "batches is empty"),
+    "one_shot": (
+        lambda: loss_of(batches=iter(DATA)),
+        BadType,
+        "re-iterable, got a one-shot list_iterator; pass a list",
+    ),
+    "generator": (lambda: loss_of(batches=(x for x in DATA)), BadType, "re-iterable, got a one-shot generator"),
+    "batches_tensor": (lambda: loss_of(batches=DATA[0]), BadType, "re-iterable, got Tensor"),
+    "batches_number": (lambda: loss_of(batches=3), BadType, "re-iterable, got int"),
+    "no_parameters": (lambda: loss_of(nn.Tanh()), BadInput, "no trainable parameters"),
+    "all_frozen": (lambda: loss_of(frozen()), BadInput, "no trainable parameters"),
     "complex": (
         lambda: loss_of(linear(COMPLEX)),
-        TypeError,
+        BadType,
         "parameter 'weight' is torch.complex64; expected a real",
     ),
-    "integer": (lambda: ml.Loss.of(BATCHES, torch.arange(6)), TypeError, "parameter 'theta' is torch.int64; expected a real"),
+    "integer": (
+        lambda: ml.Loss.of(BATCHES, torch.arange(6)),
+        BadType,
+        "parameter 'theta' is torch.int64; expected a real",
+    ),
     "mixed_dtypes": (
         lambda: loss_of(linear(WEIGHT.half())),
-        TypeError,
+        BadType,
         "share one dtype and device, got torch.float16 on cpu, torch.float64 on cpu",
     ),
     "theta_nan": (
         lambda: loss_of(linear(WEIGHT / tensor([1, 0, 1]) * 0)),
-        ml.NotFinite,
+        NotFinite,
         "parameter 'weight' is nan first at flat index 1",
     ),
-    "theta_matrix": (lambda: ml.Loss.of(BATCHES, torch.ones(2, 3)), TypeError, r"shape \(d,\), got shape \(2, 3\); flatten"),
-    "theta_list": (lambda: ml.Loss.of(BATCHES, [1.0, 2.0]), TypeError, r"shape \(d,\), got list"),  # pyright: ignore[reportArgumentType]
-    "curvature": (lambda: ml.Loss.of(BATCHES, THETA, curvature="fast"), ValueError, "'exact' or 'difference', got 'fast'"),  # pyright: ignore[reportArgumentType]
+    "theta_matrix": (
+        lambda: ml.Loss.of(BATCHES, torch.ones(2, 3)),
+        BadType,
+        r"shape \(d,\), got shape \(2, 3\); flatten",
+    ),
+    "theta_list": (lambda: ml.Loss.of(BATCHES, [1.0, 2.0]), BadType, r"shape \(d,\), got list"),  # pyright: ignore[reportArgumentType]
+    "curvature": (
+        lambda: ml.Loss.of(BATCHES, THETA, curvature="fast"),
+        BadInput,
+        "'exact' or 'difference', got 'fast'",
+    ),  # pyright: ignore[reportArgumentType]
     "vector_criterion": (
         lambda: gradient(loss_of(criterion=lambda model, batch: model(batch))),
-        TypeError,
+        BadType,
         r"must return a scalar tensor, got shape \(2, 1\); take the mean",
     ),
     "float_criterion": (
         lambda: gradient(loss_of(criterion=lambda model, batch: model(batch).mean().item())),
-        TypeError,
+        BadType,
         "must return a scalar tensor, got float",
     ),
     "detached_criterion": (
         lambda: gradient(loss_of(criterion=lambda model, batch: model(batch).mean().detach())),
-        ValueError,
+        BadInput,
         "the loss does not depend on the parameters",
     ),
     "loss_inf": (
         lambda: gradient(loss_of(batches=[DATA[0], DATA[0] * torch.inf])),
-        ml.NotFinite,
+        NotFinite,
         "the loss is (-?inf|nan) on batch 1",
     ),
     "gradient_nan": (
         # The slope of the root at 0 is infinite.
         lambda: gradient(ml.Loss.of([BATCHES[0], lambda t: (t * tensor([1, 1, 0, 1, 1, 1])).abs().sqrt().sum()], THETA)),
-        ml.NotFinite,
+        NotFinite,
         "on batch 1 the gradient of 'theta' is (nan|-?inf) first at flat index 2",
     ),
-    "call_nan": (lambda: reference_loss()(THETA * torch.nan), ml.NotFinite, "parameter 'theta' is nan first at flat index 0"),
-    "theta_short": (lambda: reference_loss()(THETA[:2]), ValueError, r"theta must have shape \(6,\), got \(2,\)"),
-    "v_short": (lambda: reference_loss().curvature(THETA, THETA[:2]), ValueError, r"must have shape \(6,\), got \(2,\)"),
-    "batch_index": (lambda: reference_loss()(THETA, batch=4), ValueError, r"batch must be in 0\.\.3, got 4"),
-    "batch_negative": (lambda: reference_loss().gradient(THETA, batch=-1), ValueError, r"batch must be in 0\.\.3, got -1"),
-    "sparse": (lambda: gradient(loss_of(Sparse())), TypeError, r"gradient of 'table.weight' is sparse.*sparse=False"),
+    "call_nan": (
+        lambda: reference_loss()(THETA * torch.nan),
+        NotFinite,
+        "parameter 'theta' is nan first at flat index 0",
+    ),
+    "theta_short": (lambda: reference_loss()(THETA[:2]), BadInput, r"theta must have shape \(6,\), got \(2,\)"),
+    "v_short": (
+        lambda: reference_loss().curvature(THETA, THETA[:2]),
+        BadInput,
+        r"must have shape \(6,\), got \(2,\)",
+    ),
+    "batch_index": (lambda: reference_loss()(THETA, batch=4), BadInput, r"batch must be in 0\.\.3, got 4"),
+    "batch_negative": (
+        lambda: reference_loss().gradient(THETA, batch=-1),
+        BadInput,
+        r"batch must be in 0\.\.3, got -1",
+    ),
+    "sparse": (lambda: gradient(loss_of(Sparse())), BadType, r"gradient of 'table.weight' is sparse.*sparse=False"),
 }
 CORRECTION = {
-    "order": (lambda: correct(order="second"), ValueError, "order must be .*first.*resummed.*got 'second'"),
-    "step_negative": (lambda: correct(step=-1), ValueError, "step must be None .* or an integer >= 0, got -1"),
-    "step_float": (lambda: correct(step=1.5), ValueError, "step must be None .* or an integer >= 0, got 1.5"),
-    "step_bool": (lambda: correct(step=True), ValueError, "step must be None .* or an integer >= 0, got True"),
-    "theta": (lambda: correct(theta=THETA[:2]), ValueError, r"theta must have shape \(6,\), got \(2,\)"),
-    "batches_count": (lambda: correct(step=2, batches=[0, 1]), ValueError, r"3 batch indices, one for each step 0\.\.2, got 2"),
-    "batches_empty": (lambda: correct(batches=[]), ValueError, "at least one batch index, got 0"),
-    "batches_index": (lambda: correct(batches=[0, 4]), ValueError, r"indices in 0\.\.3, got 4"),
-    "never_forgets": (lambda: correct(FORGETS_NOTHING), ml.NeverForgets, r"never fades \(beta = 1\).*give step=n"),
+    "order": (lambda: correct(order="second"), BadInput, "order must be .*first.*resummed.*got 'second'"),
+    "step_negative": (lambda: correct(step=-1), BadInput, "step must be None .* or an integer >= 0, got -1"),
+    "step_float": (lambda: correct(step=1.5), BadInput, "step must be None .* or an integer >= 0, got 1.5"),
+    "step_bool": (lambda: correct(step=True), BadInput, "step must be None .* or an integer >= 0, got True"),
+    "theta": (lambda: correct(theta=THETA[:2]), BadInput, r"theta must have shape \(6,\), got \(2,\)"),
+    "batches_count": (
+        lambda: correct(step=2, batches=[0, 1]),
+        BadInput,
+        r"3 batch indices, one for each step 0\.\.2, got 2",
+    ),
+    "batches_empty": (lambda: correct(batches=[]), BadInput, "at least one batch index, got 0"),
+    "batches_index": (lambda: correct(batches=[0, 4]), BadInput, r"indices in 0\.\.3, got 4"),
+    "never_forgets": (lambda: correct(FORGETS_NOTHING), NeverForgets, r"never fades \(beta = 1\).*give step=n"),
 }
 TABLE = METHOD | LOSS | CORRECTION
 

@@ -1,1 +1,1 @@
-"""The paper's experiments, https://arxiv.org/abs/2502.02132."""
+"""Problems that come with the package, the paper's figures, the theorem put to the test."""

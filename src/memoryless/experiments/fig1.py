@@ -20,13 +20,14 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from memoryless.errors import BadInput, Diverged
 from memoryless.experiments.images import Images
-from memoryless.loss import Diverged, Loss
-from memoryless.method import Method, Momentum
-from memoryless.methods import AdamW
-from memoryless.problems import cross_entropy
-from memoryless.randomness import isolated
-from memoryless.trajectory import iterates
+from memoryless.experiments.problems import cross_entropy
+from memoryless.isolation import isolated
+from memoryless.loss.loss import Loss
+from memoryless.methods.catalogue import AdamW
+from memoryless.methods.method import Method, Momentum
+from memoryless.paths.trajectory import iterates
 
 WIDTH = 64
 DECAY = 1e-3
@@ -49,11 +50,11 @@ def Lion(lr: float, betas: tuple[float, float], eps: float, weight_decay: float)
         The method.
 
     Raises:
-        ValueError: a beta is out of range.
+        BadInput: a beta is out of range.
     """
     rho1, rho2 = betas
     if not (0 <= rho1 < 1 and 0 < rho2 < 1):
-        raise ValueError(f"lion: betas must lie in [0, 1) and (0, 1), got {betas}")
+        raise BadInput(f"lion: betas must lie in [0, 1) and (0, 1), got {betas}")
     # c = rho1 m + (1 - rho1) g gives the age 0 the weight 1 - rho1 and the age k > 0 the weight rho1 (1 - rho2) rho2^(k-1).
     # With s = rho1 / rho2 these are s (1 - rho2) rho2^k at every age, and 1 - s more at age 0: s (1 - rho2) + 1 - s = 1 - rho1.
     # So c is s times an average that includes the present, plus 1 - s times g. Corrected as in Adam, the average's weights sum
@@ -122,7 +123,7 @@ def loss_of(images: Images, seed: int) -> Loss:
         seed: of the initial parameters.
     """
     with isolated(torch.device("cpu"), seed):
-        # A seed draws other numbers in another dtype; these are those of `memoryless.problems`, whatever the default dtype.
+        # A seed draws other numbers in another dtype; these are those of `experiments.problems`, whatever the default dtype.
         hidden = nn.Linear(images.pixels.shape[1], WIDTH, dtype=torch.float32)
         out = nn.Linear(WIDTH, int(images.classes.max()) + 1, dtype=torch.float32)
     model = nn.Sequential(hidden, nn.GELU(), out).double()
@@ -275,10 +276,10 @@ def settings(
         For each optimizer, for each pair of betas, for each lr, one setting per seed; each known to make a method.
 
     Raises:
-        ValueError: a beta or a learning rate is out of range.
+        BadInput: a beta or a learning rate is out of range.
     """
     if bad := [lr for lr in lrs if not 0 < lr < math.inf]:
-        raise ValueError(f"lr must be positive and finite, got {bad[0]}")
+        raise BadInput(f"lr must be positive and finite, got {bad[0]}")
     found = [Setting(o, b, lr, seed, eps, steps) for o in OPTIMIZERS for b in betas for lr in lrs for seed in range(seeds)]
     for setting in found:
         _ = setting.method

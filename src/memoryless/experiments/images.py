@@ -8,6 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from memoryless.errors import BadInput
+
 COUNT = 10_000
 """MNIST-10K: the first images of the training set."""
 FILES = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
@@ -32,14 +34,14 @@ def load(source: str) -> Images:
         The images.
 
     Raises:
-        ValueError: no such data, or files that are damaged or do not fit together.
+        BadInput: no such data, or files that are damaged or do not fit together.
 
     Example:
         >>> load("digits").pixels.shape
         (1000, 64)
     """
     if source == "digits":
-        from memoryless.problems import digits
+        from memoryless.experiments.problems import digits
 
         pixels, classes = digits()
         return Images("digits of scikit-learn", pixels.numpy(), classes.numpy())
@@ -48,7 +50,7 @@ def load(source: str) -> Images:
 
 def _scaled(source: str, images: NDArray[np.uint8], classes: NDArray[np.integer]) -> Images:
     if images.ndim != 3 or classes.ndim != 1 or not 0 < len(images) == len(classes):
-        raise ValueError(
+        raise BadInput(
             f"--data {source}: expected images of shape (count, height, width) and as many classes, "
             f"got {images.shape} and {classes.shape}"
         )
@@ -61,22 +63,22 @@ def _hub() -> tuple[NDArray[np.uint8], NDArray[np.integer]]:
     try:
         from datasets import load_dataset  # pyright: ignore[reportMissingImports]
     except ImportError:
-        raise ValueError(f"--data mnist needs the package datasets: pip install 'memoryless[data]', {instead}") from None
+        raise BadInput(f"--data mnist needs the package datasets: pip install 'memoryless[data]', {instead}") from None
     try:
         found = load_dataset("ylecun/mnist", split=f"train[:{COUNT}]").with_format("numpy")[:]
     except Exception as error:  # whatever the hub's client, its transport or its cache raise
-        raise ValueError(f"--data mnist could not be loaded ({type(error).__name__}: {error}); try again, {instead}") from error
+        raise BadInput(f"--data mnist could not be loaded ({type(error).__name__}: {error}); try again, {instead}") from error
     return found["image"], found["label"]
 
 
 def _folder(folder: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     if not folder.is_dir():
-        raise ValueError(f"--data {folder}: no such folder; expected digits, mnist, or a folder with {' and '.join(FILES)}")
+        raise BadInput(f"--data {folder}: no such folder; expected digits, mnist, or a folder with {' and '.join(FILES)}")
     found = []
     for name in FILES:
         paths = [path for path in (folder / name, folder / f"{name}.gz") if path.is_file()]
         if not paths:
-            raise ValueError(f"--data {folder}: no {name} or {name}.gz in the folder")
+            raise BadInput(f"--data {folder}: no {name} or {name}.gz in the folder")
         found.append(read_idx(paths[0]))
     images, classes = found
     return images, classes
@@ -94,19 +96,19 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
         The array.
 
     Raises:
-        ValueError: damaged, or of another format.
+        BadInput: damaged, or of another format.
     """
     data = path.read_bytes()
     if path.suffix == ".gz":
         try:
             data = gzip.decompress(data)
         except (OSError, EOFError, zlib.error):
-            raise ValueError(f"{path} is damaged or not a gzip file") from None
+            raise BadInput(f"{path} is damaged or not a gzip file") from None
     dims = data[3] if len(data) > 3 else 0
     start = 4 + 4 * dims
     if data[:3] != b"\0\0\x08" or len(data) < start:
-        raise ValueError(f"{path} is not an IDX file of unsigned bytes; it begins with {data[:4].hex(' ') or 'nothing'}")
+        raise BadInput(f"{path} is not an IDX file of unsigned bytes; it begins with {data[:4].hex(' ') or 'nothing'}")
     shape = tuple(int(size) for size in np.frombuffer(data, ">u4", dims, offset=4))
     if len(data) - start != (size := int(np.prod(shape))):
-        raise ValueError(f"{path} is damaged: its header promises {size} bytes of data, it has {len(data) - start}")
+        raise BadInput(f"{path} is damaged: its header promises {size} bytes of data, it has {len(data) - start}")
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)

@@ -1,1 +1,1 @@
-"""How results are shown: tables for the terminal, pages for the browser."""
+"""Results as tables and pictures, one file per command."""

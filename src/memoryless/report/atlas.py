@@ -11,10 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 import memoryless
-from memoryless.atlas.rows import KINDS, PROBLEMS, SEEDS, Row
-from memoryless.atlas.ways import AGREE, STEP
-from memoryless.measures import MEASURES, label
-from memoryless.report.scale import NOTHING, number, percent
+from memoryless.experiments.atlas.rows import KINDS, PROBLEMS, SEEDS, Row
+from memoryless.experiments.atlas.ways import AGREE, STEP
+from memoryless.loss.measures import MEASURES, label
+from memoryless.render.numbers import NOTHING, number, percent
 
 SIGN = {"regularizes": "▼", "anti-regularizes": "▲", "neutral": "●"}
 RESUMMED = ("flat", "corner")

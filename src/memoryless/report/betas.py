@@ -17,14 +17,14 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from memoryless.advice import advice, said, with_error
-from memoryless.batch_sizes import AtSize, BatchSizes
-from memoryless.gradient_noise import GradientNoise
-from memoryless.measures import label
-from memoryless.report.figures import DIVERGING, INK, NEUTRAL
-from memoryless.report.scale import number
-from memoryless.report.table import STYLE
-from memoryless.sampling import Samples
+from memoryless.corrections.expected.estimate import Samples
+from memoryless.live.advice import advice, said, with_error
+from memoryless.live.batch_sizes import AtSize, BatchSizes
+from memoryless.loss.measures import label
+from memoryless.loss.noise_scale import GradientNoise
+from memoryless.render.figures import DIVERGING, INK, NEUTRAL
+from memoryless.render.numbers import number
+from memoryless.report.audit import STYLE
 
 KINDS = ("measured", "predicted")
 TITLE = {"measured": "measured", "predicted": "first order"}

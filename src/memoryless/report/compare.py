@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from memoryless.audit import percent
-from memoryless.compare import Compared
-from memoryless.measures import label
-from memoryless.report.table import STYLE
+from memoryless.audits.audit import percent
+from memoryless.audits.compare import Compared
+from memoryless.loss.measures import label
+from memoryless.report.audit import STYLE
 
 COLOURS = {"measured": "#1b1f24", "resummed": "#008a6a", "first order": "#c04a00"}
 

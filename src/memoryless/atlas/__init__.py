@@ -1,1 +1,0 @@
-"""Every optimizer of a library through the same machine: subjects -> ways -> rows -> run."""

@@ -1,0 +1,109 @@
+"""Shadow memory: what other methods' memories would do on the gradients of the run at hand.
+
+A memory is fed by gradients; feed the states of methods that are not running with the live run's own stream, which costs
+elementwise work only, and compare at the live theta
+
+    Delta' = update'(shadow state) - F'[n](theta)
+
+The path is the live optimizer's: exact to first order in lr where both share F, indicative elsewhere (a method that would
+leave the path, or oscillate on its own, cannot show it here).
+"""
+
+from collections.abc import Iterable
+
+from torch import Tensor
+
+from memoryless.corrections import history
+from memoryless.methods.method import AnyMethod, Index, Momentum
+
+
+class Shadow:
+    """Memories of many methods on one gradient stream; variables that methods share are kept once.
+
+    Args:
+        methods: in momentum form.
+        theta: shape (d,), where the stream begins.
+
+    Attributes:
+        n: gradients fed so far.
+        variables: all that remember, each once.
+
+    Example:
+        >>> import memoryless as ml
+        >>> adam = ml.Adam(betas=(0.9, 0.95))
+        >>> import torch
+        >>> theta = torch.tensor([1.0])
+        >>> shadow = Shadow([adam], theta)
+        >>> for g in (4.0, 3.0):
+        ...     shadow.update(torch.tensor([g]), theta)
+        >>> shadow.effect(adam, torch.tensor([2.0]), theta)  # lags behind a falling gradient, more so in the denominator
+        tensor([-0.0475])
+    """
+
+    def __init__(self, methods: Iterable[AnyMethod], theta: Tensor):
+        self.n = 0
+        betas: dict[tuple, list[float]] = {}
+        every = (v for m in methods for part in m.parts for v in part.method.variables if v.has_memory)
+        self.variables = tuple(dict.fromkeys(every))
+        for v in self.variables:
+            row = betas.setdefault((v.g, v.first), [])
+            if v.beta not in row:
+                row.append(v.beta)
+        self._rows = {(g, first, beta): i for (g, first), row in betas.items() for i, beta in enumerate(row)}
+        self._betas = {key: theta.new_tensor(row)[:, None] for key, row in betas.items()}
+        self._sums = {key: theta.new_zeros((len(row), theta.numel())) for key, row in betas.items()}
+
+    def update(self, gradient: Tensor, theta: Tensor) -> None:
+        """Feed one step of the stream.
+
+        Args:
+            gradient: the live run's gradient, shape (d,).
+            theta: where it was taken, shape (d,).
+        """
+        for (g, first), sums in self._sums.items():
+            sums.mul_(self._betas[g, first]).add_(g(gradient, theta), alpha=first if self.n == 0 else 1.0)
+        self.n += 1
+
+    def memory(self, variable: Momentum, gradient: Tensor, theta: Tensor, index: Index = slice(None)) -> Tensor:
+        """m_l after a step with this gradient, which is not fed.
+
+        Args:
+            variable: of one of the methods.
+            gradient: at theta, shape (d,).
+            theta: shape (d,).
+            index: coordinates wanted.
+
+        Returns:
+            Shape (d,), or of the coordinates.
+
+        Raises:
+            KeyError: the variable is of none of the methods.
+        """
+        gradient, theta, weight = gradient[index], theta[index], variable.weight(self.n)
+        if not variable.has_memory:
+            return weight * variable.g(gradient, theta)
+        key = (variable.g, variable.first)
+        if (*key, variable.beta) not in self._rows:
+            raise KeyError(f"no memory with beta={variable.beta} is in the shadow's methods")
+        past = self._sums[key][self._rows[*key, variable.beta]][index]
+        if variable.lag:
+            return weight * past
+        present = variable.g(gradient, theta) * (variable.first if self.n == 0 else 1.0)
+        return weight * (variable.beta * past + present)
+
+    def effect(self, method: AnyMethod, gradient: Tensor, theta: Tensor) -> Tensor:
+        """Delta' = update' - F'[n](theta) of one method at the live theta.
+
+        Args:
+            method: one of the methods.
+            gradient: full-batch gradient at theta, shape (d,); not fed yet.
+            theta: shape (d,).
+
+        Returns:
+            Shape (d,), in the units of an update.
+        """
+        effect = -history.frozen(method, gradient, theta, self.n)
+        for part in method.parts:
+            m = [self.memory(v, gradient, theta, part.index) for v in part.method.variables]
+            effect[part.index] += part.scale * part.method.readout(m, theta[part.index])
+        return effect

@@ -1,0 +1,1 @@
+"""The command line, one file per command. Torch is imported only when a command runs."""

@@ -1,0 +1,1 @@
+"""The correction averaged over the random order of mini-batches."""

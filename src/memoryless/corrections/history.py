@@ -1,0 +1,224 @@
+"""How an optimizer's history lags behind the present, to first order: what both corrections are made of.
+
+Replace the iterate of k steps ago by theta + lr D[k], D[k] = sum_{s = n-k..n-1} F[s](theta). With e_l = sum_k k kernel_l[k],
+the age moment of variable l, its memory sees the past updates through one average,
+
+    Fbar_l = (1/e_l) sum_k kernel_l[k] D[k] = sum_{s<n} (T_l[n-s] / e_l) F[s](theta),        T_l[j] = sum_{k >= j} kernel_l[k]
+
+(exchange the sums), so that per step of age theta lies lr Fbar_l back and the gradient changes by lr H Fbar_l: one
+Hessian-vector product per distinct Fbar. Where F[s] does not depend on s (Adam with bias correction, every steady state) all
+Fbar_l are F.
+With mini-batches the ages split by batch, each with its own gradient, H and Fbar.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from memoryless.corrections import averages
+from memoryless.corrections.averages import variables_of
+from memoryless.corrections.sequences import Pool
+from memoryless.loss.loss import Loss
+from memoryless.methods import kernel
+from memoryless.methods.blocks import pieces
+from memoryless.methods.method import AnyMethod
+
+Linearization = tuple[Tensor, Callable[[Tensor], Tensor]]
+
+
+@dataclass(frozen=True)
+class Lag:
+    """How the gradients of one batch enter one variable.
+
+    Attributes:
+        gradient: grad L_i(theta), shape (d,).
+        ages: quadrature nodes over the ages at which the batch was used.
+        weights: their weights, which sum to the frozen weight c.
+        back: lr Fbar, shape (d,): how far theta lies back per step of age; None if only the present enters.
+        drift: H_i back, shape (d,): how far the gradient lies back per step of age.
+    """
+
+    gradient: Tensor
+    ages: np.ndarray
+    weights: np.ndarray
+    back: Tensor | None = None
+    drift: Tensor | None = None
+
+    @property
+    def weight(self) -> float:
+        """c = sum_k kernel[k]."""
+        return float(self.weights.sum())
+
+    @property
+    def mean_age(self) -> float:
+        """sum_k k kernel[k] / c; 0 without weight."""
+        return float(self.ages @ self.weights) / self.weight if self.weight else 0.0
+
+
+@dataclass(frozen=True)
+class History:
+    """The linearized history of a method at theta.
+
+    Attributes:
+        F: update with the history frozen at theta, shape (d,).
+        lags: for each part of the method and each of its variables, one Lag per batch.
+        products: Hessian-vector products spent.
+    """
+
+    F: Tensor
+    lags: list[list[list[Lag]]]
+    products: int
+
+    def only(self, j: int, l: int) -> "History":
+        """The history with all but variable l of part j frozen."""
+        lags = [
+            [
+                per_batch if (j, l) == (jj, ll) else [replace(lag, back=None, drift=None) for lag in per_batch]
+                for ll, per_batch in enumerate(variables)
+            ]
+            for jj, variables in enumerate(self.lags)
+        ]
+        return replace(self, lags=lags)
+
+
+def frozen(method: AnyMethod, gradient: Tensor, theta: Tensor, step: int | None) -> Tensor:
+    """F[n](theta), full batch: the update had the iterate never moved.
+
+    Args:
+        method: in momentum form.
+        gradient: grad L(theta), shape (d,).
+        theta: shape (d,).
+        step: n, or None for the limit.
+
+    Returns:
+        Shape (d,).
+    """
+    F = torch.zeros_like(theta)
+    for part in method.parts:
+        totals = [kernel.total(v, step) for v in part.method.variables]
+        for piece in pieces(part, theta):
+            g, point = gradient[piece.index], theta[piece.index]
+            m = [total * v.g(g, point) for v, total in zip(part.method.variables, totals, strict=True)]
+            F[piece.index] = part.scale * part.method.readout(m, point)
+    return F
+
+
+def full_batch(method: AnyMethod, linearization: Linearization, theta: Tensor, step: int | None) -> History:
+    """The history when every step used the full batch.
+
+    Args:
+        method: in momentum form.
+        linearization: grad L(theta) and v -> H(theta) v, from `Loss.linearize`.
+        theta: shape (d,).
+        step: n, or None for the steady state.
+
+    Returns:
+        The linearized history.
+
+    Raises:
+        NeverForgets: steady state of a memory that does not fade.
+    """
+    gradient, curvature = linearization
+    variables = variables_of(method)
+    F = frozen(method, gradient, theta, step)
+    past, owner, scale = averages.averages(method, gradient, theta, step, F)
+    backs = [method.lr * average for average in past]
+    drifts = [curvature(back) for back in backs]
+    flat = iter(
+        Lag(gradient, *kernel.gauss(v, step), *((_times(a, backs[i]), _times(a, drifts[i])) if i >= 0 else ()))
+        for v, i, a in zip(variables, owner, scale, strict=True)
+    )
+    return History(F, [[[next(flat)] for _ in part.method.variables] for part in method.parts], len(backs))
+
+
+def _times(a: float, x: Tensor) -> Tensor:
+    return x if a == 1 else a * x
+
+
+def reach(method: AnyMethod, n: int) -> int:
+    """How many of the steps 0..n, counted back from n, the method remembers to double precision.
+
+    Args:
+        method: in momentum form.
+        n: step.
+    """
+    variables = variables_of(method)
+    # Many quadrature nodes weigh high powers of the age, which reach further back.
+    factor = 4 if any(v.degree is None for v in variables) else 1
+    # One more, which the update before a lagging variable's oldest gradient still read.
+    return min(factor * kernel.window(variables, n) + 1, n + 1)
+
+
+def of_batches(method: AnyMethod, loss: Loss, theta: Tensor, sequence: Sequence[int]) -> History:
+    """The history when step s used batch sequence[s] of a loss.
+
+    Args:
+        method: in momentum form.
+        loss: its gradients and curvature are used.
+        theta: shape (d,).
+        sequence: batch of each step 0..n.
+
+    Returns:
+        The linearized history.
+    """
+    recent = sequence[len(sequence) - reach(method, len(sequence) - 1) :]
+    gradients = {i: loss.gradient(theta, i) for i in sorted(set(recent))}
+    return mini_batch(method, gradients, lambda v, i: loss.curvature(theta, v, i), theta, sequence)
+
+
+def mini_batch(
+    method: AnyMethod,
+    gradients: dict[int, Tensor],
+    curvature: Callable[[Tensor, int], Tensor],
+    theta: Tensor,
+    sequence: Sequence[int],
+) -> History:
+    """The history when step s used batch sequence[s].
+
+    Args:
+        method: in momentum form.
+        gradients: grad L_i(theta) of each batch that occurs within `reach`.
+        curvature: (v, i) -> H_i(theta) v.
+        theta: shape (d,).
+        sequence: batch of each step 0..n.
+
+    Returns:
+        The linearized history; one product per variable and batch.
+    """
+    n, count = len(sequence) - 1, reach(method, len(sequence) - 1)
+    recent = sequence[n + 1 - count :]
+    used = np.array(recent[::-1])  # batch by age
+    quadratures: dict[tuple[int, int, int], tuple[np.ndarray, np.ndarray]] = {}
+    shares: dict[tuple[int, int, int], np.ndarray] = {}
+    for j, part in enumerate(method.parts):
+        for l, v in enumerate(part.method.variables):
+            for i in gradients:
+                values = np.where(used == i, kernel.kernel(v, n, count), 0)
+                if not values.any():
+                    continue
+                quadratures[j, l, i] = kernel.gauss_of(values, kernel.node_count(v))
+                tails = kernel.tails(values)
+                if moment := tails[1:].sum():
+                    shares[j, l, i] = tails[::-1] / moment  # by step, the oldest first
+    place = {i: row for row, i in enumerate(gradients)}
+    pool = Pool(method, torch.stack(list(gradients.values())), theta)
+    F = theta
+    weights = torch.from_numpy(np.array(list(shares.values()))).to(theta)
+    sums = theta.new_zeros(len(shares), len(theta))
+    for s, updates in pool.updates(np.array([place[i] for i in recent]), first=n + 1 - count):
+        F = updates[-1]
+        before = slice(s, min(s + len(updates), count - 1))
+        if shares and s < count - 1:
+            sums += weights[:, before] @ updates[: before.stop - s]
+    means = dict(zip(shares, sums, strict=True))
+    lags: list[list[list[Lag]]] = [[[] for _ in part.method.variables] for part in method.parts]
+    for (j, l, i), quadrature in quadratures.items():
+        lag = Lag(gradients[i], *quadrature)
+        if (j, l, i) in means:
+            back = method.lr * means[j, l, i]
+            lag = Lag(gradients[i], *quadrature, back, curvature(back, i))
+        lags[j][l].append(lag)
+    return History(F, lags, len(means))

@@ -1,0 +1,82 @@
+"""Every exception of the package.
+
+`BadInput` and its kin are the user's to mend: one line that says what was expected, what came and what to do. The command line
+turns these, and only these, into one line and exit code 2; anything else is a bug of ours and keeps its traceback.
+"""
+
+from typing import Any
+
+
+class MemorylessError(Exception):
+    """The base of all."""
+
+
+class BadInput(MemorylessError, ValueError):
+    """An argument, script, file, optimizer or loss is not what was expected."""
+
+
+class BadType(BadInput, TypeError):
+    """An argument is of another type than expected."""
+
+
+class NotFinite(BadInput):
+    """A loss, gradient or parameter is infinite or NaN; the message says where first."""
+
+
+class Diverged(BadInput):
+    """A path left the finite numbers.
+
+    Attributes:
+        step: the last one with finite parameters.
+        so_far: what was computed up to it.
+    """
+
+    def __init__(self, message: str, step: int, so_far: Any = None):
+        super().__init__(message)
+        self.step, self.so_far = step, so_far
+
+
+class NeverForgets(BadInput):
+    """The steady state was asked of a memory that does not fade (Assumption 3.1 of https://arxiv.org/abs/2502.02132 fails)."""
+
+
+class NotRecognised(BadInput):
+    """The optimizer, or a branch of it, has no catalogue method."""
+
+
+class Reevaluates(BadInput):
+    """step() asks for the loss at other parameters than those it was given."""
+
+
+class NotDerivable(BadInput):
+    """No formula: what was asked is a black box, or its readout does something that formulas cannot."""
+
+
+class NoModifiedLoss(BadInput):
+    """F + M is not a preconditioned gradient of any loss, or of none that a formula tells; the message says why.
+
+    Attributes:
+        asymmetry: |<u, J v> - <v, J u>| / (|<u, J v>| + |<v, J u>|) of the Jacobian J of (F + M - lambda theta) / P, in random
+            directions: 0 for the gradient of a loss, up to 1 otherwise; None where P is not known.
+    """
+
+    def __init__(self, reason: str, asymmetry: float | None = None):
+        measured = "" if asymmetry is None else f"; measured asymmetry of its Jacobian: {asymmetry:.2g}"
+        super().__init__(f"no modified loss: {reason}{measured}")
+        self.asymmetry = asymmetry
+
+
+class TooFewSamples(BadInput):
+    """The standard error asked for was not reached; the message says how many samples would do.
+
+    Attributes:
+        so_far: the `ExpectedCorrection` of the samples drawn.
+    """
+
+    def __init__(self, message: str, so_far: Any):
+        super().__init__(message)
+        self.so_far = so_far
+
+
+class CurvatureWarning(UserWarning):
+    """The exact second derivative is wrong or missing; differences of gradients are used instead."""

@@ -1,0 +1,1 @@
+"""Every optimizer of the known libraries through the same machine."""

@@ -1,0 +1,235 @@
+"""Run the atlas: every optimizer in a process of its own, with a time limit, its row kept as soon as it is there."""
+
+import json
+import multiprocessing
+import os
+import signal
+import threading
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from memoryless.errors import BadInput
+from memoryless.experiments.atlas import subjects
+from memoryless.experiments.atlas.rows import LATE, PROBLEMS, Row, examine, row_of, versions
+from memoryless.experiments.atlas.ways import reason_of
+
+Key = tuple[str, str]
+"""Library and name."""
+Tasks = Mapping[Key, Callable[[], Iterable[Row]]]
+"""What makes the row of each, from the first version to the last."""
+LIMIT = 180.0
+"""Seconds of processor time for one optimizer."""
+MORE = 0.25
+"""Share of them to go on for, once there is a first version of its row."""
+PATIENCE = 6
+"""Times the limit, by the clock, for one that sleeps or a machine that is busy."""
+
+
+class Store:
+    """Rows as lines of JSON, one written at a time: a process that is killed loses no finished row.
+
+    Args:
+        path: of the file; made by the first row.
+
+    Raises:
+        BadInput: a line is no row; the message says which. A last line without its end is what a kill leaves: it is dropped.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.rows: dict[Key, Row] = {}
+        text = path.read_bytes() if path.exists() else b""
+        whole = text.rfind(b"\n") + 1
+        for number, line in enumerate(text[:whole].splitlines(), 1):
+            row = _row(line)
+            if row is None:
+                raise BadInput(f"{path}:{number} is no row of an atlas; give another file, or take the line out")
+            self.rows[row["library"], row["name"]] = row
+        if text and not whole and not b'{"library": "'.startswith(text[:13]):
+            raise BadInput(f"{path} is no store of an atlas; give another file")
+        self._whole = whole if whole < len(text) else None
+
+    def append(self, row: Row) -> None:
+        """Keep a row; it is on the disk when this returns.
+
+        Args:
+            row: from `rows.examine`.
+        """
+        line = json.dumps(row, allow_nan=False).encode() + b"\n"
+        file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            if self._whole is not None:
+                os.ftruncate(file, self._whole)
+                self._whole = None
+            os.write(file, line)
+            os.fsync(file)
+        finally:
+            os.close(file)
+        self.rows[row["library"], row["name"]] = row
+
+    def has(self, key: Key) -> bool:
+        """Whether it holds a row for this optimizer, made with what is installed now.
+
+        Args:
+            key: library and name.
+        """
+        row = self.rows.get(key)
+        return row is not None and row["versions"] == versions(key[0])
+
+
+def _row(line: bytes) -> Row | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and {"library", "name", "versions", "kind", "problems"} <= set(row) else None
+
+
+def tasks(libraries: list[str], only: tuple[str, ...] = ()) -> Tasks:
+    """What to examine.
+
+    Args:
+        libraries: installed ones.
+        only: names, in any of them and any case; default all.
+
+    Raises:
+        BadInput: a name that none of them has.
+    """
+    every = [(library, name) for library in libraries for name in subjects.names(library)]
+    known = {name.lower() for _, name in every}
+    if unknown := next((name for name in only if name.lower() not in known), None):
+        raise BadInput(f"no optimizer is called '{unknown}' in {', '.join(libraries)}")
+    wanted = {name.lower() for name in only} or known
+    return {key: partial(examine, *key) for key in every if key[1].lower() in wanted}
+
+
+@dataclass
+class _Worker:
+    key: Key
+    process: Any
+    answer: connection.Connection
+    end: float
+    """When it is stopped."""
+    row: Row | None = None
+    """The last version that came."""
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.answer.close()
+
+
+def run(tasks: Tasks, jobs: int = 2, limit: float = LIMIT) -> Iterator[Row]:
+    """Work on the tasks, each in a process of its own; whatever happens to it, there is a row.
+
+    Args:
+        tasks: they must pickle.
+        jobs: at a time.
+        limit: seconds of processor time for each.
+
+    Yields:
+        The last version of each row, as they are finished.
+    """
+    waiting, working = deque(tasks.items()), []
+    context = _context(sorted({library for library, _ in tasks}))
+    try:
+        while waiting or working:
+            while waiting and len(working) < jobs:
+                working.append(_started(context, *waiting.popleft(), limit))
+            left = min(worker.end for worker in working) - time.monotonic()
+            ready = connection.wait([worker.answer for worker in working], timeout=max(0.0, left))
+            for worker in [*working]:
+                end = _heard(worker) if worker.answer in ready else ""
+                if time.monotonic() > worker.end:
+                    end = end or LATE
+                if end:
+                    working.remove(worker)
+                    worker.close()
+                    yield worker.row or _refused(worker.key, end, limit)
+    finally:
+        for worker in working:
+            worker.close()
+
+
+def _context(libraries: list[str]) -> Any:
+    """Processes forked from one that has imported everything and run nothing, where there are such."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    # The last two are what torch imports at the first step and at the first tangent.
+    context.set_forkserver_preload(
+        ["memoryless.experiments.atlas.rows", *libraries, "torch._dynamo", "torch._decomp.decompositions_for_jvp"]
+    )
+    return context
+
+
+def _started(context: Any, key: Key, task: Callable[[], Iterable[Row]], limit: float) -> _Worker:
+    answer, end = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(end, task, limit), daemon=True)
+    process.start()
+    end.close()
+    return _Worker(key, process, answer, time.monotonic() + PATIENCE * limit)
+
+
+def _work(end: connection.Connection, task: Callable[[], Iterable[Row]], limit: float) -> None:
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    _stop_after(limit)
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    # What an optimizer prints is not the command's answer.
+    null = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(null, stream)
+    try:
+        for version, row in enumerate(task()):
+            end.send(row)
+            if version == 0:
+                _stop_after(MORE * limit)
+        end.send("done")
+    except BaseException as error:
+        end.send(reason_of(error))
+
+
+def _die_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _stop_after(seconds: float) -> None:
+    """The system ends this process after so much processor time, whatever it is in; where it cannot, the clock does."""
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+
+
+def _heard(worker: _Worker) -> str:
+    """Take what a worker sent; why it ended, if it did."""
+    try:
+        found = worker.answer.recv()
+    except EOFError:  # it died without a word
+        worker.process.join()
+        code = worker.process.exitcode
+        if hasattr(signal, "SIGPROF") and code == -signal.SIGPROF:
+            return LATE
+        return f"its process died, {'by signal' if code < 0 else 'with exit code'} {abs(code)}"
+    if isinstance(found, str):
+        return found
+    worker.row = found
+    return ""
+
+
+def _refused(key: Key, end: str, limit: float) -> Row:
+    late = end == LATE
+    reason = f"{end} of {limit:g} s" if late else end
+    found = {problem: {"kind": "refused", "reason": reason} for problem in PROBLEMS}
+    return row_of(*key, found, limit if late else 0.0)

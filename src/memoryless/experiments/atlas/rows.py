@@ -1,0 +1,306 @@
+"""The atlas: every optimizer of a library through the same machine, and what its memory does to the loss.
+
+For each, on two problems: F[n] and M[n] (first order and resummed), the steady state, and the effect on each measure S,
+-lr <grad S, M> / S; and how its memory fades. No number is believed that one way alone gives (`experiments.atlas.ways`).
+"""
+
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import memoryless
+from memoryless.audits.audit import Effect
+from memoryless.corrections.steady import steady
+from memoryless.errors import NeverForgets
+from memoryless.experiments.atlas import subjects
+from memoryless.experiments.atlas.subjects import Subject
+from memoryless.experiments.atlas.ways import AGREE, ROUNDING, STEP, Machine, Run, Ways, draws_numbers, machine, reason_of
+from memoryless.isolation import isolated
+from memoryless.loss.loss import Loss
+from memoryless.loss.measures import MEASURES, Value, evaluate
+from memoryless.methods.fading.experiment import experiment
+from memoryless.methods.fading.tails import above_rounding, ages_of, tail
+
+Row = dict[str, Any]
+
+PROBLEMS = ("vector", "network")
+HORIZON, NOISY = 512, 2048
+"""Steps to follow a black box that does not come to rest; where gradients fluctuate, a long memory shows only later."""
+AGES = 257
+"""Steps to follow what evaluates the loss itself."""
+SEEDS = 8
+"""Of an optimizer that draws random numbers."""
+LATE = "not finished within the time limit"
+KINDS = {
+    "agreed": "first order, two ways agree",
+    "no memory": "no memory: F[n] does not depend on the past",
+    "flat": "derivative 0 almost everywhere: resummed, two ways agree",
+    "corner": "no derivative, a corner at the frozen history: resummed, two ways agree",
+    "random": "draws random numbers: averaged, with standard error",
+    "refused": "refused, for the reason given",
+}
+
+
+def problems() -> dict[str, Loss]:
+    """The two problems, in float64: a logistic regression with a vector of 12, and a network 6-5-3 with its matrices."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    X, y = normal(40, 12), normal(40).sign()
+    vector = _Vector(normal(12) / 2)
+    images, targets = normal(16, 6), normal(16, 3)
+    network = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    with torch.no_grad():
+        for p in network.parameters():
+            p.copy_(normal(*p.shape) / 2)
+    return {
+        "vector": Loss(
+            vector, lambda model, batch: nn.functional.softplus(-batch[1] * (batch[0] @ model.theta)).mean(), [(X, y)]
+        ),
+        "network": Loss(network, lambda model, batch: nn.functional.mse_loss(model(batch[0]), batch[1]), [(images, targets)]),
+    }
+
+
+class _Vector(nn.Module):
+    def __init__(self, theta: Tensor):
+        super().__init__()
+        self.theta = nn.Parameter(theta)
+
+
+def examine(library: str, name: str) -> Iterator[Row]:
+    """All that is known of one optimizer, step n before the steady state, whose search may take long.
+
+    Args:
+        library: one of `subjects.LIBRARIES`, installed.
+        name: of the optimizer, there.
+
+    Yields:
+        A row of the atlas, which JSON can hold, and the same again with more in it.
+    """
+    subject = subjects.subject(library, name)
+    found: dict[str, Row] = {}
+    rest: dict[str, Iterator[Row]] = {}
+    memory: Row = {"reason": LATE}
+
+    def row() -> Row:
+        return row_of(library, name, found, time.process_time() - began, subject.given, memory)
+
+    began = time.process_time()
+    for problem, loss in problems().items():
+        try:
+            with isolated(loss.device):
+                found[problem], rest[problem] = _examined(subject, loss, profiled=problem == PROBLEMS[-1])
+        except Exception as error:  # whatever an optimizer does, it is a row
+            found[problem] = {"kind": "refused", "reason": reason_of(error)}
+    yield row()
+    for problem, more in reversed(rest.items()):
+        for news in more:
+            memory = news.pop("memory", memory)
+            found[problem] |= news
+            yield row()
+
+
+def row_of(library: str, name: str, found: dict[str, Row], seconds: float, given: str = "", memory: Row | None = None) -> Row:
+    """A row of the atlas.
+
+    Args:
+        library: where the optimizer is from.
+        name: there.
+        found: of each problem.
+        seconds: of processor time.
+        given: what the optimizer was given.
+        memory: how it fades.
+    """
+    return {
+        "library": library,
+        "name": name,
+        "versions": versions(library),
+        "given": given,
+        "kind": _kind([each["kind"] for each in found.values()]),
+        "memory": _finite(memory or {"reason": "not examined"}),
+        "problems": _finite(found),
+        "seconds": round(seconds, 1),
+    }
+
+
+def versions(library: str) -> dict[str, str]:
+    """What a row depends on.
+
+    Args:
+        library: of the optimizer.
+    """
+    return {"memoryless": memoryless.__version__, "torch": str(torch.__version__), library: subjects.version_of(library)}
+
+
+def _kind(kinds: list[str]) -> str:
+    """That of the row: the problem with matrices decides, unless it has no answer."""
+    return next((kind for kind in reversed(kinds) if kind != "refused"), "refused")
+
+
+def _examined(subject: Subject, loss: Loss, profiled: bool) -> tuple[Row, Iterator[Row]]:
+    """One optimizer on one problem: what is found at step n, and what finds the rest."""
+    draws = draws_numbers(subject, loss)
+    live = subject.needs != "gradient"
+    machines = [machine(subject, loss, seed) for seed in (range(SEEDS) if draws else [0 if live else None])]
+    one = machines[0]
+    found = {"method": one.text, "lr": one.lr} | _answer([each.ways() for each in machines], loss, one.lr, draws)
+    if found["kind"] == "refused" and subject.remark:
+        found["reason"] = f"{subject.remark}: {found['reason']}"
+    found["steady"] = {"reason": LATE}
+    if found["kind"] == "no memory":
+        found["steady"] = {"reason": "the update is the same after any past"}
+        return found, iter([{"memory": {"reason": "the update is the same after any past"}}])
+    if draws or live:
+        what = "draws random numbers at every step" if draws else "evaluates the loss itself"
+        found["steady"] = {"reason": f"it {what}: the machine finds no steady state of that"}
+        return found, _profile(one, loss, NeverForgets("it draws random numbers") if draws else None) if profiled else iter(())
+    return found, _at_rest(one, loss, profiled)
+
+
+def _answer(ways: list[Ways], loss: Loss, lr: float, draws: bool) -> Row:
+    """What is told of first order and resummed."""
+    kinds = [way.kind for way in ways]
+    kind = "refused" if "refused" in kinds else "random" if draws else kinds[0]
+    values = _values(loss)
+    firsts = [way.first for way in ways if way.first is not None]
+    worst = max(ways, key=lambda way: way.gap)
+    found = {
+        "kind": kind,
+        "seeds": len(ways),
+        "F": _mean_norm([way.F for way in ways]),
+        "M": _mean_norm(firsts) if firsts else None,
+        "resummed": _mean_norm([way.summed for way in ways]),
+        "way": worst.way,
+        "why": worst.why,
+        "gap": worst.gap,
+        "corner": max(way.corner for way in ways),
+        "doubt": max(way.doubt for way in ways),
+        "resummed_gap": max((gap for way in ways if (gap := way.summed_gap) is not None), default=None),
+        "effects": [_effect(value, lr, ways, draws) for value in values],
+    }
+    if kind == "corner":
+        found["reason"] = f"the slopes of F[n] to the two sides of the frozen history differ by {worst.corner:.0%}"
+    elif kind == "refused" and worst.rough > AGREE:
+        changed = f"gradients changed by {ROUNDING:g} of them change it by {worst.rough:.1g} of itself"
+        found["reason"] = f"rounding decides the update: {changed}"
+    elif kind == "refused" and worst.first is None:
+        found["reason"] = worst.why
+    elif kind == "refused" and worst.gap > AGREE:
+        doubts = f"the literal one doubts itself by {worst.doubt:.1g}"
+        found["reason"] = f"the two ways to the first order differ by {worst.gap:.1g} ({doubts})"
+    elif (found["resummed_gap"] or 0.0) > AGREE:
+        found["reason"] = f"the two ways to the resummed effect differ by {found['resummed_gap']:.1g}"
+    return found
+
+
+def _effect(value: Value, lr: float, ways: list[Ways], draws: bool) -> Row:
+    """The change of a measure per step, relative to it; of several draws their mean, with its standard error."""
+
+    def change(vector: Tensor) -> float:
+        return value.change(vector, lr)
+
+    F, summed = (torch.stack(list(each)).mean(0) for each in ((way.F for way in ways), (way.summed for way in ways)))
+    firsts = [way.first for way in ways if way.first is not None]
+    first = torch.stack(firsts).mean(0) if len(firsts) == len(ways) else None
+    random = min(2 / len(F) ** 0.5, 0.5) * lr * float(value.gradient.norm() * summed.norm()) / value.value
+    known = None if first is None else change(first)
+    effect = Effect(value.name, value.value, None, known or 0.0, change(summed), change(F), random, {})
+    word, error = effect.word, None
+    if draws:
+        samples = torch.tensor([change(way.summed) for way in ways], dtype=torch.float64)
+        error = float(samples.std() / len(ways) ** 0.5)
+        if abs(effect.resummed) <= 2 * error:
+            word = "neutral"
+    found = {"measure": value.name, "value": value.value, "first": known, "resummed": effect.resummed, "update": effect.update}
+    return found | {"random": random, "standard_error": error, "word": word}
+
+
+def _values(loss: Loss) -> list[Value]:
+    return evaluate(list(MEASURES), loss, loss.theta, *loss.linearize(loss.theta))
+
+
+def _mean_norm(vectors: list[Tensor]) -> float:
+    return float(torch.stack(vectors).mean(0).norm())
+
+
+def _finite(x: Any) -> Any:
+    """The same with None for every number that is not finite, which JSON has not."""
+    if isinstance(x, dict):
+        return {key: _finite(value) for key, value in x.items()}
+    if isinstance(x, list):
+        return [_finite(value) for value in x]
+    return None if isinstance(x, float) and not math.isfinite(x) else x
+
+
+def _profile(machine: Machine, loss: Loss, unsettled: ValueError | None) -> Iterator[Row]:
+    """How memory fades: by the profile of a black box, or of what evaluates the loss itself by a disturbance."""
+    with isolated(loss.device):
+        if machine.method is None:
+            yield {"memory": _followed(machine.run, loss)}
+            return
+        try:
+            horizon = HORIZON if isinstance(unsettled, NeverForgets) else NOISY
+            profile = experiment(machine.method, horizon, 0, lambda steps: None, unsettled)
+        except Exception as error:
+            yield {"memory": {"reason": reason_of(error)}}
+            return
+    found = {"decays": profile.decays, "mean_age": profile.mean_age, "half_life": profile.half_life}
+    pieces = [{"name": piece.name, "mean_age": piece.mean_age, "half_life": piece.half_life} for piece in profile.pieces]
+    yield {"memory": found | {"evidence": profile.evidence, "pieces": pieces}}
+
+
+def _followed(run: Run, loss: Loss) -> Row:
+    """What a disturbance of theta at the step after `STEP` leaves in later updates."""
+    theta, ages = loss.theta, np.arange(AGES)
+    signs = torch.randn(len(theta), generator=torch.Generator().manual_seed(1), dtype=torch.float64).sign()
+    elsewhere = theta + 1e-3 * theta.norm() / len(theta) ** 0.5 * signs
+
+    def follow(first: Tensor) -> list[Tensor]:
+        points = [theta] * STEP + [first] + [theta] * (AGES - 1)
+        return list(run((torch.zeros_like(x), x) for x in points))[STEP:]
+
+    left = np.array([float((F - G).norm()) for F, G in zip(follow(theta), follow(elsewhere), strict=True)])
+    end, (age, half) = tail(ages, left), ages_of(ages, above_rounding(left))
+    how = f"the update's response to a disturbance of theta {end.how}"
+    return {"decays": end.fades, "mean_age": age, "half_life": half, "evidence": how, "pieces": []}
+
+
+def _at_rest(machine: Machine, loss: Loss, profiled: bool) -> Iterator[Row]:
+    """The steady state, or why there is none; how memory fades; the steady state resummed."""
+    method, theta, values = machine.method, loss.theta, _values(loss)
+    assert method is not None
+    first, unsettled = None, None
+    try:
+        first = steady(method, loss, theta)
+    except ValueError as error:
+        unsettled = error
+    except Exception as error:
+        unsettled = ValueError(reason_of(error))
+
+    def told(**effects: Tensor) -> list[Row]:
+        return [{"measure": value.name} | {key: value.change(M, method.lr) for key, M in effects.items()} for value in values]
+
+    found: Row = {} if unsettled is None else {"reason": reason_of(unsettled)}
+    if first is not None:
+        found = {"F": float(first.F.norm()), "M": float(first.M.norm()), "way": first.derivative, "steps": first.steps}
+        found |= {"effects": told(first=first.M), "resummed_reason": LATE}
+    yield {"steady": found}
+    if profiled:
+        yield from _profile(machine, loss, unsettled)
+    if first is None:
+        return
+    try:
+        summed = steady(method, loss, theta, "resummed")
+    except Exception as error:
+        found["resummed_reason"] = reason_of(error)
+    else:
+        del found["resummed_reason"]
+        found |= {"resummed": float(summed.M.norm()), "effects": told(first=first.M, resummed=summed.M)}
+    yield {"steady": found}

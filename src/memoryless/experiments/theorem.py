@@ -1,0 +1,318 @@
+"""Theorem 3.2 put to the test on one method and one problem: which power of lr does the error of each iteration follow?
+
+    max_{n <= T/lr} |theta[n] - t[n]|_inf = C lr^p + O(lr^(p+1)),      p = 1 frozen, 2 first order and resummed, R order R
+
+(https://arxiv.org/abs/2502.02132; order R: `corrections.relaxation`). The frozen iteration, which leaves the correction out, is
+the negative control. The power is read at the finest halving of lr that rounding has not reached. What hides it at a given lr
+is the term of the next order, whose share grows as lr times the age of the memory and the curvature of the update: a shorter
+memory and a larger eps show the same power sooner.
+"""
+
+import inspect
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from memoryless.audits.compare import optimizer_class, parse
+from memoryless.corrections.correction import is_order
+from memoryless.errors import BadInput, Diverged
+from memoryless.experiments import problems
+from memoryless.loss.loss import Loss
+from memoryless.methods import named
+from memoryless.methods.black_box.torch_method import AnyOptimizer, TorchMethod
+from memoryless.methods.method import Method
+from memoryless.paths.accuracy import Accuracy, order_of_accuracy
+from memoryless.paths.trajectory import Kind
+
+POWER = {"frozen": 1, "first": 2, "resummed": 2}
+"""What the theorem says of each kind that has a name; an integer R has power R."""
+
+KINDS: tuple[Kind, ...] = (*POWER, 3, 4)
+
+VISIBLE = {"betas": (0.5, 0.7), "momentum": 0.5, "alpha": 0.7, "eps": 0.1, "smoothing": 0.1}
+"""Hyperparameters with which every catalogue method shows its powers at moderate lrs."""
+
+LR, HALVINGS, STEPS = 2e-3, 3, 32
+"""Largest step size, how often it is halved, and the steps of the largest that make up the horizon."""
+
+BLACK_BOX = 2, 16
+"""Halvings and steps of a black box, which takes all steps before each anew."""
+
+
+def power(kind: Kind) -> int:
+    """The p of the theorem.
+
+    Args:
+        kind: "frozen", "first", "resummed" or an integer R >= 1.
+
+    Raises:
+        BadInput: another kind.
+    """
+    if isinstance(kind, str) and kind in POWER:
+        return POWER[kind]
+    if isinstance(kind, str) or not is_order(kind):
+        raise BadInput(f"kinds must be among {', '.join(POWER)}, or integer orders >= 1, got {kind!r}")
+    return kind
+
+
+def tolerance(kind: Kind) -> float:
+    """How far from p a slope may be; in higher orders the next one's share is larger at the same lr.
+
+    Args:
+        kind: as for `power`.
+    """
+    return 0.15 if power(kind) <= 2 else 0.2
+
+
+def holds(accuracy: Accuracy) -> bool | None:
+    """Whether the finest halving above the floor shows the power; None if rounding leaves no halving to judge.
+
+    Args:
+        accuracy: of one kind.
+    """
+    order = accuracy.order
+    return None if math.isnan(order) else abs(order - power(accuracy.kind)) <= tolerance(accuracy.kind)
+
+
+def label(kind: Kind) -> str:
+    """The kind in words.
+
+    Args:
+        kind: as for `power`.
+    """
+    return kind if isinstance(kind, str) else f"order {kind}"
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Errors of several iterations over the same step sizes, and whether they follow the theorem.
+
+    Attributes:
+        method: name and hyperparameters, without lr.
+        loss: what it ran on, in words.
+        parameters: their number d.
+        dtype: such as "float64".
+        horizon: time n lr up to which paths were compared.
+        lrs: step sizes, decreasing.
+        accuracies: one per kind.
+    """
+
+    method: str
+    loss: str
+    parameters: int
+    dtype: str
+    horizon: float
+    lrs: tuple[float, ...]
+    accuracies: tuple[Accuracy, ...]
+
+    @property
+    def holds(self) -> bool:
+        """Whether every kind shows its power."""
+        return bool(self.accuracies) and all(map(holds, self.accuracies))
+
+    @property
+    def floor(self) -> float:
+        """The error below which rounding counts."""
+        return max((a.floor for a in self.accuracies), default=math.nan)
+
+    @property
+    def verdict(self) -> str:
+        """What the slopes say; if it is not what the theorem says, with the numbers, and what to do."""
+        reached, missed, hidden = ([a for a in self.accuracies if holds(a) is answer] for answer in (True, False, None))
+        parts = []
+        if reached:
+            parts.append(f"As the theorem says: {', '.join(f'{label(a.kind)} {a.order:.2f}' for a in reached)}.")
+        if missed:
+            read = ", ".join(f"{label(a.kind)} reads {a.order:.2f}, the theorem says {power(a.kind)}" for a in missed)
+            parts.append(f"Not reached: {read}; take smaller lrs, or a method with a shorter memory or a larger eps.")
+        if hidden:
+            why = "the errors are no larger than rounding; take larger lrs or a longer horizon"
+            why += "" if self.dtype == "float64" else f", or float64 in place of {self.dtype}"
+            parts.append(f"Not judged: {', '.join(label(a.kind) for a in hidden)}: {why}.")
+        return " ".join(parts)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain numbers and strings, as for JSON; None where there is no number."""
+        return {
+            "method": self.method,
+            "loss": self.loss,
+            "parameters": self.parameters,
+            "dtype": self.dtype,
+            "horizon": self.horizon,
+            "lrs": list(self.lrs),
+            "floor": _number(self.floor),
+            "kinds": [
+                {
+                    "kind": a.kind,
+                    "errors": list(a.errors),
+                    "slopes": [_number(slope) for slope in a.slopes],
+                    "order": _number(a.order),
+                    "theorem": power(a.kind),
+                    "tolerance": tolerance(a.kind),
+                    "holds": holds(a),
+                }
+                for a in self.accuracies
+            ],
+            "holds": self.holds,
+        }
+
+
+def _number(x: float) -> float | None:
+    return None if math.isnan(x) else x
+
+
+def verify(
+    method: AnyOptimizer,
+    loss: Loss,
+    lrs: Iterable[float] | None = None,
+    horizon: float | None = None,
+    kinds: Iterable[Kind] = KINDS,
+    about: str = "the loss",
+    on_step: Callable[[Kind, int], None] = lambda kind, step: None,
+) -> Verification:
+    """Measure the power of lr with which each kind of iteration approaches the optimizer.
+
+    Args:
+        method: its lr is the largest, if `lrs` does not say otherwise.
+        loss: smooth; full batch; float64, or rounding hides the higher orders.
+        lrs: at least two, strictly decreasing; default the method's and three halvings of it, of a black box two.
+        horizon: time n lr up to which paths are compared; default 32 steps of the largest lr, of a black box 16.
+        kinds: "frozen", "first", "resummed" and integer orders.
+        about: the loss in words.
+        on_step: called with the kind at work and the number of steps taken for it, for progress.
+
+    Returns:
+        Errors and slopes, and the verdict.
+
+    Raises:
+        Diverged: at which kind, lr and step; carries the kinds that were finished before as a `Verification`.
+        BadInput: bad lrs, horizon or kinds; says what was expected.
+
+    Example:
+        >>> from memoryless.methods.catalogue import HeavyBall
+        >>> loss = PROBLEMS["quadratic"].loss(0)
+        >>> print(verify(HeavyBall(lr=0.02, momentum=0.5), loss, horizon=0.2, kinds=["frozen", "first"]).verdict)
+        As the theorem says: frozen 0.96, first 1.92.
+    """
+    halvings, steps = BLACK_BOX if isinstance(method, TorchMethod) else (HALVINGS, STEPS)
+    lrs = tuple(method.lr / 2**k for k in range(halvings + 1)) if lrs is None else tuple(lrs)
+    horizon = steps * max(lrs, default=0.0) if horizon is None else horizon
+    kinds = tuple(kinds)
+    if not kinds:
+        raise BadInput(f"kinds must name at least one of {', '.join(POWER)}, or an integer order, got none")
+    for kind in kinds:
+        power(kind)
+    description = method.describe(omit=("lr",)) if isinstance(method, Method) else str(method)
+    theta, found = loss.theta, []
+
+    def verification() -> Verification:
+        dtype = str(theta.dtype).removeprefix("torch.")
+        return Verification(description, about, theta.numel(), dtype, horizon, lrs, tuple(found))
+
+    for kind in kinds:
+        taken = 0
+
+        def stepped(step: int, kind: Kind = kind) -> None:
+            nonlocal taken
+            taken = step
+            on_step(kind, step)
+
+        try:
+            found.append(order_of_accuracy(method, loss, horizon, lrs, kind, on_step=stepped))
+        except Diverged as error:
+            lr = _lr_at(taken, horizon, lrs)
+            raise Diverged(f"at lr {lr:g}, comparing {label(kind)}: {error}", error.step, verification()) from error
+    return verification()
+
+
+def _lr_at(taken: int, horizon: float, lrs: tuple[float, ...]) -> float:
+    """The step size that was running when so many steps had been taken over all of them."""
+    for lr in lrs:
+        taken -= math.floor(horizon / lr * (1 + 1e-12))
+        if taken < 0:
+            return lr
+    return lrs[-1]
+
+
+def visible(text: str, loss: Loss) -> tuple[AnyOptimizer, dict[str, Any]]:
+    """A method from its description; what that leaves open is chosen so that the powers show at moderate lrs.
+
+    Args:
+        text: "adamw", "adamw(betas=(0.9, 0.95))" or a class, "torch.optim.Adamax", as for `audits.compare.parse`.
+        loss: gives a black box the shapes of its parameters.
+
+    Returns:
+        The method, and the hyperparameters that were chosen.
+
+    Raises:
+        BadInput: unknown method or option, or a value out of range.
+
+    Example:
+        >>> method, chosen = visible("adamw(eps=0.01)", PROBLEMS["quadratic"].loss(0))
+        >>> chosen
+        {'lr': 0.002, 'betas': (0.5, 0.7)}
+    """
+    name, given = named.call(text)
+    if "." in name:
+        known = {option: p.default for option, p in inspect.signature(optimizer_class(name)).parameters.items()}
+    else:
+        known = named.parse_method(text, LR).hyper
+    # An update linear in the gradient is not normalized to the size of 1: at the same lr its errors drown in rounding.
+    choice = {"lr": LR if known.keys() & {"eps", "smoothing"} else 4 * LR} | VISIBLE
+    chosen = {
+        option: value
+        for option, value in choice.items()
+        if option in known and option not in given and np.shape(known[option]) == np.shape(value)  # some have three betas
+    }
+    options = ", ".join(f"{option}={value!r}" for option, value in (given | chosen).items())
+    return parse(f"{name}({options})", loss, None), chosen
+
+
+@dataclass(frozen=True)
+class Example:
+    """A small smooth problem that comes with the installation: what it is, in words, and its loss for a seed."""
+
+    about: str
+    loss: Callable[[int], Loss]
+
+
+def _quadratic(seed: int, waves: float) -> Loss:
+    """theta.A theta/2 + waves sum_i (1 - cos theta_i) in eight dimensions, A = Q Q^T / 40."""
+    generator = torch.Generator().manual_seed(seed)
+    Q, start = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((8, 8), 8))
+    A = Q @ Q.T / 40
+    return Loss.of(lambda theta: theta @ A @ theta / 2 + waves * (1 - theta.cos()).sum(), start)
+
+
+PROBLEMS = {
+    "digits": Example(
+        "10 images of digits, GELU network 64-4-10", lambda seed: problems.digits_mlp(seed, width=4, count=10).loss
+    ),
+    "quadratic": Example("random convex quadratic", lambda seed: _quadratic(seed, 0.0)),
+    "smooth": Example("random convex quadratic plus cosines", lambda seed: _quadratic(seed, 0.2)),
+}
+
+
+def load(name: str, seed: int) -> tuple[Loss, str]:
+    """A problem by its name, or a user's own.
+
+    Args:
+        name: of `PROBLEMS`, or script.py:function as for `memoryless audit`; the optimizer it returns plays no part.
+        seed: of the initial parameters.
+
+    Returns:
+        The loss, and what it is in words.
+
+    Raises:
+        BadInput: unknown, or the script fails; says where.
+    """
+    if name in PROBLEMS:
+        return PROBLEMS[name].loss(seed), PROBLEMS[name].about
+    if ":" not in name:
+        raise BadInput(f"problem must be one of {', '.join(PROBLEMS)}, or script.py:function, got {name!r}")
+    setup = named.load_setup(name, seed)
+    return Loss(setup.model, setup.criterion, setup.batches), name

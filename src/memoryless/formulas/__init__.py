@@ -1,0 +1,1 @@
+"""The correction with symbols in place of tensors."""

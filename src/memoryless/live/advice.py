@@ -1,0 +1,69 @@
+"""At my batch size, which betas? The answer in words, with its uncertainty."""
+
+import math
+
+from memoryless.corrections.expected.estimate import Samples
+from memoryless.live.batch_sizes import AtSize, BatchSizes, beside
+from memoryless.loss.measures import label
+
+
+def advice(found: BatchSizes, size: AtSize, k: int) -> list[str]:
+    """What memory does at a batch size, and which way to move which beta.
+
+    Args:
+        found: all batch sizes.
+        size: one of them.
+        k: which measure.
+    """
+    own = size.measured.at((*found.own, k))
+    name, word = label(found.measures[k]), said(own)
+    at = f"betas ({found.betas_1[found.own[0]]:g}, {found.betas_2[found.own[1]]:g})"
+    effect = f"no effect on the {name} beyond the uncertainty" if word == "neutral" else f"memory {word} the {name}"
+    return [f"At {at} {effect}: {with_error(own)} per step.", *(_moves(found, size, k, axis) for axis in (0, 1))]
+
+
+def _moves(found: BatchSizes, size: AtSize, k: int, axis: int) -> str:
+    """What moving one beta to its neighbours on the grid does."""
+    betas = (found.betas_1, found.betas_2)[axis]
+    parts = []
+    for pair in beside(found.own, (len(found.betas_1), len(found.betas_2))):
+        if pair[axis] != found.own[axis]:
+            verb = "raising" if pair[axis] > found.own[axis] else "lowering"
+            parts.append(f"{verb} beta{axis + 1} to {betas[pair[axis]]:g} {_difference(found, size, k, pair)}")
+    return f"{'; '.join(parts) or f'beta{axis + 1} has no neighbour on the grid'}.".capitalize()
+
+
+def _difference(found: BatchSizes, size: AtSize, k: int, pair: tuple[int, int]) -> str:
+    measured = size.measured.at((*pair, k)).less(size.measured.at((*found.own, k)))
+    expected = size.resummed[pair].at((k,)).less(size.resummed[found.own].at((k,)))
+    word = said(measured)
+    if word == "neutral":
+        return f"makes no difference ({with_error(measured)} per step)"
+    more = "more" if word == "regularizes" else "less"
+    says = f"gives {more} implicit regularization ({with_error(measured)} per step)"
+    return says + (f", against the prediction ({with_error(expected)})" if said(expected) not in (word, "neutral") else "")
+
+
+def said(change: Samples) -> str:
+    """Regularizes, anti-regularizes, or neutral within two standard errors.
+
+    Args:
+        change: of a measure, one number a sample.
+    """
+    if abs(float(change.mean)) <= 2 * float(change.standard_error):
+        return "neutral"
+    return "regularizes" if change.mean < 0 else "anti-regularizes"
+
+
+def with_error(change: Samples) -> str:
+    """In per cent, with its standard error if it has one.
+
+    Args:
+        change: of a measure, one number a sample.
+    """
+    mean, error = 100 * float(change.mean), 100 * float(change.standard_error)
+    if not 0 < error < math.inf:
+        return f"{mean:+.2g} %" if abs(mean) < 100 else f"{mean:+,.0f} %"
+    # The error to one digit, the mean to the same.
+    digits = max(0, -math.floor(math.log10(error)))
+    return f"{mean:+,.{digits}f} ± {error:,.{digits}f} %" if digits < 6 else f"{mean:+.1e} ± {error:.0e} %"

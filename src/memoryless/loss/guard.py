@@ -1,0 +1,188 @@
+"""The derivative guard: is the Hessian-vector product of a loss the derivative of its gradient?
+
+Second derivatives through fused or hand-written backward passes have been silently wrong in PyTorch (issues 175754, 186256,
+196700) or are missing (116350). Once per Loss, three facts about H are tested on its first batch, at random u and v:
+
+    the gradient is a function of theta alone             else no derivative means anything: raise
+    <u, H v> = <v, H u>
+    H v = (g(theta + e v) - g(theta - e v)) / 2e          at two steps e, which must agree with each other to count
+
+If H fails, differences of gradients are right where H is wrong: the caller is told to use them, and the innermost module whose
+own second derivative fails is named.
+"""
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from memoryless.errors import BadInput, BadType, CurvatureWarning
+from memoryless.isolation import isolated
+
+Gradient = Callable[[Tensor], Tensor]
+Product = Callable[[Tensor, Tensor], Tensor]
+
+
+def needs_differences(
+    gradient: Gradient,
+    curvature: Product,
+    theta: Tensor,
+    slices: Mapping[str, slice],
+    model: nn.Module | None,
+    evaluate: Callable[[], Any],
+) -> bool:
+    """Check the curvature at theta; say whether differences of gradients have to take its place.
+
+    Args:
+        gradient: theta -> g, (d,) -> (d,).
+        curvature: (theta, v) -> H v.
+        theta: shape (d,).
+        slices: where each named parameter lies in theta; the comparison is made tensor by tensor.
+        model: searched for the module at fault, if given.
+        evaluate: runs the model once on the batch, for that search.
+
+    Returns:
+        False if the exact product can be trusted.
+
+    Raises:
+        BadInput: the gradient changes from call to call (dropout, noise).
+
+    Warns:
+        CurvatureWarning: the product is wrong or has no derivative formula.
+    """
+    with isolated(theta.device, 1):
+        first = gradient(theta)
+    with isolated(theta.device, 2):
+        second = gradient(theta)
+    if not _close(first, second, 1e4 * torch.finfo(theta.dtype).eps):
+        raise BadInput(
+            f"the loss is not a function of theta alone: two gradients at one point differ ({_random_modules(model)}); "
+            "use model.eval() or remove the randomness"
+        )
+    try:
+        tensor, error = _worst_tensor(gradient, curvature, theta, slices)
+    except RuntimeError as missing:
+        culprit = model and _culprit(model, evaluate)
+        reason = f"{culprit or 'the exact one'} has no formula ({str(missing).splitlines()[0]})"
+    else:
+        if not tensor:
+            return False
+        culprit = model and _culprit(model, evaluate)
+        where = culprit or f"parameter '{tensor}'"
+        reason = f"the exact one is wrong at {where}, off by {error:.1g} relative to a central difference"
+    warnings.warn(f"Hessian-vector products use differences of gradients: {reason}", CurvatureWarning, stacklevel=4)
+    return True
+
+
+def _worst_tensor(
+    gradient: Gradient, curvature: Product, theta: Tensor, slices: Mapping[str, slice]
+) -> tuple[str | None, float]:
+    """The tensor on which H v is most wrong and its relative error; (None, 0) if none is."""
+    generator = torch.Generator().manual_seed(0)
+    u, v = (torch.randn(theta.shape, generator=generator, dtype=theta.dtype).to(theta) for _ in range(2))
+    v *= (1 + theta.norm()) / v.norm()
+    double = theta.dtype == torch.float64
+    exact = curvature(theta, v)
+    # Halving the step leaves rounding and kinks (ReLU) where they are: what they do shows as disagreement of the two.
+    steps = (4e-5, 1e-5) if double else (2e-2, 5e-3)
+    coarse, fine = ((gradient(theta + e * v) - gradient(theta - e * v)) / (2 * e) for e in steps)
+    worst, largest = None, 0.0
+    for name, part in slices.items():
+        scale = fine[part].norm() + 1e-2 * fine.norm()
+        if scale == 0:
+            scale = exact.norm()
+        error = float((exact[part] - fine[part]).norm() / scale) if scale > 0 else 0.0
+        doubt = float((coarse[part] - fine[part]).norm() / scale) if scale > 0 else 0.0
+        if error > max(1e-3 if double else 5e-2, 10 * doubt) and error > largest:
+            worst, largest = name, error
+    if worst is None:
+        mixed = curvature(theta, u)
+        asymmetry = abs(torch.dot(u, exact) - torch.dot(v, mixed))
+        typical = (u.norm() * exact.norm() + v.norm() * mixed.norm()) / theta.numel() ** 0.5
+        if asymmetry > (1e-6 if double else 1e-1) * typical:
+            return next(iter(slices)), float(asymmetry / typical)
+    return worst, largest
+
+
+def _culprit(model: nn.Module, evaluate: Callable[[], Any]) -> str | None:
+    """The innermost module whose own second derivative is wrong, by testing each on the inputs it really gets."""
+    calls: dict[nn.Module, tuple[Any, ...]] = {}
+    handles = [
+        m.register_forward_pre_hook(lambda module, args: calls.setdefault(module, args) and None) for m in model.modules()
+    ]
+    try:
+        evaluate()
+    finally:
+        for handle in handles:
+            handle.remove()
+    names = {module: name for name, module in model.named_modules()}
+    # Children come after their parents in named_modules(): reversed, the innermost is tested first.
+    for module in reversed(list(names)):
+        if module in calls and _module_fails(module, calls[module]):
+            return f"module '{names[module]}' ({type(module).__name__})"
+    return None
+
+
+def _module_fails(module: nn.Module, args: tuple[Any, ...]) -> bool:
+    """Is the second derivative of <module(x), r> in (x, parameters) missing or unlike differences, for a fixed random r?"""
+    floats = [i for i, a in enumerate(args) if isinstance(a, Tensor) and a.is_floating_point()]
+    parameters = dict(module.named_parameters())
+    tensors = [args[i].detach() for i in floats] + [p.detach() for p in parameters.values()]
+    if not tensors:
+        return False
+    sizes = [t.numel() for t in tensors]
+
+    def gradient_of(z: Tensor, create_graph: bool) -> tuple[list[Tensor], tuple[Tensor, ...]]:
+        leaves = [part.view(t.shape).requires_grad_() for part, t in zip(z.detach().split(sizes), tensors, strict=True)]
+        inputs = list(args)
+        for i, leaf in zip(floats, leaves[: len(floats)], strict=True):
+            inputs[i] = leaf
+        # Buffers go in as copies: a BatchNorm in training mode updates them in place.
+        state = dict(zip(parameters, leaves[len(floats) :], strict=True))
+        state |= {name: buffer.clone() for name, buffer in module.named_buffers()}
+        output = torch.func.functional_call(module, state, tuple(inputs))
+        if not isinstance(output, Tensor):
+            raise BadType("only modules with one output tensor are tested")
+        direction = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).to(output)
+        grads = torch.autograd.grad((output * direction).sum(), leaves, create_graph=create_graph, materialize_grads=True)
+        return leaves, grads
+
+    def gradient(z: Tensor) -> Tensor:
+        return torch.cat([g.reshape(-1) for g in gradient_of(z, False)[1]])
+
+    def curvature(z: Tensor, v: Tensor) -> Tensor:
+        leaves, grads = gradient_of(z, True)
+        inner = torch.stack([(g * s.view(g.shape)).sum() for g, s in zip(grads, v.split(sizes), strict=True)]).sum()
+        if not inner.requires_grad:
+            return torch.zeros_like(z)
+        products = torch.autograd.grad(inner, leaves, materialize_grads=True)
+        return torch.cat([p.reshape(-1) for p in products])
+
+    flat = torch.cat([t.reshape(-1) for t in tensors])
+    with isolated(flat.device, 1):
+        try:
+            gradient(flat)
+        except (RuntimeError, TypeError):
+            return False
+        try:
+            return _worst_tensor(gradient, curvature, flat, {"all": slice(0, flat.numel())})[0] is not None
+        except RuntimeError:
+            return True
+
+
+def _random_modules(model: nn.Module | None) -> str:
+    def rate(m: nn.Module) -> Any:
+        return getattr(m, "p" if "Dropout" in type(m).__name__ else "dropout", 0)
+
+    active = [
+        f"'{name}' ({type(m).__name__}({rate(m)}))"
+        for name, m in (model.named_modules() if model else ())
+        if m.training and isinstance(rate(m), float) and rate(m) > 0
+    ]
+    return f"active: {', '.join(active)}" if active else "no active dropout found; look for random calls"
+
+
+def _close(a: Tensor, b: Tensor, tolerance: float) -> bool:
+    return bool((a - b).norm() <= tolerance * (a.norm() + b.norm()))

@@ -1,0 +1,176 @@
+"""A live torch optimizer of our own, and its memory as a value.
+
+A torch optimizer keeps its memory in itself: in `state`, in its param groups, in attributes of its own, and in those of the
+objects that it is made of (a wrapped optimizer, a schedule). A `State` is a copy of them all, which can be put back.
+"""
+
+import sys
+import types
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from memoryless.errors import Reevaluates
+
+Objects = tuple[tuple[Any, dict[str, Any]], ...]
+Leaf = Callable[[Any], Any]
+"""What to put in place of a tensor or a number."""
+
+
+class Twin(NamedTuple):
+    """A live optimizer over parameters of its own.
+
+    Attributes:
+        parameters: one for each shape, in the order of theta.
+        optimizer: made by the factory for them.
+        scheduler: likewise, or None; steps after the optimizer.
+        needs_closure: whether step() insists on one.
+        loss: what it returns.
+    """
+
+    parameters: list[nn.Parameter]
+    optimizer: Optimizer
+    scheduler: Any
+    needs_closure: bool
+    loss: float = 0.0
+
+    def step(self, gradient: Tensor, theta: Tensor) -> Tensor:
+        """The parameters after one step from theta, in float64; both arguments may be dual tensors."""
+        sizes = [p.numel() for p in self.parameters]
+        with torch.no_grad():
+            for p, g, t in zip(self.parameters, gradient.split(sizes), theta.split(sizes), strict=True):
+                p.copy_(t.view(p.shape))
+                # A copy: some steps write into the gradient.
+                p.grad = g.view(p.shape).to(p, copy=True)
+            self.optimizer.step(self._closure(theta)) if self.needs_closure else self.optimizer.step()
+            if self.scheduler is not None:
+                self.scheduler.step()
+            return torch.cat([p.reshape(-1) for p in self.parameters]).to(theta.device)
+
+    @property
+    def objects(self) -> Objects:
+        """The optimizer and the scheduler, with their attributes."""
+        return tuple((thing, vars(thing)) for thing in (self.optimizer, self.scheduler) if thing is not None)
+
+    def leaves(self) -> list[tuple[str, Any]]:
+        """Name and value of every tensor and number of the live memory, in the order of `State.leaves`."""
+        return _leaves(self.objects, self.parameters)
+
+    def saved(self, n: int) -> "State":
+        """The memory after n steps."""
+        return State(n, self, copied(self.objects, self.parameters))
+
+    def _closure(self, theta: Tensor) -> Callable[[], Any]:
+        """Returns a made-up loss and leaves the gradient that is there, which is right only at theta itself."""
+
+        def closure() -> Tensor:
+            here = torch.cat([p.detach().reshape(-1) for p in self.parameters])
+            if not torch.equal(here, theta.detach().to(here)):
+                name = type(self.optimizer).__name__
+                raise Reevaluates(
+                    f"{name}.step() evaluates the loss again at other parameters: it is no function of one gradient per step"
+                )
+            return torch.full((), self.loss, dtype=theta.dtype)
+
+        return closure
+
+
+class State(NamedTuple):
+    """An optimizer's memory; never changed.
+
+    Attributes:
+        n: number of past steps.
+        twin: the optimizer that it belongs to.
+        objects: every object that the optimizer is made of, each with a copy of its attributes.
+    """
+
+    n: int
+    twin: Twin
+    objects: Objects
+
+    def restored(self, leaf: Leaf | None = None) -> Twin:
+        """The optimizer with this memory.
+
+        Args:
+            leaf: what to put in place of each tensor or number; default a copy.
+        """
+        for thing, attributes in copied(self.objects, self.twin.parameters, leaf):
+            vars(thing).clear()
+            vars(thing).update(attributes)
+        return self.twin
+
+    def leaves(self) -> list[tuple[str, Any]]:
+        """Name and value of every tensor and number, in the order in which `restored` meets them."""
+        return _leaves(self.objects, self.twin.parameters)
+
+
+def copied(
+    objects: Iterable[tuple[Any, dict[str, Any]]],
+    parameters: Sequence[nn.Parameter],
+    leaf: Leaf | None = None,
+    names: list[str] | None = None,
+) -> Objects:
+    """Copy the attributes of objects, and of the objects that they reach; what is shared stays shared.
+
+    Args:
+        objects: each with its attributes.
+        parameters: not copied.
+        leaf: what to put in place of each tensor or number; default a copy.
+        names: receives where each tensor or number was found, the last key of the way to it.
+
+    Returns:
+        Every object reached, with the copy of its attributes.
+    """
+    queue = list(objects)
+    memo: dict[int, Any] = {id(x): x for x in [*parameters, *(thing for thing, _ in queue)]}
+    leaf = leaf or (lambda value: value.detach().clone() if isinstance(value, Tensor) else value)
+    names = [] if names is None else names
+
+    def copy(value: Any, name: str) -> Any:
+        if isinstance(value, (bool, str, type(None), complex)):
+            return value
+        if isinstance(value, (int, float)):  # Python shares equal numbers: each is a leaf of its own
+            names.append(name)
+            return leaf(value)
+        if id(value) in memo:
+            return memo[id(value)]
+        new = value
+        if isinstance(value, Tensor):
+            names.append(name)
+            new = leaf(value)
+        elif isinstance(value, (dict, list, deque)):
+            new = memo[id(value)] = value.copy()
+            for key, item in list(value.items() if isinstance(value, dict) else enumerate(value)):
+                new[key] = copy(item, key if isinstance(key, str) else name)
+        elif isinstance(value, tuple):
+            items = [copy(item, name) for item in value]
+            new = type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+        elif isinstance(value, (set, np.ndarray)):
+            new = value.copy()
+        elif isinstance(value, torch.Generator):
+            new = value.clone_state()
+        elif _has_state(value):
+            queue.append((value, vars(value)))
+        memo[id(value)] = new
+        return new
+
+    # The queue grows on the way.
+    return tuple((thing, {key: copy(value, key) for key, value in attributes.items()}) for thing, attributes in queue)
+
+
+def _leaves(objects: Objects, parameters: Sequence[nn.Parameter]) -> list[tuple[str, Any]]:
+    found: list[Any] = []
+    names: list[str] = []
+    copied(objects, parameters, lambda value: found.append(value) or value, names)
+    return list(zip(names, found, strict=True))
+
+
+def _has_state(value: Any) -> bool:
+    """Whether it is an object with attributes of its own; functions, classes, locks and loggers are left alone."""
+    library = type(value).__module__.split(".")[0] in sys.stdlib_module_names
+    return hasattr(value, "__dict__") and not isinstance(value, type) and (not library or type(value) is types.SimpleNamespace)

@@ -1,0 +1,361 @@
+"""The memory of a black box as one vector s: where it comes to rest, and how it answers a disturbance.
+
+One step maps s to A(s; g, theta) and gives F = U(s, g, theta). A product with A_s is one step with a tangent; averages give
+I - A_s as many distinct eigenvalues as they have betas, which is how many products GMRES takes, whatever the size of s.
+
+A step count enters through bias corrections and schedules: it is set far out (`FAR`), and what it does there must have ended.
+"""
+
+import itertools
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.sparse.linalg import LinearOperator, gmres
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from memoryless.corrections.unrolled import no_formula, tangent
+from memoryless.errors import BadInput, NeverForgets
+from memoryless.methods.black_box.snapshot import State
+from memoryless.methods.black_box.torch_method import TorchMethod
+
+Answer = tuple[Tensor, Tensor]
+"""The next s, and F."""
+
+FAR = 5_544_000
+"""Steps taken before the steady state, as far as the optimizer knows. Float32 counts so far one by one; a multiple of most
+periods, so that what is done every k-th step shows as a difference to the next."""
+LONGEST = 1e6
+"""A mean memory age beyond this many steps does not fade in any run."""
+PRODUCTS = 60
+"""Most products with A_s for one solution."""
+NEWTON = 8
+"""Most iterations to find the memory at rest, from one point."""
+FOLLOWED = 0, 10, 100, 1000
+"""Steps to follow the optimizer, from point to point, where Newton's method starts too far from rest."""
+SMALLEST = 1e-8
+"""Differences that change their arguments by less than this share of them are not made smaller."""
+DROPPED = "forward mode is {}: step() drops a tangent"
+CHECKED = 1e-4
+"""Relative error of the response, against one step of the optimizer, from which it is not believed."""
+
+
+class Stalled(Exception):
+    """GMRES found no solution."""
+
+
+class Memory:
+    """The moving part of an optimizer's memory as one vector s, and its step at frozen counters.
+
+    Which tensors belong to s is found by trying: those that change from step to step, or with the gradient. Numbers that
+    grow by one a step, whatever the gradient, are counters.
+
+    Attributes:
+        steps: optimizer steps spent.
+        share: what a difference changes its arguments by, relative to them.
+        missing: why differences take the place of forward mode; empty for forward mode.
+        s: the memory at rest, once found.
+    """
+
+    def __init__(self, method: TorchMethod, gradient: Tensor, theta: Tensor):
+        self.method, self.gradient, self.theta = method, gradient, theta
+        self.steps, self.missing, self.far = 0, "", FAR
+        twin = method.twin(theta)
+        states: list[State] = []
+        for n in range(1, 5):
+            F = self._step(twin, gradient, theta)
+            method.require_finite(F, twin.leaves(), n - 1)
+            states.append(twin.saved(n))
+        *_, second, third, fourth = states
+        # The last step again, with another gradient at another theta.
+        signs = _signs(theta)
+        self._step(third.restored(), 1.1 * gradient + 0.1 * gradient.norm() * signs, theta + 0.1 * (1 + theta.abs()) * signs)
+        records = [state.leaves() for state in (second, third, fourth, twin.saved(4))]
+        if len({len(record) for record in records}) > 1:
+            raise NeverForgets(f"{method}: its state gains entries step by step; give step=n")
+        self.state = fourth
+        self.names: list[str] = []
+        self.moving: dict[int, Tensor] = {}
+        self.counters: set[int] = set()
+        self.still: dict[int, Any] = {}
+        for i, leaves in enumerate(zip(*records, strict=True)):
+            earlier, before, after, elsewhere = (value for _, value in leaves)
+            answers = not _equal(after, elsewhere)
+            if not answers and _number(after) and after - before == before - earlier == 1:
+                self.counters.add(i)
+            elif isinstance(after, Tensor) and after.is_floating_point() and (answers or not _equal(before, after)):
+                self.moving[i] = after
+                self.names.append(leaves[0][0])
+            else:
+                self.still[i] = after
+        self.sizes = [x.numel() for x in self.moving.values()]
+        self.epsilon = max([torch.finfo(x.dtype).eps for x in self.moving.values() if x.ndim], default=2.0**-52)
+        self.share = self.epsilon ** (1 / 3)
+        self.s = torch.cat([x.double().reshape(-1) for x in self.moving.values()] or [theta.new_zeros(0)])
+        self.first = [float(x.norm()) for x in self._split(self.s)]
+
+    def _step(self, twin: Any, gradient: Tensor, theta: Tensor) -> Tensor:
+        self.steps += 1
+        return self.method.displacement(twin, gradient, theta)
+
+    def advance(self, s: Tensor, gradient: Tensor | None = None, theta: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """A(s; g, theta) and U(s, g, theta); all may be dual tensors.
+
+        Args:
+            s: shape (size,).
+            gradient: default the frozen one.
+            theta: default the frozen one.
+
+        Returns:
+            The next s and F.
+
+        Raises:
+            BadInput: something else than s changed.
+        """
+        parts, place = iter(self._split(s)), itertools.count()
+
+        def leaf(value: Any) -> Any:
+            i = next(place)
+            if i in self.moving:
+                return next(parts).view(value.shape).to(value.dtype, copy=True)
+            if i in self.counters:
+                return torch.full_like(value, self.far) if isinstance(value, Tensor) else type(value)(self.far)
+            return value.clone() if isinstance(value, Tensor) else value
+
+        twin = self.state.restored(leaf)
+        F = self._step(twin, self.gradient if gradient is None else gradient, self.theta if theta is None else theta)
+        after = twin.leaves()
+        for i, (name, value) in enumerate(after):
+            if i in self.counters and float(value) not in (self.far, self.far + 1):
+                raise BadInput(f"{self.method}: '{name}' counts the steps in cycles, so there is no steady state; give step=n")
+            if i in self.still and not _equal(value, self.still[i]):
+                raise BadInput(f"{self.method}: '{name}' still changes at rest, so there is no steady state; give step=n")
+        with torch.no_grad():
+            tensors = [after[i][1].double().reshape(-1) for i in self.moving]
+            return torch.cat(tensors) if tensors else s, F
+
+    def rest(self) -> tuple[Tensor, Tensor]:
+        """The fixed point s = A(s; g, theta), by Newton's method, and F there.
+
+        Raises:
+            NeverForgets: it is not found.
+        """
+        # A derivative that sees nothing would never bring s to rest.
+        probe = self.s * _signs(self.s)
+        expected, _ = self.push(probe, self.gradient, self.theta)
+        if not self.missing and (error := self._error(expected, *self.around(probe, self.gradient, self.theta))):
+            self.missing = DROPPED.format(error)
+        followed, why = self.s, f"Newton's method fails after {sum(FOLLOWED)} steps, too"
+        for length in FOLLOWED:
+            for _ in range(length):
+                followed, _ = self.advance(followed)
+            self.s = followed
+            for _ in range(NEWTON):
+                after, F = self.advance(self.s)
+                moved = self._size(after - self.s)
+                if moved <= 10 * self.epsilon or not len(self.s):
+                    if not F.isfinite().all():
+                        raise BadInput(f"{self.method}: the update is not finite where its memory comes to rest; give step=n")
+                    return self.s, F
+                if not np.isfinite(moved):
+                    break
+                try:
+                    self.s = self.s + self.solve(after - self.s, self.epsilon / moved)
+                except Stalled as stalled:
+                    why = str(stalled)
+                    break
+        raise self._never(self.advance(followed)[0] - followed, why)
+
+    def push(self, ds: Tensor, dg: Tensor | None = None, dtheta: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The derivatives of A and U at s along a direction.
+
+        Args:
+            ds: shape (size,).
+            dg: shape (d,); default 0.
+            dtheta: shape (d,); default 0.
+
+        Returns:
+            Those of s and of F.
+        """
+        if not self.missing:
+            dual = forward_ad.make_dual
+            try:
+                with forward_ad.dual_level():
+                    g = None if dg is None else dual(self.gradient, dg)
+                    theta = None if dtheta is None else dual(self.theta, dtheta)
+                    after, F = map(tangent, self.advance(dual(self.s, ds), g, theta))
+                if (holes := ~after.isfinite()).any():  # the slope of a root at 0
+                    (up, _), (down, _), e = self.around(ds, dg, dtheta)
+                    after = torch.where(holes, (up - down) / (2 * e), after)
+                return after, F
+            except (RuntimeError, ValueError) as error:
+                self.missing = no_formula(error)
+        (up, F_up), (down, F_down), e = self.around(ds, dg, dtheta)
+        return (up - down) / (2 * e), (F_up - F_down) / (2 * e)
+
+    def around(self, ds: Tensor, dg: Tensor | None = None, dtheta: Tensor | None = None) -> tuple[Answer, Answer, float]:
+        """A and U at e times a direction to either side, and e, which changes no argument by more than `share` of it."""
+        dg = torch.zeros_like(self.gradient) if dg is None else dg
+        dtheta = torch.zeros_like(self.theta) if dtheta is None else dtheta
+        reach = max(
+            self._size(ds), *(float(dx.norm() / (x.norm() or 1)) for dx, x in ((dg, self.gradient), (dtheta, self.theta)))
+        )
+        e = self.share / (reach or 1.0)
+        up, down = (self.advance(self.s + x * ds, self.gradient + x * dg, self.theta + x * dtheta) for x in (e, -e))
+        return up, down, e
+
+    def solve(self, rhs: Tensor, tolerance: float = 0.0) -> Tensor:
+        """x with (I - A_s) x = rhs, by GMRES, every tensor of s in units of its own size.
+
+        Args:
+            rhs: shape (size,).
+            tolerance: relative residual that is enough; at best what the derivative's rounding allows.
+
+        Raises:
+            Stalled: no solution is found.
+        """
+        units, way = self._units(), self.missing
+
+        def product(y: np.ndarray) -> np.ndarray:
+            x = units * torch.from_numpy(y).to(units)
+            return ((x - self.push(x)[0]) / units).cpu().numpy()
+
+        right = (rhs / units).cpu().numpy()
+        operator = LinearOperator((len(right), len(right)), matvec=product, dtype=np.float64)  # pyright: ignore[reportCallIssue]
+        reached = max(1e-9, 10 * self.epsilon / self.share) if self.missing else max(1e-12, 100 * self.epsilon)
+        tolerance = max(tolerance, reached)
+        solution, failed = gmres(operator, right, rtol=tolerance, atol=0.0, restart=min(PRODUCTS, len(right)), maxiter=1)
+        if failed and not np.linalg.norm(right - product(solution)) <= 1e3 * tolerance * np.linalg.norm(right):
+            if self.missing != way:
+                return self.solve(rhs, tolerance)
+            raise Stalled(f"I - dA/ds cannot be inverted within {PRODUCTS} products")
+        return units * torch.from_numpy(solution).to(units)
+
+    def lag(self, drift: Tensor, back: Tensor) -> tuple[Tensor, Tensor, float]:
+        """How the memory lags behind a gradient that drifts.
+
+        Args:
+            drift: w = lr H F.
+            back: lr F.
+
+        Returns:
+            a and b, so that the memory of k steps ago is s + a + k b, and the mean age of the longest memory.
+
+        Raises:
+            NeverForgets: the memory does not fade, or turns a corner at rest.
+            BadInput: the memory has no derivative, or still depends on the step count.
+        """
+        try:
+            r = self.push(torch.zeros_like(self.s), drift, back)[0]
+            b = self.solve(r)
+            a = self.solve(b)
+        except Stalled as stalled:
+            if self._sharpened():
+                return self.lag(drift, back)
+            self._require_smooth(*self.around(torch.zeros_like(self.s), drift, back)[:2])
+            raise NeverForgets(
+                f"{self.method}: its memory at rest never forgets a disturbance ({stalled}); give step=n"
+            ) from None
+        self._check_count(a + b)
+        ages = [float(x.norm() / y.norm()) if y.any() else 0.0 for x, y in zip(self._split(b), self._split(r), strict=True)]
+        if max(ages) > LONGEST:
+            name = self.names[int(np.argmax(ages))]
+            raise NeverForgets(f"{self.method}: '{name}' remembers {max(ages):.1g} steps, which fades in no run; give step=n")
+        # From lag 1 to lag 0: one step of the optimizer itself confirms a and b.
+        beside = self.around(a + b, drift, back)
+        self._require_smooth(*beside[:2])
+        if error := self._error(a, *beside):
+            if self.missing and not self._sharpened():
+                raise BadInput(f"{self.method}: its memory has no derivative at rest (it is {error}); give step=n")
+            self.missing = self.missing or DROPPED.format(error)
+            return self.lag(drift, back)
+        return a, b, max(ages)
+
+    def _sharpened(self) -> bool:
+        """Make differences smaller, if they are used and can be: they may have crossed the corners of a maximum."""
+        if not self.missing or self.share < SMALLEST:
+            return False
+        self.share /= 100
+        return True
+
+    def _error(self, expected: Tensor, up: Answer, down: Answer, e: float) -> str:
+        """What is wrong with a derivative of A, by what `around` gave in its direction."""
+        parts = zip(self.names, *map(self._split, ((up[0] - down[0]) / 2, e * expected)), self._norms(), strict=True)
+        for name, actual, claimed, norm in parts:
+            # Of what the argument changed by, a thousandth is no answer.
+            size = max(float(actual.norm()), float(claimed.norm()), 1e-3 * self.share * norm)
+            error = float((actual - claimed).norm()) / size
+            if error > CHECKED:
+                return f"off by {error:.1g} in '{name}' relative to a difference"
+        return ""
+
+    def _require_smooth(self, up: Answer, down: Answer) -> None:
+        """Raise where A turns a corner at rest, by what `around` gave there."""
+        odd, even = (up[0] - down[0]) / 2, (up[0] + down[0]) / 2 - self.s
+        for name, x, y, norm in zip(self.names, *map(self._split, (odd, even)), self._norms(), strict=True):
+            corners = (y.abs() > 0.2 * x.abs()) & (y.abs() > 1e-3 * self.share * norm / len(x) ** 0.5)
+            if float(corners.double().mean()) > 0.05:
+                raise NeverForgets(
+                    f"{self.method}: at rest '{name}' answers a rise and a fall of the gradient differently, as a running "
+                    "maximum does, which never forgets; give step=n"
+                )
+
+    def _check_count(self, direction: Tensor) -> None:
+        """Raise if a step from beside s depends on the step count."""
+        beside = self.s + 1e-3 / (self._size(direction) or 1.0) * direction
+        after, F = self.advance(beside)
+        for far in (FAR - 1, 2 * FAR + 7):
+            self.far = far
+            other, F_other = self.advance(beside)
+            self.far = FAR
+            gaps = zip(
+                ["the update", *self.names],
+                [F_other - F, *self._split(other - after)],
+                [F, *self._split(after - beside)],
+                strict=True,
+            )
+            for name, change, step in gaps:
+                if not float(change.norm()) <= 1e-6 * float(step.norm()):
+                    raise NeverForgets(
+                        f"{self.method}: {name if name == 'the update' else repr(name)} still depends on the step count after "
+                        f"{FAR} steps, so there is no steady state; give step=n"
+                    )
+
+    def _never(self, gap: Tensor, why: str) -> NeverForgets:
+        moves = [float(x.norm()) / norm for x, norm in zip(self._split(gap), self._norms(), strict=True)]
+        name = self.names[int(np.argmax(moves))]
+        return NeverForgets(
+            f"{self.method}: '{name}' never comes to rest, it moves by {max(moves):.1g} of itself a step ({why}); give step=n"
+        )
+
+    def _split(self, s: Tensor) -> tuple[Tensor, ...]:
+        return s.split(self.sizes)
+
+    def _norms(self) -> list[float]:
+        """The norm of each tensor of s, or what it had at first if that is larger: it may come to rest at 0."""
+        return [max(first, float(x.norm())) or 1.0 for first, x in zip(self.first, self._split(self.s), strict=True)]
+
+    def _units(self) -> Tensor:
+        norms = zip(self._split(self.s), self._norms(), strict=True)
+        return torch.cat([torch.full_like(x, norm / len(x) ** 0.5) for x, norm in norms])
+
+    def _size(self, ds: Tensor) -> float:
+        """The largest change of a tensor of s, relative to it; infinite where it is not finite."""
+        if not ds.isfinite().all():
+            return np.inf
+        return max((float(x.norm()) / norm for x, norm in zip(self._split(ds), self._norms(), strict=True)), default=0.0)
+
+
+def _signs(like: Tensor) -> Tensor:
+    return torch.randn(like.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(like).sign()
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.numel() == 1)
+
+
+def _equal(x: Any, y: Any) -> bool:
+    if isinstance(x, Tensor) and isinstance(y, Tensor):
+        return x.shape == y.shape and torch.equal(x, y)
+    return type(x) is type(y) and x == y

@@ -1,0 +1,1 @@
+"""Does a memory fade, and how fast?"""

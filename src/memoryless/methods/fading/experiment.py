@@ -1,0 +1,366 @@
+"""The memory profile of a black box, by experiment.
+
+A disturbance ds of its memory at rest moves by ds <- A_s ds a step, and A_s has as many distinct eigenvalues as the memory has
+betas. So the Krylov space of ds has few dimensions and holds all its future, A_s^k ds = |ds| Q T^k e_1: ages of millions cost
+some optimizer steps. Without rest, runs that differ in one gradient are compared.
+
+A derivative is blind to what only a large gradient does, to a running maximum say. So the update is followed after an `IMPULSE`
+too. Without rest this is done from two starts: Assumption 3.1 bounds every n at once, so a memory that lengthens with n does
+not fade, however it falls from any one n.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+from memoryless.errors import BadInput, NeverForgets
+from memoryless.isolation import isolated
+from memoryless.methods.black_box.state_map import LONGEST, Memory
+from memoryless.methods.black_box.torch_method import TorchMethod
+from memoryless.methods.fading.tails import (
+    FLOOR,
+    IMPULSE,
+    Array,
+    Impulse,
+    MemoryProfile,
+    Progress,
+    above_rounding,
+    ages_of,
+    draws,
+    half_life,
+    in_steps,
+    log_ages,
+    mean_age,
+    piece_of,
+    tail,
+)
+
+MOST = 40
+"""Most dimensions of a Krylov space."""
+CLOSED = 1e-9
+"""A Krylov space is closed if a step leaves it by this share."""
+NOISE = 0.3
+"""Of gradients where a constant one is degenerate (its variance, that centered methods divide by, is 0); to either side."""
+DIFFERENCE = 1e-4
+"""Relative size of a small change: its square is a central difference's truncation, a double's rounding over it its noise."""
+LONGER = 2.0
+"""Growth of the half-life from one start to another 16 times as late from which memory is said to lengthen."""
+FEW = 5.0
+"""Half-lives below so many steps are the present gradient's, and vary with it."""
+
+
+def experiment(
+    method: TorchMethod, horizon: int, seed: int, on_step: Progress, unsettled: ValueError | None = None
+) -> MemoryProfile:
+    """The profile of a black box, its schedule left out.
+
+    Args:
+        method: any.
+        horizon: most steps to follow it after a disturbance.
+        seed: of the random gradients and parameters.
+        on_step: told the number of optimizer steps taken.
+        unsettled: why it does not come to rest, where that is known.
+    """
+    method = _unscheduled(method).exact
+    reason, noise, impulse = "", 0.0, None
+    with isolated(torch.device("cpu"), seed):
+        try:
+            if unsettled is not None:
+                raise unsettled
+            settled = [_settled(method, g, theta) for g, theta, _ in draws(method.d, seed)]
+        except NeverForgets as never:
+            reason = str(never)
+        except ValueError:  # its counters still move it, or it is not finite at a constant gradient
+            noise = NOISE
+        else:
+            *_, dg = next(draws(method.d, seed))
+            impulse = _large(*settled[0], dg, horizon, on_step)
+            try:
+                return _at_rest(method, [memory for memory, _ in settled], impulse, seed)
+            except ValueError as unsettled:
+                reason = str(unsettled)
+        reason = reason.removeprefix(f"{method}: ").removesuffix("; give step=n")
+        return _without_rest(method, horizon, seed, on_step, noise, impulse, reason)
+
+
+def _unscheduled(method: TorchMethod) -> TorchMethod:
+    """The optimizer at its initial learning rate: a schedule scales updates, it remembers no gradient."""
+    if not method.scheduled:
+        return method
+
+    def factory(parameters: list[Parameter]) -> Optimizer:
+        optimizer, _ = method.factory(parameters)
+        for group in optimizer.param_groups:
+            group["lr"] = group.pop("initial_lr", group["lr"])
+        return optimizer
+
+    return TorchMethod(factory, method.shapes)
+
+
+def _settled(method: TorchMethod, g: Tensor, theta: Tensor) -> tuple[Memory, Tensor]:
+    memory = Memory(method, g, theta)
+    return memory, memory.rest()[1]
+
+
+def _large(memory: Memory, F: Tensor, dg: Tensor, horizon: int, on_step: Progress) -> Impulse:
+    """Follow the optimizer from rest until what the impulse comes to is plain, or to the horizon."""
+    ages, twin, k = log_ages(horizon), memory.state.twin, 0
+    _, now = memory.advance(memory.s, IMPULSE * _as_large(dg, memory.gradient))  # the twin lives on from there
+    parts = memory.s.split(memory.sizes)
+    update, held, stops = [], [], [horizon // 2, horizon // 4]
+    for age in ages:
+        while k < age:
+            now, k = memory.method.displacement(twin, memory.gradient, memory.theta), k + 1
+        leaves = [twin.leaves()[i] for i in memory.moving]
+        update.append(float((now - F).norm()))
+        held.append(_gaps(leaves, [(name, x) for name, x in zip(memory.names, parts, strict=True)]))
+        on_step(k)
+        if stops and k >= stops[-1]:
+            stops.pop()
+            end = tail(ages[: len(update)], np.array(update))
+            if end.fades and 4 * end.span < k:
+                break
+    pieces = {name: np.array([row[name] for row in held]) for name in memory.names}
+    left = []
+    for _ in range(2):
+        leaves = twin.leaves()
+        left.append(torch.cat([leaves[i][1].double().reshape(-1) for i in memory.moving] or [memory.s]) - memory.s)
+        memory.method.displacement(twin, memory.gradient, memory.theta)
+    change = _relative(np.array(update) / (float(F.norm()) or 1.0))
+    return Impulse(ages[: len(update)], change, pieces, (left[0], left[1]))
+
+
+def _small(memory: Memory, left: tuple[Tensor, Tensor]) -> bool:
+    """Whether what an impulse has left moves as the linearization at rest says, and so fades with it."""
+    before, after = left
+    if float(before.norm()) <= FLOOR * float(memory.s.norm()):
+        return True
+    expected, _ = memory.push(before)
+    return float((after - expected).norm()) <= 0.1 * float((before - expected).norm())
+
+
+def _at_rest(method: TorchMethod, memories: list[Memory], impulse: Impulse, seed: int) -> MemoryProfile:
+    spaces = [(_Krylov.of(m, dg), float(dg @ dg)) for m, (*_, dg) in zip(memories, draws(method.d, seed), strict=True)]
+    slowest = max(space.radius for space, _ in spaces)
+    if slowest > 1 - 1 / LONGEST:
+        raise NeverForgets(f"{method}: a small change of its memory keeps a share {slowest:.9f} of itself a step")
+    ages = log_ages(-40 / math.log(slowest) if slowest > 0 else 0)
+    names = list(dict.fromkeys(memories[0].names))
+    update, *rows = np.sqrt(np.mean([space.squares(ages, names) / norm for space, norm in spaces], axis=0))
+    update = above_rounding(update)
+    as_small = impulse.left is not None and _small(memories[0], impulse.left)
+    pieces = tuple(
+        piece_of(name, ages, row, None if as_small else impulse.lasting(name, 0.0))
+        for name, row in zip(names, rows, strict=True)
+        if row.any()
+    )
+    large = tail(impulse.ages, impulse.update)
+    decays = as_small or large.fades
+    small = f"keeps {f'at most {slowest:.6g}' if slowest > 0 else 'nothing'} of itself a step"
+    followed = f"after a gradient {IMPULSE:g} times as large"
+    return MemoryProfile(
+        str(method),
+        ages,
+        update,
+        mean_age(ages, update) if decays else math.inf,
+        half_life(ages, update),
+        pieces,
+        decays,
+        f"a small change of memory {small}; "
+        + (
+            f"so does what is left {impulse.ages[-1]:,} steps {followed}"
+            if as_small
+            else f"{followed} the update's change {large.how}"
+        ),
+        "experiment at rest",
+        impulse.ages,
+        impulse.update,
+    )
+
+
+@dataclass(frozen=True)
+class _Krylov:
+    """A_s^k ds = Q T^k e_1 |ds|, with dF = U_s A_s^(k-1) ds for k >= 1 and U_g dg at once.
+
+    Attributes:
+        T: shape (m, m).
+        Q: orthonormal columns, shape (size, m).
+        U: U_s Q, shape (d, m).
+        size: |ds|.
+        now: U_g dg.
+        names: of the tensors of s.
+        sizes: of the tensors of s.
+    """
+
+    T: Array
+    Q: Array
+    U: Array
+    size: float
+    now: Array
+    names: list[str]
+    sizes: list[int]
+
+    @classmethod
+    def of(cls, memory: Memory, dg: Tensor) -> "_Krylov":
+        """By Arnoldi's process (https://doi.org/10.1090/qam/42792), from the memory at rest after a change of one gradient."""
+        ds, now = memory.push(torch.zeros_like(memory.s), dg)
+        beside = memory.around(torch.zeros_like(memory.s), dg)
+        memory._require_smooth(*beside[:2])
+        memory._check_count(ds)
+        if not memory.missing and _differ(now, (beside[0][1] - beside[1][1]) / (2 * beside[2])):
+            memory.missing = "forward mode drops a tangent of the update"
+            return cls.of(memory, dg)
+        size = float(ds.norm())
+        Q, U, T = [ds / (size or 1.0)], [], np.zeros((MOST + 1, MOST))
+        for j in range(MOST):
+            after, F = memory.push(Q[j])
+            U.append(F)
+            scale = float(after.norm())
+            for _ in range(2):  # twice is enough (Giraud et al. 2005)
+                for i, q in enumerate(Q):
+                    part = float(q @ after)
+                    T[i, j] += part
+                    after = after - part * q
+            T[j + 1, j] = float(after.norm())
+            if T[j + 1, j] <= max(CLOSED, 10 * memory.epsilon / memory.share * bool(memory.missing)) * max(scale, 1e-3):
+                m = j + 1
+                columns, updates = (torch.stack(x, dim=1).numpy() for x in (Q, U))
+                return cls(T[:m, :m], columns, updates, size, now.numpy(), memory.names, memory.sizes)
+            Q.append(after / T[j + 1, j])
+        raise BadInput(f"{memory.method}: its memory has more than {MOST} time scales")
+
+    @property
+    def radius(self) -> float:
+        """The largest share that a disturbance keeps per step, in the long run."""
+        return float(np.abs(np.linalg.eigvals(self.T)).max()) if self.size else 0.0
+
+    def squares(self, ages: NDArray[np.int64], names: Sequence[str]) -> Array:
+        """Squared norm of what the update, and each kind of tensor, still holds, shape (1 + names, ages)."""
+        y = np.zeros((len(ages), len(self.T)))
+        y[0, 0] = self.size
+        for i, gap in enumerate(np.diff(ages)):
+            y[i + 1] = np.linalg.matrix_power(self.T, int(gap)) @ y[i]
+        # The update of age k reads the memory that a step of age k - 1 left.
+        before = np.zeros_like(y)
+        for i, k in enumerate(ages[1:], 1):
+            near = int(np.searchsorted(ages, k - 1, side="right")) - 1
+            before[i] = np.linalg.matrix_power(self.T, int(k - 1 - ages[near])) @ y[near]
+        dF = before @ self.U.T
+        dF[0] = self.now
+        rows = np.split(self.Q, np.cumsum(self.sizes)[:-1])
+        kinds = [np.concatenate([row for name, row in zip(self.names, rows, strict=True) if name == kind]) for kind in names]
+        return np.stack([(x**2).sum(axis=1) for x in (dF, *(y @ kind.T for kind in kinds))])
+
+
+def _differ(x: Tensor, y: Tensor) -> bool:
+    return float((x - y).norm()) > 1e-4 * max(float(x.norm()), float(y.norm()))
+
+
+def _without_rest(
+    method: TorchMethod, horizon: int, seed: int, on_step: Progress, noise: float, impulse: Impulse | None, reason: str
+) -> MemoryProfile:
+    ages, starts = log_ages(horizon), (horizon // 64, horizon // 4)
+    (early, _), (late, large) = (
+        _follow(method, start, ages, seed, noise, lambda k, i=i: on_step(k + i * 4 * horizon)) for i, start in enumerate(starts)
+    )
+    large, settled = impulse or large, " from rest" if impulse else ""
+    pieces = tuple(
+        piece_of(name, ages, values, large.lasting(name, noise))
+        for name, values in late.items()
+        if name and values.max() > FLOOR
+    )
+    found = []
+    if not (end := tail(large.ages, large.update, noise)).fades:
+        found.append(f"after a gradient {IMPULSE:g} times as large{settled} the update's change {end.how}")
+    if not (small := tail(ages, early[""], noise)).fades and impulse is None:
+        found.append(f"the update's response to a small change of one gradient {small.how}")
+    if (late[""][1:] > FLOOR * late[""].max()).any():  # it does read what it remembers
+        for name in filter(None, late):
+            a, b = (half_life(ages, x[name]) for x in (early, late))
+            if b > max(LONGER * a, FEW) and math.isfinite(b):
+                found.append(
+                    f"the half-life of '{name}' grows: {in_steps(a)} from step {starts[0]}, {in_steps(b)} from step {starts[1]}"
+                )
+                break
+    decays = not found
+    if decays:
+        found.append(
+            f"the update's response to a small change of one gradient {small.how}, to one {IMPULSE:g} times as large {end.how}"
+        )
+    elif reason:
+        found.append(reason)
+    update = above_rounding(late[""])
+    age, half = ages_of(ages, update, noise)
+    return MemoryProfile(
+        str(method),
+        ages,
+        update,
+        age if decays else math.inf,
+        half,
+        pieces,
+        decays,
+        "; ".join(found),
+        f"experiment from step {starts[1]}" + (", fluctuating gradients" if noise else ""),
+        large.ages,
+        large.update,
+    )
+
+
+def _follow(
+    method: TorchMethod, start: int, ages: NDArray[np.int64], seed: int, noise: float, on_step: Progress
+) -> tuple[dict[str, Array], Impulse]:
+    """Responses of each kind of tensor, and of the update as "", to a small and a large change of one gradient."""
+    g, theta, dg = next(draws(method.d, seed))
+    odd_one = _as_large(dg, g)
+    e = DIFFERENCE * odd_one
+    generator = torch.Generator().manual_seed(seed)
+    twins = [method.twin(theta) for _ in range(4)]
+
+    def step(odd: bool) -> list[Tensor]:
+        now = g * (1 + noise * (2 * torch.rand(method.d, generator=generator, dtype=torch.float64) - 1))
+        inputs = [now, now + e, now - e, IMPULSE * odd_one] if odd else [now] * 4
+        return [method.displacement(twin, x, theta) for twin, x in zip(twins, inputs, strict=True)]
+
+    for _ in range(start):
+        step(odd=False)
+    small, large, k, F = [], [], 0, step(odd=True)
+    for age in ages:
+        while k < age:
+            F, k = step(odd=False), k + 1
+        usual, up, down, after = (twin.leaves() for twin in twins)
+        small.append(_gaps(up, down) | {"": float((F[1] - F[2]).norm())})
+        large.append(_gaps(after, usual) | {"": float((F[3] - F[0]).norm() / (F[0].norm() or 1.0))})
+        on_step(4 * (start + k))
+    responses, changes = ({name: np.array([row[name] for row in rows]) for name in rows[0]} for rows in (small, large))
+    if not all(np.isfinite(x).all() for x in [*responses.values(), *changes.values()]):
+        raise BadInput(f"{method}: its memory is not finite {start + int(ages[-1])} steps into a constant gradient")
+    scale = 2 * float(e.norm())
+    return {name: x / scale for name, x in responses.items()}, Impulse(ages, _relative(changes.pop("")), changes)
+
+
+@torch.no_grad()
+def _gaps(these: Sequence[tuple[str, Any]], those: Sequence[tuple[str, Any]]) -> dict[str, float]:
+    """Norm of the difference of each kind of tensor of two states."""
+    squares: dict[str, float] = {}
+    for (name, x), (_, y) in zip(these, those, strict=True):
+        if isinstance(x, Tensor) and x.is_floating_point():
+            gap = x.double().reshape(-1) - y.double().reshape(-1)
+            squares[name] = squares.get(name, 0.0) + float(gap @ gap)
+    return {name: math.sqrt(value) for name, value in squares.items()}
+
+
+def _relative(change: Array) -> Array:
+    """A change relative to the update, 0 where it is rounding."""
+    return np.where(change > FLOOR, change, 0.0)
+
+
+def _as_large(x: Tensor, as_y: Tensor) -> Tensor:
+    return float(as_y.norm() / x.norm()) * x

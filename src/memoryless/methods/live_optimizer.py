@@ -1,0 +1,171 @@
+"""A live torch optimizer as a method: recognise it, read its step, ask what it would do next."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer, RMSprop
+
+from memoryless.errors import BadInput, NotRecognised
+from memoryless.loss.loss import Loss
+from memoryless.methods import catalogue
+from memoryless.methods.method import AnyMethod, Groups, Index, Method, Part
+
+
+def _sgd(group: dict[str, Any]) -> Method:
+    common = {"lr": float(group["lr"]), "momentum": group["momentum"], "weight_decay": group["weight_decay"]}
+    if group["nesterov"]:
+        return catalogue.Nesterov(**common, maximize=group["maximize"])
+    # Without momentum torch keeps no buffer and ignores dampening.
+    dampening = group["dampening"] if group["momentum"] else 0.0
+    return catalogue.HeavyBall(**common, dampening=dampening, maximize=group["maximize"])
+
+
+def _adam(group: dict[str, Any]) -> Method:
+    if group["amsgrad"]:
+        raise NotRecognised("amsgrad keeps a running maximum of v, which never forgets and has no momentum form")
+    make = catalogue.AdamW if group["decoupled_weight_decay"] else catalogue.Adam
+    return make(**_shared(group, "betas", "eps", "weight_decay", "maximize"))
+
+
+def _nadam(group: dict[str, Any]) -> Method:
+    names = ("betas", "eps", "weight_decay", "momentum_decay", "decoupled_weight_decay", "maximize")
+    return catalogue.NAdam(**_shared(group, *names))
+
+
+def _rmsprop(group: dict[str, Any]) -> Method:
+    if group["momentum"]:
+        raise NotRecognised("RMSprop with momentum averages g / sqrt(v), a memory of a memory, which has no momentum form")
+    return catalogue.RMSprop(**_shared(group, "alpha", "eps", "weight_decay", "centered", "maximize"))
+
+
+def _shared(group: dict[str, Any], *names: str) -> dict[str, Any]:
+    plain = {name: group[name] for name in ("lr", *names)}
+    return {k: float(v) if isinstance(v, Tensor) else v for k, v in plain.items()}
+
+
+_RECOGNISED: dict[type[Optimizer], Callable[[dict[str, Any]], Method]] = {
+    SGD: _sgd,
+    Adam: _adam,
+    AdamW: _adam,
+    NAdam: _nadam,
+    RMSprop: _rmsprop,
+}
+
+
+def method_of(optimizer: Optimizer, loss: Loss | None = None) -> AnyMethod:
+    """The catalogue method that a torch optimizer is, with its present hyperparameters.
+
+    Args:
+        optimizer: torch's SGD (momentum, Nesterov, dampening), Adam, AdamW, NAdam or RMSprop, with any param groups.
+        loss: orders the coordinates as its theta does; without it theta is the optimizer's parameters in their order.
+
+    Returns:
+        A `Method`, or `Groups` of them where param groups differ or leave out part of theta.
+
+    Raises:
+        NotRecognised: another optimizer, or a branch without momentum form (amsgrad, RMSprop with momentum).
+        BadInput: the optimizer does not hold the parameters of the loss.
+
+    Example:
+        >>> model = torch.nn.Linear(2, 1)
+        >>> print(method_of(torch.optim.AdamW(model.parameters())))
+        adamw(lr=0.001, betas=(0.9, 0.999))
+    """
+    recognise = _RECOGNISED.get(type(optimizer))
+    if recognise is None:
+        known = ", ".join(cls.__name__ for cls in _RECOGNISED)
+        raise NotRecognised(f"{type(optimizer).__name__} is not recognised; expected one of torch's {known}")
+    made = [recognise(group) for group in optimizer.param_groups]
+    if loss is None and len(made) == 1:
+        return made[0]
+    where, count = _coordinates(optimizer, loss)
+    parts = [(m, index) for m, index in zip(made, where, strict=True) if len(index)]
+    first = parts[0][0]
+    if all((m.name, m.hyper) == (first.name, first.hyper) for m, _ in parts) and sum(len(index) for _, index in parts) == count:
+        return parts[0][0]
+    lr = parts[0][0].lr
+    return Groups(tuple(Part(m, _index(index), m.lr / lr) for m, index in parts), lr)
+
+
+def step_of(optimizer: Optimizer) -> int | None:
+    """n, the number of past steps: from the state where torch counts them, 0 before the first, else None (SGD).
+
+    Args:
+        optimizer: any torch optimizer.
+
+    Raises:
+        BadInput: parameters have taken different numbers of steps.
+    """
+    states = [optimizer.state.get(p, {}) for group in optimizer.param_groups for p in group["params"]]
+    steps = {int(s["step"]) for s in states if "step" in s}
+    if len(steps) > 1:
+        raise BadInput(f"the optimizer's parameters have taken different numbers of steps: {sorted(steps)}")
+    if steps:
+        return steps.pop()
+    # SGD creates its state before it keeps a buffer; others keep their count in the group, or nowhere.
+    if any(value is not None for s in states for value in s.values()):
+        count = optimizer.param_groups[0].get("step")
+        return int(count) if isinstance(count, (int, Tensor)) else None
+    return 0
+
+
+def next_update(optimizer: Optimizer, loss: Loss, gradient: Tensor) -> Tensor:
+    """What the optimizer would do with this gradient, (theta - theta_next) / lr, from a copy of it in float64.
+
+    Args:
+        optimizer: any torch optimizer over the parameters of the loss; it and they stay bit for bit as they are.
+        loss: gives the parameters' places in theta.
+        gradient: shape (d,).
+
+    Returns:
+        Shape (d,), float64, in units of lr of the first param group; 0 where the optimizer moves nothing.
+    """
+    where = {id(p): part for p, part in zip(loss.parameters, loss.slices.values(), strict=True)}
+    twin = copy.deepcopy(optimizer)
+    pairs = [
+        (p, q, where[id(p)])
+        for group, copied in zip(optimizer.param_groups, twin.param_groups, strict=True)
+        for p, q in zip(group["params"], copied["params"], strict=True)
+        if id(p) in where
+    ]
+    for _, q, part in pairs:
+        q.data = q.data.double()
+        # A copy: some steps write into the gradient.
+        q.grad = gradient[part].view(q.shape).to(torch.float64, copy=True)
+        for key, value in twin.state[q].items():
+            if isinstance(value, Tensor) and value.is_floating_point():
+                twin.state[q][key] = value.double()
+    twin.step()
+    update = torch.zeros_like(gradient, dtype=torch.float64)
+    lr = float(optimizer.param_groups[0]["lr"])
+    for p, q, part in pairs:
+        update[part] = ((p.detach().double() - q.detach()) / lr).reshape(-1)
+    return update
+
+
+def _coordinates(optimizer: Optimizer, loss: Loss | None) -> tuple[list[Tensor], int]:
+    """The coordinates of theta that each param group moves, and d."""
+    groups: list[list[Tensor]] = [group["params"] for group in optimizer.param_groups]
+    if loss is None:
+        sizes = [sum(p.numel() for p in group) for group in groups]
+        ends = torch.tensor(sizes).cumsum(0).tolist()
+        return [torch.arange(end - size, end) for size, end in zip(sizes, ends, strict=True)], sum(sizes)
+    where = {id(p): part for p, part in zip(loss.parameters, loss.slices.values(), strict=True)}
+    held = {id(p) for group in groups for p in group}
+    if not held & set(where):
+        raise BadInput("the optimizer holds none of the loss's parameters; build both from the same model")
+    indices = [
+        torch.cat([torch.arange(part.start, part.stop) for p in group if (part := where.get(id(p)))] or [torch.arange(0)])
+        for group in groups
+    ]
+    return indices, sum(p.numel() for p in loss.parameters)
+
+
+def _index(index: Tensor) -> Index:
+    """A slice where the coordinates are consecutive: a view then, not a copy."""
+    start, stop = int(index[0]), int(index[-1]) + 1
+    consecutive = len(index) == stop - start and bool((index[1:] > index[:-1]).all())
+    return slice(start, stop) if consecutive else index

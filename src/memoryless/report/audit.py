@@ -1,0 +1,95 @@
+"""An audited run as tables for the terminal."""
+
+from rich import box
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from memoryless.audits.audit import Agreement, Audit, percent
+from memoryless.live.run import Run
+from memoryless.loss.measures import label
+
+STYLE = {"regularizes": "green", "anti-regularizes": "red", "neutral": "dim"}
+MOST = 12
+"""Parameters listed one by one."""
+
+
+def print_run(run: Run, console: Console) -> None:
+    """Print the run: what memory does at each stop, how well it is predicted, other methods, layers, the verdict.
+
+    Args:
+        run: with at least one stop.
+        console: where to.
+    """
+    for k in range(len(run.stops[0].audit.effects)):
+        console.print(_changes(run, k))
+    for part in (_agreements(run), _others(run), _layers(run)):
+        console.print(part)
+    console.print(Text(run.verdict, style="bold"))
+    for note in run.stops[-1].audit.validity.notes:
+        console.print(Text(f"Note: {note}.", style="yellow"))
+
+
+def _table(title: str, caption: str, *columns: str) -> Table:
+    table = Table(title=title, caption=caption or None, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)
+    for k, column in enumerate(columns):
+        table.add_column(column, justify="left" if k == 0 else "right")
+    return table
+
+
+def _changes(run: Run, k: int) -> Table:
+    effects = [(stop.audit, stop.audit.effects[k]) for stop in run.stops]
+    title = f"Change of the {label(effects[0][1].measure)} S per step caused by memory"
+    table = _table(title, "", "step", "S", "measured", "resummed", "first order", "memory")
+    for audit, e in effects:
+        changes = (_percent(c) for c in (e.measured, e.resummed, e.first))
+        table.add_row(_step(audit), f"{e.value:.3g}", *changes, Text(e.word, style=STYLE[e.word]))
+    return table
+
+
+def _agreements(run: Run) -> Table:
+    caption = "cosine and relative error against the measured effect; share of coordinates outside first order's radius"
+    table = _table("How well it is predicted", caption, "step", "loss", "resummed", "first order", "outside")
+    for stop in run.stops:
+        validity = stop.audit.validity
+        agreements = (_agreement(a) for a in (validity.resummed, validity.first))
+        table.add_row(_step(stop.audit), f"{stop.audit.loss:.3g}", *agreements, f"{validity.outside:.0%}")
+    return table
+
+
+def _step(audit: Audit) -> str:
+    return "steady" if audit.step is None else str(audit.step)
+
+
+def _percent(change: float | None) -> str:
+    return "-" if change is None else percent(change)
+
+
+def _agreement(agreement: Agreement | None) -> str:
+    return "-" if agreement is None else f"{agreement.cosine:.2f}, {agreement.error:.2g}"
+
+
+def _others(run: Run) -> RenderableType:
+    last = run.stops[-1]
+    if not last.others:
+        return ""
+    title = f"Other methods, change of the {label(last.audit.effects[0].measure)} at step {_step(last.audit)}"
+    caption = "measured by shadow memory on this run; (*) has another F, would take another path: indicative only"
+    table = _table(title, caption, "method", "measured", "resummed", "first order", "outside")
+    for other in last.others:
+        changes = (percent(c[0]) for c in (other.measured, other.resummed, other.first))
+        table.add_row(other.method + ("" if other.same_update else " (*)"), *changes, f"{other.outside:.0%}")
+    return table
+
+
+def _layers(run: Run) -> Table:
+    audit = run.stops[-1].audit
+    how = "measured" if audit.measured is not None else "resummed"
+    names = [label(effect.measure) for effect in audit.effects]
+    table = _table(f"Which parameters it comes from at step {_step(audit)}, {how}", "", "parameter", *names)
+    layers = sorted(audit.effects[0].layers, key=lambda name: -abs(audit.effects[0].layers[name]))
+    for name in layers[:MOST]:
+        table.add_row(name, *(percent(effect.layers[name]) for effect in audit.effects))
+    if rest := layers[MOST:]:
+        table.add_row(f"{len(rest)} others", *(percent(sum(e.layers[name] for name in rest)) for e in audit.effects))
+    return table

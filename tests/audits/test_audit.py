@@ -1,0 +1,213 @@
+import copy
+import json
+
+import pytest
+import torch
+
+import memoryless as ml
+from memoryless.corrections.history import frozen
+from memoryless.experiments import problems
+from tests.problems import THETA, reference_loss, relative_error
+
+OPTIMIZERS = {
+    "sgd": lambda params: torch.optim.SGD(params, lr=0.01, momentum=0.9, weight_decay=1e-3),
+    "adam": lambda params: torch.optim.Adam(params, lr=1e-3, betas=(0.9, 0.99)),
+    "adamw": lambda params: torch.optim.AdamW(params, lr=1e-3),
+    "nadam": lambda params: torch.optim.NAdam(params, lr=1e-3),
+    "rmsprop": lambda params: torch.optim.RMSprop(params, lr=1e-3),
+}
+
+
+def small(make=OPTIMIZERS["adamw"], dtype=torch.float64):
+    problem = problems.digits_mlp(width=8, count=100, dtype=dtype)
+    return problem.loss, make(problem.model.parameters())
+
+
+def plain_run(optimizer: torch.optim.Optimizer, loss: ml.Loss, steps: int) -> None:
+    for _ in range(steps):
+        gradient = loss.gradient(loss.theta)
+        for p, part in zip(loss.parameters, loss.slices.values(), strict=True):
+            p.grad = gradient[part].view_as(p)
+        optimizer.step()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_run_is_bit_identical_with_and_without_the_audit(name: str, dtype: torch.dtype):
+    (with_loss, with_optimizer), (without_loss, without_optimizer) = (small(OPTIMIZERS[name], dtype) for _ in range(2))
+    before = torch.get_rng_state()
+    ml.audit_run(with_optimizer, with_loss, steps=12, betas_1=(0.5, 0.9), betas_2=(0.9, 0.99))
+    assert torch.equal(before, torch.get_rng_state())
+    plain_run(without_optimizer, without_loss, 12)
+    assert torch.equal(with_loss.theta, without_loss.theta)
+    for a, b in zip(with_optimizer.state.values(), without_optimizer.state.values(), strict=True):
+        assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_an_audit_at_a_point_changes_nothing():
+    loss, optimizer = small()
+    plain_run(optimizer, loss, 3)
+    theta, state = loss.theta, copy.deepcopy(optimizer.state_dict())
+    grads = [p.grad.clone() for p in loss.parameters if p.grad is not None]
+    ml.audit(optimizer, loss)
+    assert torch.equal(theta, loss.theta)
+    assert all(torch.equal(p.grad, g) for p, g in zip(loss.parameters, grads, strict=True) if p.grad is not None)
+    assert str(state) == str(optimizer.state_dict())
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_measured_is_what_the_optimizer_really_does_less_the_frozen_update(name: str):
+    loss, optimizer = small(OPTIMIZERS[name])
+    plain_run(optimizer, loss, 7)
+    found, theta, gradient = ml.audit(optimizer, loss, step=7), loss.theta, loss.gradient(loss.theta)
+    plain_run(optimizer, loss, 1)
+    lr = optimizer.param_groups[0]["lr"]
+    really = (theta - loss.theta) / lr - frozen(ml.method_of(optimizer, loss), gradient, theta, 7)
+    assert found.measured is not None
+    assert relative_error(found.measured, really) < 1e-9
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_shadow_of_the_live_method_measures_the_same(name: str):
+    loss, optimizer = small(OPTIMIZERS[name])
+    method = ml.method_of(optimizer, loss)
+    assert isinstance(method, ml.Method)
+    run = ml.audit_run(optimizer, loss, steps=9, stops=[0, 1, 9], compare=[method], betas_1=(0.9,), betas_2=(0.99,))
+    for stop in run.stops:
+        for effect, shadow in zip(stop.audit.effects, stop.others[0].measured, strict=True):
+            assert shadow == pytest.approx(effect.measured, rel=1e-8, abs=1e-15)
+        assert stop.others[0].same_update
+
+
+def test_changes_are_what_the_effects_do_to_the_measures():
+    loss, optimizer = small()
+    plain_run(optimizer, loss, 20)
+    found = ml.audit(optimizer, loss)
+
+    def S(theta: torch.Tensor) -> torch.Tensor:
+        return loss.gradient(theta).square().sum()
+
+    effect = next(e for e in found.effects if e.measure == "gradient_norm_squared")
+    for vector, change in ((found.measured, effect.measured), (found.resummed, effect.resummed), (found.F, effect.update)):
+        assert vector is not None
+        step = found.lr * 1e-3 * vector
+        expected = (S(loss.theta - step) - S(loss.theta + step)) / (2e-3 * S(loss.theta))
+        assert change == pytest.approx(float(expected), rel=1e-5)
+    for e in found.effects:
+        assert sum(e.layers.values()) == pytest.approx(e.measured, rel=1e-10)
+
+
+def test_heavy_ball_regularizes_and_adam_anti_regularizes_in_theory():
+    """Theory.md section 2: L + h beta/(2(1-beta)^2) |grad L|^2, and L - h dt |grad L|_1 for eps -> 0."""
+    loss = reference_loss()
+    ball = ml.audit(ml.HeavyBall(0.01, 0.9), loss, measures=["gradient_norm_squared"])
+    adam = ml.audit(ml.Adam(1e-5, (0.9, 0.999), 1e-12), loss, measures=["gradient_1_norm"])
+    assert ball.effects[0].first < 0
+    assert adam.effects[0].first > 0
+    # -h <H sign g, -h dt |g|^-1 H sign g> / |g|_1
+    gradient = loss.gradient(THETA)
+    slope = loss.curvature(THETA, gradient.sign())
+    expected = 1e-10 * 990 * slope @ (slope / gradient.abs()) / gradient.abs().sum()
+    assert adam.effects[0].first == pytest.approx(float(expected))
+
+
+def test_words():
+    loss, optimizer = small()
+    run = ml.audit_run(optimizer, loss, steps=30, stops=[0, 5, 30], betas_1=(0.9,), betas_2=(0.999,))
+    first, *_, last = run.stops
+    assert {e.word for e in first.audit.effects} == {"neutral"}  # nothing to remember yet
+    assert "Memory has no effect on this update" in first.audit.verdict
+    for e in last.audit.effects:
+        assert (e.word == "neutral") == (abs(e.best) <= e.random)
+        assert e.word == "neutral" or (e.word == "regularizes") == (e.best < 0)
+    assert "At step 30" in run.verdict
+    assert "measured" in run.verdict
+
+
+def test_memory_that_does_nothing_is_neutral_for_every_optimizer_without_memory():
+    loss, optimizer = small(lambda params: torch.optim.SGD(params, lr=0.1))
+    plain_run(optimizer, loss, 3)
+    found = ml.audit(optimizer, loss, step=3)
+    assert found.measured is not None
+    assert found.measured.norm() < 1e-12 * found.F.norm()
+    assert found.first.norm() == found.resummed.norm() == 0
+
+
+def test_param_groups():
+    problem = problems.digits_mlp(width=8, count=100)
+    weights = [p for p in problem.model.parameters() if p.ndim > 1]
+    biases = [p for p in problem.model.parameters() if p.ndim == 1]
+    groups = [{"params": biases, "weight_decay": 0.0, "lr": 3e-3}, {"params": weights}]
+    loss, optimizer = problem.loss, torch.optim.AdamW(groups, lr=1e-3)
+    run = ml.audit_run(optimizer, loss, steps=20, stops=[20], betas_1=(0.5, 0.9), betas_2=(0.9, 0.999))
+    audit, maps = run.stops[0].audit, run.stops[0].maps
+    assert audit.validity.resummed is not None
+    assert audit.validity.resummed.cosine > 0.8
+    own = {m.kind: m.change[1, 1] for m in maps if m.measure == "gradient_1_norm"}
+    assert own["measured"] == pytest.approx(audit.effects[0].measured, rel=1e-8)
+    assert own["resummed"] == pytest.approx(audit.effects[0].resummed, rel=1e-8)
+    assert own["first"] == pytest.approx(audit.effects[0].first, rel=1e-8)
+
+
+def test_a_run_that_continues_from_a_state():
+    loss, optimizer = small()
+    plain_run(optimizer, loss, 15)
+    run = ml.audit_run(optimizer, loss, steps=5, stops=[0, 5], betas_1=(0.9,), betas_2=(0.999,))
+    assert [stop.audit.step for stop in run.stops] == [15, 20]
+
+
+def test_divergence_keeps_what_was_audited():
+    loss, optimizer = small(lambda params: torch.optim.SGD(params, lr=1e200, momentum=0.9))
+    with pytest.raises(ml.errors.Diverged, match=r"after [12] steps") as caught:
+        ml.audit_run(optimizer, loss, steps=10, stops=[0, 10])
+    assert [stop.audit.step for stop in caught.value.so_far.stops] == [0]
+
+
+def test_bad_input_is_not_divergence():
+    loss, optimizer = small()
+    with pytest.raises(ValueError, match=r"^unknown measure 'flatness'") as caught:
+        ml.audit_run(optimizer, loss, steps=2, measures=["flatness"])
+    assert not isinstance(caught.value, ml.errors.Diverged)
+
+
+def test_several_batches_and_frozen_parameters_are_said():
+    problem = problems.digits_mlp(width=8, count=100)
+    problem.model.get_parameter("2.bias").requires_grad_(False)
+    (inputs, targets), *_ = problem.batches
+    loss = ml.Loss(problem.model, problem.criterion, list(zip(inputs.split(50), targets.split(50), strict=True)))
+    found = ml.audit(torch.optim.SGD([p for p in problem.model.parameters() if p.requires_grad], 0.1, 0.9), loss)
+    assert any("several batches" in note for note in found.validity.notes)
+    run = ml.audit_run(torch.optim.Adam([p for p in problem.model.parameters() if p.requires_grad]), loss, steps=2, stops=[2])
+    assert not any("several batches" in note for note in run.stops[0].audit.validity.notes)  # full batch from its first step
+    assert any("2.bias" in note for note in found.validity.notes)
+
+
+def test_json():
+    loss, optimizer = small()
+    run = ml.audit_run(optimizer, loss, steps=4, stops=[2, 4], betas_1=(0.5, 0.9), betas_2=(0.9, 0.99))
+    plain = json.loads(run.to_json())
+    assert [stop["step"] for stop in plain["stops"]] == [2, 4]
+    assert len(plain["stops"][0]["maps"]) == 9
+    assert json.loads(run.stops[0].audit.to_json())["effects"][0]["measured"] == run.stops[0].audit.effects[0].measured
+
+
+@pytest.mark.parametrize("step", [None, 40])
+def test_a_black_box_is_audited_like_its_catalogue_method(step):
+    """The optimizer is torch's AdamW under another name, so that it is not recognised."""
+    theta = torch.nn.Parameter(torch.tensor([1.0, -2.0, 3.0]))
+    loss = ml.Loss.of(lambda theta: (theta**4).sum() / 4, theta)
+    mine = type("Mine", (torch.optim.AdamW,), {})
+    audits = []
+    for make in (mine, torch.optim.AdamW):
+        theta.data = torch.tensor([1.0, -2.0, 3.0])
+        optimizer = make([theta], lr=1e-3, betas=(0.8, 0.9), eps=0.01)
+        for _ in range(40):
+            theta.grad = loss.gradient(loss.theta)
+            optimizer.step()
+        audits.append(ml.audit(optimizer, loss, step=step))
+    black_box, catalogue = audits
+    assert black_box.step == catalogue.step == 40
+    for name in ("measured", "first", "resummed"):
+        torch.testing.assert_close(getattr(black_box, name), getattr(catalogue, name), rtol=1e-7, atol=1e-10)
+    assert [effect.word for effect in black_box.effects] == [effect.word for effect in catalogue.effects]
+    assert any("black box" in note for note in black_box.validity.notes)

@@ -1,0 +1,196 @@
+"""At my batch size, which betas? Maps are those of the parts they are made of; nothing of the user's is changed."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import memoryless as ml
+from memoryless.cli.main import main
+from memoryless.corrections.expected.estimate import Samples
+from memoryless.corrections.sequences import random_order
+from memoryless.live.advice import advice, with_error
+from memoryless.live.batch_sizes import STOPS, AtSize, BatchSizes, audit_batch_sizes
+from memoryless.loss.batches import cut, map_tensors, together
+from memoryless.report.betas import as_dict, picture
+
+LR = 1e-3
+AXES = {"betas_1": (0.5, 0.8), "betas_2": (0.9,)}
+
+
+def problem():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 1)).double()
+    batch = {"x": torch.randn(24, 4).double(), "y": torch.randn(24, 1).double()}
+    batches = cut(batch, 8)
+
+    def criterion(model, batch):
+        return nn.functional.mse_loss(model(batch["x"]), batch["y"])
+
+    return model, criterion, batches, torch.optim.AdamW(model.parameters(), lr=LR, betas=(0.8, 0.95))
+
+
+@pytest.fixture(scope="module")
+def found() -> BatchSizes:
+    return audit_batch_sizes(*problem(), sizes=(4, None), steps=40, samples=12, **AXES)
+
+
+def test_own_pair_is_on_the_grid(found):
+    assert (found.betas_1, found.betas_2) == ((0.5, 0.8), (0.9, 0.95))
+    assert (found.betas_1[found.own[0]], found.betas_2[found.own[1]]) == (0.8, 0.95)
+
+
+def test_nothing_of_the_users_is_changed():
+    model, criterion, batches, optimizer = problem()
+    before = [p.clone() for p in model.parameters()]
+    audit_batch_sizes(model, criterion, batches, optimizer, sizes=(4,), steps=12, samples=2, **AXES)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+    assert not optimizer.state
+
+
+def test_predictions_are_the_expected_correction(found):
+    """At the end of the run: the same seed draws the same orders."""
+    model, criterion, batches, optimizer = problem()
+    pieces = cut(together(batches), 4)
+    loss = ml.Loss(model, criterion, pieces)
+    order = random_order(len(loss), 40, np.random.default_rng((0, 4)))
+    for i in order:
+        optimizer.zero_grad()
+        criterion(model, pieces[i]).backward()
+        optimizer.step()
+    step = round(float(np.mean(sorted({int(s) for s in np.linspace(30, 39, STOPS)}))))
+    size = found.sizes[0]
+    for i, j in np.ndindex(2, 2):
+        method = ml.AdamW(LR, (found.betas_1[i], found.betas_2[j]))
+        expected = ml.expected_correction(method, loss, step=step, samples=12, measures=["gradient_1_norm"]).effects[0]
+        assert float(size.predicted.mean[i, j, 0]) == pytest.approx(expected.mean, rel=1e-9)
+        assert float(size.predicted.standard_error[i, j, 0]) == pytest.approx(expected.standard_error, rel=1e-9)
+    own = ml.AdamW(LR, (0.8, 0.95))
+    orders = len(size.resummed[found.own].values)
+    whole = ml.expected_correction(own, loss, step=step, samples=orders, order="resummed", measures=["gradient_1_norm"])
+    assert float(size.resummed[found.own].mean[0]) == pytest.approx(whole.effects[0].mean, rel=1e-9)
+
+
+def test_measured_and_predicted_agree_at_a_small_lr():
+    """Where first order holds the two columns tell the same, from nothing in common."""
+    model, criterion, batches, optimizer = problem()
+    optimizer.param_groups[0]["lr"] = 1e-5
+    found = audit_batch_sizes(model, criterion, batches, optimizer, sizes=(4, None), steps=400, samples=600, **AXES)
+    for size in found.sizes:
+        gap = np.abs(size.measured.mean - size.predicted.mean)
+        error = np.hypot(size.measured.standard_error, size.predicted.standard_error)
+        # Stops differ in where they lie in an epoch, and by one step in a thousand in theta.
+        assert (gap <= 4 * error + 0.05 * np.abs(size.measured.mean).max()).all()
+
+
+def made_up(measured, predicted, error=0.001) -> BatchSizes:
+    """Changes in per cent at betas_1 (0.8, 0.9, 0.95), the own pair in the middle."""
+    draws = np.array([-1.0, 1.0]) * error
+    series = [Samples((np.reshape(x, (1, 3, 1, 1)) + draws.reshape(2, 1, 1, 1)) / 100) for x in (measured, predicted)]
+    resummed = {(i, 0): Samples((predicted[i] + draws[:, None]) / 100) for i in range(3)}
+    size = AtSize(32, 10, (1.0,), None, series[0], series[1], resummed, 0)
+    return BatchSizes((0.8, 0.9, 0.95), (0.99,), (1, 0), ("gradient_1_norm",), LR, 100, (size,), 0)
+
+
+def test_advice():
+    found = made_up((0.1, 0.2, 0.5), (0.1, 0.2, 0.1))
+    effect, beta1, beta2 = advice(found, found.sizes[0], 0)
+    assert effect == "At betas (0.9, 0.99) memory anti-regularizes the gradient 1-norm: +0.200 ± 0.001 % per step."
+    assert beta1.startswith(
+        "Raising beta1 to 0.95 gives less implicit regularization (+0.3 % per step), against the prediction (-0.1 %)"
+    )
+    assert "lowering beta1 to 0.8 gives more implicit regularization" in beta1
+    assert beta2 == "Beta2 has no neighbour on the grid."
+    quiet = made_up((0.2, 0.0005, 0.2), (0.2, 0.0, 0.2))
+    assert "no effect on the gradient 1-norm beyond the uncertainty" in advice(quiet, quiet.sizes[0], 0)[0]
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ([1.0, 1.2], "+110 ± 10 %"),
+        ([0.0123, 0.0125], "+1.24 ± 0.01 %"),
+        ([-1e-8, -3e-8], "-2.0e-06 ± 1e-06 %"),
+        ([2.0], "+200 %"),
+    ],
+)
+def test_numbers_with_errors(values, text):
+    assert with_error(Samples(np.array(values), "exact" if len(values) == 1 else "independent")) == text
+
+
+def test_plain_numbers_and_picture(found):
+    plain = json.loads(json.dumps(as_dict(found), allow_nan=False))
+    assert [size["size"] for size in plain["sizes"]] == [4, "full"]
+    size = plain["sizes"][0]
+    assert np.shape(size["maps"]["measured"]["gradient_1_norm"]["change"]) == (2, 2)
+    assert len(size["advice"]["gradient_1_norm"]) == 3
+    assert size["noise_scale_interval"] is not None
+    figure = picture([found, found])
+    titles = [ax.get_title() for row in figure.subfigs for ax in row.axes]
+    assert titles.count("measured, batch size 4") == titles.count("first order, full batch") == 1
+
+
+def test_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    options = [
+        "--batch-sizes",
+        "600,full",
+        "--steps",
+        "12",
+        "--samples",
+        "2",
+        "--stages",
+        "2,4",
+        "--measures",
+        "gradient_1_norm",
+    ]
+    options += ["--betas1", "0.9", "--betas2", "0.99"]
+    main(["betas", *options, "--png", "b.png", "--json"])
+    out = json.loads(capsys.readouterr().out)
+    assert [stage["taken"] for stage in out["stages"]] == [2, 4]
+    assert (tmp_path / "b.png").stat().st_size > 10_000
+    main(["betas", *options, "--png", "b.png"])
+    text = capsys.readouterr().out
+    assert "Change of the gradient 1-norm per step caused by memory" in text
+    assert "600 (" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--batch-sizes", "8,none"], "--batch-sizes takes whole numbers"),
+        (["--batch-sizes", "2000"], "a batch size must lie in 1..896"),
+        (["--stages", "a"], "--stages takes whole numbers"),
+        (["--steps", "2"], "at least 8 steps"),
+        (["--samples", "1"], "2 samples"),
+        (["--betas1", "0.9,x"], "--betas1 takes numbers"),
+        (["--betas2", "1.5"], "every beta must lie in [0, 1)"),
+        (["--optimizer", "sgd(lr=0.1)"], "a pair of betas"),
+        (["--png", "b.pdf"], "--png must end in .png"),
+        (["--measures", "beauty"], "unknown measure 'beauty'"),
+    ],
+)
+def test_bad_input(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main(["betas", *arguments])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_structures():
+    batches = [(torch.ones(2, 1), {"a": [torch.zeros(2)]}, "text"), (torch.ones(3, 1), {"a": [torch.ones(3)]}, "text")]
+    whole = together(batches)
+    assert (whole[0].shape, whole[1]["a"][0].tolist(), whole[2]) == ((5, 1), [0, 0, 1, 1, 1], "text")
+    assert [piece[1]["a"][0].tolist() for piece in cut(whole, 2)] == [[0, 0], [1, 1]]
+    for other, message in (([(1, 2)], "batches of tensors"), ([torch.ones(2, 3), torch.ones(2, 4)], "do not fit together")):
+        with pytest.raises(ValueError, match=message):
+            together(other)
+    for one, two in (({"a": 1}, {"b": 1}), ([1], [1, 2]), ([1], (1,))):
+        with pytest.raises(ValueError, match="differ in structure"):
+            map_tensors(torch.add, one, two)
+    assert math.isinf(float(Samples(np.ones(1)).standard_error))
