@@ -13,7 +13,7 @@ import memoryless as ml
 from measuring import peak, ratio, rounds
 from memoryless.audits.beta_map import BETAS_1, BETAS_2
 from memoryless.corrections import history
-from memoryless.corrections.correction import first_order, resummed
+from memoryless.corrections.expansion import first_order, resummed
 from memoryless.experiments import problems
 from memoryless.loss import measures
 from output import save, show

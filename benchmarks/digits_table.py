@@ -30,12 +30,12 @@ def compare(betas: tuple[float, float], lr: float, steps: tuple[int, ...], seed:
     problem = problems.digits_mlp(seed)
     loss = problem.loss
     optimizer = torch.optim.Adam(problem.model.parameters(), lr=lr, betas=betas)
-    method = ml.method_of(optimizer, loss)
+    method = ml.method_of(optimizer, loss.layout)
     for n in range(max(steps) + 1):
         theta = loss.theta
         gradient = loss.gradient(theta)
         if n in steps:
-            measured = next_update(optimizer, loss, gradient) - frozen(method, gradient, theta, n)
+            measured = next_update(optimizer, loss.layout, gradient) - frozen(method, gradient, theta, n)
             first = ml.correction(method, loss, theta, step=n)
             resummed = ml.correction(method, loss, theta, step=n, order="resummed")
             per_step = -lr * loss.curvature(theta, gradient.sign()) / gradient.abs().sum()

@@ -20,7 +20,7 @@ from torch.autograd import forward_ad
 
 import memoryless as ml
 from memoryless.corrections.sequences import random_order
-from memoryless.corrections.unrolled import tangent
+from memoryless.methods.black_box.derivative import tangent
 from output import save, show
 
 SEEDS, BATCHES, DIMENSION, HORIZON = 1000, 8, 6, 0.4

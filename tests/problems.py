@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import memoryless as ml
-from memoryless.methods.method import AnyMethod, Groups, Part
+from memoryless.methods.method import AnyOptimizer, Groups, Part
 
 REFERENCE = json.loads((Path(__file__).parent / "reference.json").read_text())
 
@@ -83,7 +83,7 @@ def groups(lr: float) -> Groups:
 
 
 # Betas and eps keep every memory and every second derivative moderate, so that all digits of a comparison count.
-METHODS: dict[str, Callable[[float], AnyMethod]] = {
+METHODS: dict[str, Callable[[float], AnyOptimizer]] = {
     "heavy_ball": lambda lr: ml.HeavyBall(lr, 0.9),
     "heavy_ball_dampened": lambda lr: ml.HeavyBall(lr, 0.9, dampening=0.4),
     "heavy_ball_coupled_decay": lambda lr: ml.HeavyBall(lr, 0.8, weight_decay=0.1),
@@ -108,7 +108,7 @@ METHODS: dict[str, Callable[[float], AnyMethod]] = {
 LINEAR = {"heavy_ball", "heavy_ball_dampened", "heavy_ball_coupled_decay", "nesterov"}
 
 
-def variables(method: AnyMethod) -> list[ml.Momentum]:
+def variables(method: AnyOptimizer) -> list[ml.Momentum]:
     return [v for part in method.parts for v in part.method.variables]
 
 

@@ -44,6 +44,10 @@ class NotRecognised(BadInput):
     """The optimizer, or a branch of it, has no catalogue method."""
 
 
+class StepFailed(BadInput):
+    """An optimizer's step() raised."""
+
+
 class Reevaluates(BadInput):
     """step() asks for the loss at other parameters than those it was given."""
 
@@ -76,6 +80,14 @@ class TooFewSamples(BadInput):
     def __init__(self, message: str, so_far: Any):
         super().__init__(message)
         self.so_far = so_far
+
+
+class NoForwardMode(MemorylessError):
+    """Forward mode gives no derivative, or a wrong one; the message says why."""
+
+
+class Stalled(MemorylessError):
+    """GMRES found no solution."""
 
 
 class CurvatureWarning(UserWarning):

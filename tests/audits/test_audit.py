@@ -62,7 +62,7 @@ def test_measured_is_what_the_optimizer_really_does_less_the_frozen_update(name:
     found, theta, gradient = ml.audit(optimizer, loss, step=7), loss.theta, loss.gradient(loss.theta)
     plain_run(optimizer, loss, 1)
     lr = optimizer.param_groups[0]["lr"]
-    really = (theta - loss.theta) / lr - frozen(ml.method_of(optimizer, loss), gradient, theta, 7)
+    really = (theta - loss.theta) / lr - frozen(ml.method_of(optimizer, loss.layout), gradient, theta, 7)
     assert found.measured is not None
     assert relative_error(found.measured, really) < 1e-9
 
@@ -70,7 +70,7 @@ def test_measured_is_what_the_optimizer_really_does_less_the_frozen_update(name:
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_shadow_of_the_live_method_measures_the_same(name: str):
     loss, optimizer = small(OPTIMIZERS[name])
-    method = ml.method_of(optimizer, loss)
+    method = ml.method_of(optimizer, loss.layout)
     assert isinstance(method, ml.Method)
     run = ml.audit_run(optimizer, loss, steps=9, stops=[0, 1, 9], compare=[method], betas_1=(0.9,), betas_2=(0.99,))
     for stop in run.stops:

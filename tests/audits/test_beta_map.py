@@ -8,6 +8,7 @@ from memoryless.audits.beta_map import Grid, measured_maps
 from memoryless.audits.shadow import Shadow
 from memoryless.corrections.history import frozen
 from memoryless.loss import measures
+from memoryless.loss.point import Point
 from tests.problems import THETA, Wave, reference_loss
 
 BETAS_1, BETAS_2 = (0.0, 0.5, 0.9), (0.5, 0.9, 0.95, 0.99)
@@ -36,7 +37,7 @@ def pair_by_pair(method: ml.Method, loss: ml.Loss, step: int | None, kind, slope
 def test_predicted_map_is_one_correction_for_each_pair(name: str, kind, step: int | None):
     loss, method = reference_loss(), METHODS[name]
     found = ml.beta_map(method, loss, BETAS_1, BETAS_2, kind=kind, step=step)
-    (value,) = measures.evaluate(["gradient_1_norm"], loss, THETA, *loss.linearize(THETA))
+    (value,) = measures.evaluate(["gradient_1_norm"], Point(loss, THETA))
     expected = pair_by_pair(method, loss, step, kind, value.gradient, value.value)
     assert found.change == pytest.approx(torch.tensor(expected).numpy(), rel=1e-9, abs=1e-14)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import memoryless as ml
 from memoryless.corrections.correction import Correction
-from memoryless.methods.method import AnyMethod, Groups, Part, square
+from memoryless.methods.method import AnyOptimizer, Groups, Part, square
 from tests.problems import (
     BATCHES,
     FULL_BATCH,
@@ -33,7 +33,7 @@ CONSTANT = ["adam_coupled_decay", "adam_eps_inside", "adamw", "adamw_eps_inside"
 SETTLED = {name: 200_000 if name == "nadam_schedule" else 1000 for name in METHODS}
 
 
-def run(method: AnyMethod, waves: Sequence[Wave], history: Tensor) -> Tensor:
+def run(method: AnyOptimizer, waves: Sequence[Wave], history: Tensor) -> Tensor:
     """F[0], ..., F[n], shape (n + 1, d), when step s sees waves[s] at history[s]."""
     state: Any = method.init(history[0])
     updates = []
@@ -43,7 +43,7 @@ def run(method: AnyMethod, waves: Sequence[Wave], history: Tensor) -> Tensor:
     return torch.stack(updates)
 
 
-def literal(method: AnyMethod, waves: Sequence[Wave], theta: Tensor) -> tuple[Tensor, Tensor]:
+def literal(method: AnyOptimizer, waves: Sequence[Wave], theta: Tensor) -> tuple[Tensor, Tensor]:
     """F[n] and M[n] = lr sum_k dF[n]/dtheta[n-k] . D[k], with D[k] = sum_{s=n-k..n-1} F[s]."""
     n = len(waves) - 1
     history = theta.expand(n + 1, -1).clone()
@@ -53,7 +53,7 @@ def literal(method: AnyMethod, waves: Sequence[Wave], theta: Tensor) -> tuple[Te
     return F[n], M
 
 
-def drifting(method: AnyMethod, c: Correction, n: int) -> Tensor:
+def drifting(method: AnyOptimizer, c: Correction, n: int) -> Tensor:
     """F[n] of the stream that lay k H F back k steps ago, put through the optimizer itself."""
     back = method.lr * c.F
     gradient, drift = FULL_BATCH.gradient(THETA), FULL_BATCH.hessian(THETA) @ back

@@ -12,13 +12,13 @@ import memoryless as ml
 from memoryless.corrections.correction import Correction
 from memoryless.corrections.relaxation import gradients_at, relaxed
 from memoryless.errors import BadInput, NeverForgets, NotFinite
-from memoryless.methods.method import AnyMethod, State
+from memoryless.methods.method import AnyOptimizer, State
 from tests.problems import BATCHES, FULL_BATCH, METHODS, THETA, Wave, reference_loss, relative_error, tensor
 
 LR = 0.01
 
 
-def literal(method: AnyMethod, order: int, waves: Sequence[Wave]) -> Tensor:
+def literal(method: AnyOptimizer, order: int, waves: Sequence[Wave]) -> Tensor:
     """G[n](theta) by running the method over every guess of the history from its first step."""
     n = len(waves) - 1
     history, G = [THETA] * (n + 1), [THETA]

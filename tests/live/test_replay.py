@@ -6,13 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from memoryless.live.replay import replay
 from torch import Tensor, nn
 
 import memoryless as ml
 from memoryless.corrections.expected.estimate import Samples
 from memoryless.corrections.sequences import random_order
-from memoryless.live.replay import replay
 from memoryless.loss.measures import evaluate
+from memoryless.loss.point import Point
 from tests.problems import relative_error
 
 LR = 1e-3
@@ -60,7 +61,7 @@ def test_audit_along_batches_is_the_literal_difference(name):
     found = ml.audit(optimizer, loss, ["gradient_1_norm"], batches=order.tolist())
     assert torch.equal(before, loss.theta)
     after = trained(OPTIMIZERS[name], order)[0].theta
-    F = frozen(ml.method_of(optimizer, loss), loss, order)
+    F = frozen(ml.method_of(optimizer, loss.layout), loss, order)
     assert found.measured is not None
     assert relative_error(found.F, F) < 1e-12
     assert relative_error(found.measured, (before - after) / LR - F) < 1e-7  # (theta - theta_next) / lr loses digits
@@ -116,7 +117,7 @@ def test_shadows_and_maps_are_the_literal_difference(make):
     # The literal way: the state of each method on the live gradients, then on those at the last stop's theta.
     there, _ = trained(OPTIMIZERS["adamw"], order[: STOPS[-1]])
     path = [trained(OPTIMIZERS["adamw"], order[:s])[0].theta for s in range(STOPS[-1] + 1)]
-    (value,) = evaluate(["gradient_1_norm"], there, there.theta, *there.linearize(there.theta))
+    (value,) = evaluate(["gradient_1_norm"], Point(there))
     for method in others:
         state, F = method.init(path[0]), path[0]
         for i, theta in zip(order, path, strict=False):

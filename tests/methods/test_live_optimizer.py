@@ -75,12 +75,12 @@ def live_step(optimizer: Optimizer, loss: ml.Loss) -> None:
 
 
 def assert_same_trajectory(optimizer: Optimizer, loss: ml.Loss, steps: int = 50) -> None:
-    method, theta = ml.method_of(optimizer, loss), loss.theta
+    method, theta = ml.method_of(optimizer, loss.layout), loss.theta
     state: Any = method.init(theta)
     for n in range(steps):
         gradient = loss.gradient(theta)
         if n % 24 < 2:
-            predicted = next_update(optimizer, loss, gradient)
+            predicted = next_update(optimizer, loss.layout, gradient)
             # An update is read off as (theta - theta_next) / lr: it carries the rounding of theta over lr.
             assert_close(predicted, method.update(state, gradient, theta)[1], rtol=1e-9, atol=1e-11)
         state, F = method.update(state, gradient, theta)
@@ -118,7 +118,7 @@ def test_param_groups(make):
 def test_groups_that_differ_in_nothing_are_one_method():
     model, loss = network()
     optimizer = AdamW([{"params": [p]} for p in model.parameters()], lr=0.01)
-    method = ml.method_of(optimizer, loss)
+    method = ml.method_of(optimizer, loss.layout)
     assert isinstance(method, ml.Method)
     assert method.hyper == ml.AdamW(lr=0.01).hyper
 
@@ -141,7 +141,7 @@ def test_next_update_leaves_no_trace(branch, foreach):
     grads = [(p.grad, p.grad.clone()) for p in model.parameters() if p.grad is not None]
     rng, gradient = torch.get_rng_state(), loss.gradient(loss.theta)
     given = gradient.clone()
-    next_update(optimizer, loss, given)
+    next_update(optimizer, loss.layout, given)
     assert torch.equal(given, gradient)
     after = (optimizer.state_dict(), [p.detach() for p in model.parameters()])
     assert_close(after, before, rtol=0, atol=0)
@@ -155,7 +155,7 @@ def test_next_update_of_a_float32_model_is_float64():
     loss = ml.Loss(model.float(), cross_entropy, [(BATCH[0].float(), BATCH[1])])
     optimizer = Adam(model.parameters(), lr=0.01)
     gradient = loss.gradient(loss.theta)
-    update = next_update(optimizer, loss, gradient)
+    update = next_update(optimizer, loss.layout, gradient)
     g = gradient.double()
     assert update.dtype == torch.float64
     # Adam's first step is g / (|g| + eps), whatever the betas.

@@ -71,7 +71,7 @@ def test_steady_values_from_the_start_cost_an_order():
     """The transients matter: a second negative control."""
 
     def error(lr: float) -> float:
-        method, loss, steps = at_lr(HEAVY_BALL, lr), wave_loss(), round(HORIZON / lr)
+        method, loss, steps = HEAVY_BALL.at_lr(lr), wave_loss(), round(HORIZON / lr)
         steady = [loss.theta]
         for _ in range(steps):
             c = ml.correction(method, loss, steady[-1])
@@ -87,7 +87,7 @@ def test_errors_are_the_distances_between_the_trajectories():
     method, loss = HEAVY_BALL, ml.Loss.of(lambda theta: theta.square().sum() / 2, START)
     result = order_of_accuracy(method, loss, 4, [0.25, 0.1])
     for lr, error, steps in zip(result.lrs, result.errors, (16, 40), strict=True):
-        with_memory, first = (trajectory(at_lr(method, lr), loss, steps, kind) for kind in ("memory", "first"))
+        with_memory, first = (trajectory(method.at_lr(lr), loss, steps, kind) for kind in ("memory", "first"))
         distances = (with_memory - first).abs().amax(1)
         assert error == distances.max() > 2 * distances[-1]
     assert result.slopes == (pytest.approx(math.log(result.errors[0] / result.errors[1]) / math.log(2.5)),)
@@ -110,7 +110,7 @@ def test_progress_counts_all_steps():
 
 @pytest.mark.parametrize("name", METHODS)
 def test_at_lr_is_the_same_method_at_another_step_size(name):
-    for expected, actual in zip(METHODS[name](2e-3).parts, at_lr(METHODS[name](1e-3), 2e-3).parts, strict=True):  # type: ignore[union-attr]
+    for expected, actual in zip(METHODS[name](2e-3).parts, METHODS[name](1e-3).at_lr(2e-3).parts, strict=True):  # type: ignore[union-attr]
         assert actual.method.lr == expected.method.lr
         assert actual.scale == expected.scale
         assert actual.method.hyper == expected.method.hyper

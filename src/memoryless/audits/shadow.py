@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from torch import Tensor
 
 from memoryless.corrections import history
-from memoryless.methods.method import AnyMethod, Index, Momentum
+from memoryless.methods.method import AnyOptimizer, Index, Momentum
 
 
 class Shadow:
@@ -40,7 +40,7 @@ class Shadow:
         tensor([-0.0475])
     """
 
-    def __init__(self, methods: Iterable[AnyMethod], theta: Tensor):
+    def __init__(self, methods: Iterable[AnyOptimizer], theta: Tensor):
         self.n = 0
         betas: dict[tuple, list[float]] = {}
         every = (v for m in methods for part in m.parts for v in part.method.variables if v.has_memory)
@@ -91,7 +91,7 @@ class Shadow:
         present = variable.g(gradient, theta) * (variable.first if self.n == 0 else 1.0)
         return weight * (variable.beta * past + present)
 
-    def effect(self, method: AnyMethod, gradient: Tensor, theta: Tensor) -> Tensor:
+    def effect(self, method: AnyOptimizer, gradient: Tensor, theta: Tensor) -> Tensor:
         """Delta' = update' - F'[n](theta) of one method at the live theta.
 
         Args:

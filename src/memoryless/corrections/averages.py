@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from memoryless.methods import kernel
-from memoryless.methods.blocks import pieces
-from memoryless.methods.method import AnyMethod, Method, Momentum, Part
+from memoryless.methods.method import AnyOptimizer, Method, Momentum, Part, variables_of
 
 
 class Course(NamedTuple):
@@ -92,8 +91,12 @@ def _tried(method: Method, first: int, stop: int) -> Tensor | None:
         return None
 
 
-def _multiples(method: AnyMethod, n: int) -> list[float] | None:
-    """The factor a_l of each variable with Fbar_l = a_l F[n](theta) whatever theta; None if there are no such."""
+def _multiples(method: AnyOptimizer, n: int) -> list[float] | None:
+    """The factor a_l of each variable with Fbar_l = a_l F[n](theta) whatever theta; None if there are no such.
+
+    If F[s] = a[s] F[n] then Fbar_l = sum_s w_l[s] F[s] = (sum_s w_l[s] a[s]) F[n]. The a[s] of a part come from trying
+    gradients of all sizes (`_scale_over`), relative to the last step of the course; over a[n] they are relative to step n.
+    """
     course = _course(variables_of(method), n)
     found = [a for part in method.parts if (a := _scale_over(part.method, course.first, course.stop)) is not None]
     if len(found) < len(method.parts) or not all(np.allclose(a, found[0], 1e-13, 0) for a in found[1:]):
@@ -145,16 +148,7 @@ def _nodes(methods: tuple[Method, ...], first: int, stop: int) -> Nodes:
     return Nodes(c, np.eye(len(steps)))
 
 
-def variables_of(method: AnyMethod) -> tuple[Momentum, ...]:
-    """The momentum variables of all parts, in their order.
-
-    Args:
-        method: in momentum form.
-    """
-    return tuple(v for part in method.parts for v in part.method.variables)
-
-
-def products(method: AnyMethod, step: int | None) -> int:
+def products(method: AnyOptimizer, step: int | None) -> int:
     """How many Hessian-vector products `full_batch` takes.
 
     Args:
@@ -169,7 +163,7 @@ def products(method: AnyMethod, step: int | None) -> int:
 
 
 def averages(
-    method: AnyMethod, gradient: Tensor, theta: Tensor, step: int | None, F: Tensor
+    method: AnyOptimizer, gradient: Tensor, theta: Tensor, step: int | None, F: Tensor
 ) -> tuple[list[Tensor], list[int], list[float]]:
     """The distinct Fbar, each at most once up to a factor.
 
@@ -199,7 +193,7 @@ def averages(
     return _sums(method, gradient, theta, nodes.c, w @ nodes.fold.T), owner, ones
 
 
-def _sums(method: AnyMethod, gradient: Tensor, theta: Tensor, c: np.ndarray, weights: np.ndarray) -> list[Tensor]:
+def _sums(method: AnyOptimizer, gradient: Tensor, theta: Tensor, c: np.ndarray, weights: np.ndarray) -> list[Tensor]:
     """sum_s weights[row, s] F[s](theta) for each row, the frozen weights of step s being c[:, s]."""
     used = weights.any(axis=0)
     c, weights = c[:, used], weights[:, used]
@@ -208,7 +202,7 @@ def _sums(method: AnyMethod, gradient: Tensor, theta: Tensor, c: np.ndarray, wei
     start = 0
     for part in method.parts:
         end = start + len(part.method.variables)
-        for piece in pieces(part, theta, c.shape[1]):
+        for piece in part.pieces(theta, c.shape[1]):
             sums[:, piece.index] = matrix @ _over(piece, gradient[piece.index], theta[piece.index], c[start:end])
         start = end
     return list(sums)

@@ -11,7 +11,7 @@ Fbar_l are F.
 With mini-batches the ages split by batch, each with its own gradient, H and Fbar.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,14 +19,10 @@ import torch
 from torch import Tensor
 
 from memoryless.corrections import averages
-from memoryless.corrections.averages import variables_of
 from memoryless.corrections.sequences import Pool
-from memoryless.loss.loss import Loss
+from memoryless.loss.point import Point
 from memoryless.methods import kernel
-from memoryless.methods.blocks import pieces
-from memoryless.methods.method import AnyMethod
-
-Linearization = tuple[Tensor, Callable[[Tensor], Tensor]]
+from memoryless.methods.method import AnyOptimizer, variables_of
 
 
 @dataclass(frozen=True)
@@ -84,7 +80,7 @@ class History:
         return replace(self, lags=lags)
 
 
-def frozen(method: AnyMethod, gradient: Tensor, theta: Tensor, step: int | None) -> Tensor:
+def frozen(method: AnyOptimizer, gradient: Tensor, theta: Tensor, step: int | None) -> Tensor:
     """F[n](theta), full batch: the update had the iterate never moved.
 
     Args:
@@ -99,20 +95,19 @@ def frozen(method: AnyMethod, gradient: Tensor, theta: Tensor, step: int | None)
     F = torch.zeros_like(theta)
     for part in method.parts:
         totals = [kernel.total(v, step) for v in part.method.variables]
-        for piece in pieces(part, theta):
+        for piece in part.pieces(theta):
             g, point = gradient[piece.index], theta[piece.index]
             m = [total * v.g(g, point) for v, total in zip(part.method.variables, totals, strict=True)]
             F[piece.index] = part.scale * part.method.readout(m, point)
     return F
 
 
-def full_batch(method: AnyMethod, linearization: Linearization, theta: Tensor, step: int | None) -> History:
+def full_batch(method: AnyOptimizer, point: Point, step: int | None) -> History:
     """The history when every step used the full batch.
 
     Args:
         method: in momentum form.
-        linearization: grad L(theta) and v -> H(theta) v, from `Loss.linearize`.
-        theta: shape (d,).
+        point: of the loss; its curvature is used once for each distinct average of past updates.
         step: n, or None for the steady state.
 
     Returns:
@@ -121,12 +116,12 @@ def full_batch(method: AnyMethod, linearization: Linearization, theta: Tensor, s
     Raises:
         NeverForgets: steady state of a memory that does not fade.
     """
-    gradient, curvature = linearization
+    gradient, theta = point.gradient, point.theta
     variables = variables_of(method)
     F = frozen(method, gradient, theta, step)
     past, owner, scale = averages.averages(method, gradient, theta, step, F)
     backs = [method.lr * average for average in past]
-    drifts = [curvature(back) for back in backs]
+    drifts = [point.drift(back) for back in backs]
     flat = iter(
         Lag(gradient, *kernel.gauss(v, step), *((_times(a, backs[i]), _times(a, drifts[i])) if i >= 0 else ()))
         for v, i, a in zip(variables, owner, scale, strict=True)
@@ -138,7 +133,7 @@ def _times(a: float, x: Tensor) -> Tensor:
     return x if a == 1 else a * x
 
 
-def reach(method: AnyMethod, n: int) -> int:
+def reach(method: AnyOptimizer, n: int) -> int:
     """How many of the steps 0..n, counted back from n, the method remembers to double precision.
 
     Args:
@@ -152,45 +147,21 @@ def reach(method: AnyMethod, n: int) -> int:
     return min(factor * kernel.window(variables, n) + 1, n + 1)
 
 
-def of_batches(method: AnyMethod, loss: Loss, theta: Tensor, sequence: Sequence[int]) -> History:
-    """The history when step s used batch sequence[s] of a loss.
+def mini_batch(method: AnyOptimizer, point: Point, sequence: Sequence[int]) -> History:
+    """The history when step s used batch sequence[s].
 
     Args:
         method: in momentum form.
-        loss: its gradients and curvature are used.
-        theta: shape (d,).
+        point: of the loss; the gradient of each batch that is remembered is used, and H_i once per variable and batch.
         sequence: batch of each step 0..n.
 
     Returns:
         The linearized history.
     """
-    recent = sequence[len(sequence) - reach(method, len(sequence) - 1) :]
-    gradients = {i: loss.gradient(theta, i) for i in sorted(set(recent))}
-    return mini_batch(method, gradients, lambda v, i: loss.curvature(theta, v, i), theta, sequence)
-
-
-def mini_batch(
-    method: AnyMethod,
-    gradients: dict[int, Tensor],
-    curvature: Callable[[Tensor, int], Tensor],
-    theta: Tensor,
-    sequence: Sequence[int],
-) -> History:
-    """The history when step s used batch sequence[s].
-
-    Args:
-        method: in momentum form.
-        gradients: grad L_i(theta) of each batch that occurs within `reach`.
-        curvature: (v, i) -> H_i(theta) v.
-        theta: shape (d,).
-        sequence: batch of each step 0..n.
-
-    Returns:
-        The linearized history; one product per variable and batch.
-    """
     n, count = len(sequence) - 1, reach(method, len(sequence) - 1)
-    recent = sequence[n + 1 - count :]
+    recent, theta = sequence[n + 1 - count :], point.theta
     used = np.array(recent[::-1])  # batch by age
+    gradients = {i: point.gradient_of(i) for i in sorted(set(recent))}
     quadratures: dict[tuple[int, int, int], tuple[np.ndarray, np.ndarray]] = {}
     shares: dict[tuple[int, int, int], np.ndarray] = {}
     for j, part in enumerate(method.parts):
@@ -219,6 +190,6 @@ def mini_batch(
         lag = Lag(gradients[i], *quadrature)
         if (j, l, i) in means:
             back = method.lr * means[j, l, i]
-            lag = Lag(gradients[i], *quadrature, back, curvature(back, i))
+            lag = Lag(gradients[i], *quadrature, back, point.curvature_of(back, i))
         lags[j][l].append(lag)
     return History(F, lags, len(means))

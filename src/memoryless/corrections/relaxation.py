@@ -14,38 +14,33 @@ have stood still. That makes G[k] wrong for the first of them, but those enter G
 """
 
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from memoryless.errors import BadInput
-from memoryless.isolation import isolated
-from memoryless.loss.loss import Loss
+from memoryless.loss.point import Point
 from memoryless.methods import kernel
-from memoryless.methods.black_box.torch_method import AnyOptimizer
-from memoryless.methods.blocks import CACHED, RESIDENT
-from memoryless.methods.method import Groups, Method, Momentum, one
+from memoryless.methods.method import AnyOptimizer, Momentum, one, variables_of
 
 BLOCK = 64
 """Steps whose momenta are one product with a triangular matrix; larger blocks waste arithmetic, smaller ones calls."""
 
 
 def relaxed(
-    method: AnyOptimizer, loss: Loss, theta: Tensor, step: int | None, order: int, sequence: Sequence[int] | None = None
+    method: AnyOptimizer, point: Point, step: int | None, order: int, sequence: Sequence[int] | None = None
 ) -> tuple[Tensor, Tensor]:
     """F[n](theta), its history frozen, and G[n](theta), accurate to O(lr^order).
 
     Args:
         method: in momentum form, or anything with its `lr`, `init` and `update`.
-        loss: only its gradients are used: order - 1 for each step that the memory reaches back, and as many vectors kept.
-        theta: shape (d,).
+        point: of the loss, only gradients are used: order - 1 for each step that the memory reaches back, and as many vectors
+            kept.
         step: n, or None for the steady state.
         order: R >= 1; 1 is frozen, G = F.
         sequence: batch of each step 0..n; None is full batch.
@@ -57,31 +52,32 @@ def relaxed(
         NeverForgets: steady state of a memory that does not fade.
         BadInput: steady state of a method that is not in momentum form.
     """
+    loss, theta = point.loss, point.theta
     # The full-batch frozen history stands still: its last point is all of it.
     count = _reach(method, step, order, sequence is not None)
     used = None if sequence is None else list(sequence[len(sequence) - count :])
     if used is None:
-        gradients = gradients_at(loss, theta[None]).expand(count, -1)
+        gradients = loss.gradients(theta[None]).expand(count, -1)
     else:
         batches = sorted(set(used))
-        gradients = gradients_at(loss, theta.expand(len(batches), -1), batches)[[batches.index(i) for i in used]]
+        gradients = loss.gradients(theta.expand(len(batches), -1), batches)[[batches.index(i) for i in used]]
     G = _updates(method, gradients, theta.expand(count, -1), step, last=order == 1)
     F = G[-1]
     for p in range(1, order):
         # x[k] = theta + lr sum_{s=k..n-1} G[s]
         back = torch.cat([G[:-1].flip(0).cumsum(0).flip(0), torch.zeros_like(G[-1:])])
         points = theta + method.lr * back
-        G = _updates(method, gradients_at(loss, points, used), points, step, last=p == order - 1)
+        G = _updates(method, loss.gradients(points, used), points, step, last=p == order - 1)
     return F, G[-1]
 
 
 def _reach(method: AnyOptimizer, step: int | None, order: int, batched: bool) -> int:
     """How many points of the history to keep."""
-    if not isinstance(method, Method | Groups):
+    if not method.parts:
         if step is None:
             raise BadInput(f"the steady state needs a method in momentum form, got {method}; give step=n")
         return step + 1
-    variables = tuple(v for part in method.parts for v in part.method.variables)
+    variables = variables_of(method)
     if step is None:
         for v in variables:
             kernel.require_fading(v)
@@ -94,7 +90,7 @@ def _reach(method: AnyOptimizer, step: int | None, order: int, batched: bool) ->
 
 def _updates(method: AnyOptimizer, gradients: Tensor, points: Tensor, step: int | None, last: bool) -> Tensor:
     """G[s] at each row of points, the last of which is step n's; only that one if `last`."""
-    if not isinstance(method, Method | Groups):
+    if not method.parts:
         state: Any = method.init(points[0])
         rows = []
         for gradient, theta in zip(gradients, points, strict=True):
@@ -148,82 +144,3 @@ def _decay(beta: float, dtype: torch.dtype, device: torch.device) -> tuple[Tenso
     i = torch.arange(BLOCK, dtype=torch.float64)
     triangle = (beta ** (i[:, None] - i).clamp_min(0)).tril()
     return triangle.to(device, dtype), (beta ** (i + 1)).to(device, dtype)
-
-
-def gradients_at(loss: Loss, points: Tensor, used: Sequence[int] | None = None) -> Tensor:
-    """The gradient of the loss at each of many points, several in one call where they are small.
-
-    Args:
-        loss: of theta, shape (d,).
-        points: shape (n, d).
-        used: batch of each point; None is full batch.
-
-    Returns:
-        Shape (n, d).
-
-    Raises:
-        NotFinite: loss or gradient is infinite or NaN at some point.
-    """
-    if used is None:
-        return _gradients(loss, points, None)
-    result = torch.empty_like(points)
-    for i in sorted(set(used)):
-        rows = torch.tensor([row for row, j in enumerate(used) if i == j], device=points.device)
-        result[rows] = _gradients(loss, points[rows], i)
-    return result
-
-
-def _gradients(loss: Loss, points: Tensor, batch: int | None) -> Tensor:
-    if len(points) > 1 and loss not in _AT_ONCE:
-        _AT_ONCE[loss] = _at_once(loss, points)
-    size = _AT_ONCE.get(loss, 1)
-    if size == 1:
-        return torch.stack([loss.gradient(theta, batch) for theta in points])
-    return torch.cat([_batched(loss, several, batch) for several in points.split(size)])
-
-
-_AT_ONCE: WeakKeyDictionary[Loss, int] = WeakKeyDictionary()
-"""How many points at a time each loss takes."""
-
-
-def _at_once(loss: Loss, points: Tensor) -> int:
-    """So many that what their graphs keep fits the cache; one if torch.func cannot map the loss over points, or not rightly."""
-    kept = 0
-
-    def count(tensor: Tensor) -> Tensor:
-        nonlocal kept
-        kept += tensor.numel()
-        return tensor
-
-    two = points[-2:]
-    try:
-        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            expected = torch.stack([loss.gradient(theta, 0) for theta in two])
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # torch warns where it would loop itself
-            actual = _batched(loss, two, 0)
-    except (RuntimeError, TypeError, ValueError, Warning):
-        return 1
-    budget = CACHED if points.device.type == "cpu" else RESIDENT
-    tolerance = 1e4 * torch.finfo(points.dtype).eps
-    right = (actual - expected).norm() <= tolerance * expected.norm()
-    return max(1, 4 * budget // max(kept, 1)) if right else 1
-
-
-def _batched(loss: Loss, points: Tensor, batch: int | None) -> Tensor:
-    """The gradients at all points from one forward and one backward pass: row i of the graph knows only point i."""
-    total = torch.zeros_like(points)
-    count = 0
-    for _, data in loss._select(batch):
-
-        def value(theta: Tensor, data: Any = data) -> Tensor:
-            tensors = loss._views(theta)
-            return loss._at(tensors, lambda: loss._function(tensors, data)).reshape(())
-
-        with isolated(loss.device), torch.enable_grad():
-            leaves = points.detach().requires_grad_()
-            total += torch.autograd.grad(torch.func.vmap(value)(leaves).sum(), leaves)[0]
-        count += 1
-    if not torch.isfinite(total).all():
-        return torch.stack([loss.gradient(theta, batch) for theta in points])  # says where
-    return total / count

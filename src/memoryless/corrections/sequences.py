@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 from scipy.signal import lfilter
 from torch import Tensor
 
-from memoryless.corrections.averages import variables_of
 from memoryless.methods import kernel
-from memoryless.methods.method import AnyMethod, Method, Momentum
+from memoryless.methods.method import AnyOptimizer, Method, Momentum, variables_of
 
 Order = NDArray[np.int64]
 """Batch of each step 0..n."""
@@ -83,7 +82,7 @@ class Pool:
         theta: shape (d,).
     """
 
-    method: AnyMethod
+    method: AnyOptimizer
     gradients: Tensor
     theta: Tensor
 

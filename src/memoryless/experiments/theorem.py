@@ -23,8 +23,7 @@ from memoryless.errors import BadInput, Diverged
 from memoryless.experiments import problems
 from memoryless.loss.loss import Loss
 from memoryless.methods import named
-from memoryless.methods.black_box.torch_method import AnyOptimizer, TorchMethod
-from memoryless.methods.method import Method
+from memoryless.methods.method import AnyOptimizer, Method, TorchMethod
 from memoryless.paths.accuracy import Accuracy, order_of_accuracy
 from memoryless.paths.trajectory import Kind
 

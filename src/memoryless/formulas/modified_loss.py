@@ -14,14 +14,14 @@ import torch
 from sympy import Expr
 from torch import Tensor
 
-from memoryless.corrections import history
-from memoryless.corrections.correction import first_order
+from memoryless.corrections.correction import correction
 from memoryless.errors import NoModifiedLoss, NotDerivable
+from memoryless.flat import dot, norm
 from memoryless.formulas.compiled import compiled
 from memoryless.formulas.derive import derive
 from memoryless.formulas.formulas import Derivation
 from memoryless.loss.loss import Loss
-from memoryless.methods.method import AnyMethod, Method
+from memoryless.methods.method import AnyOptimizer, Method
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,9 @@ class ModifiedLoss:
         Args:
             theta: shape (d,).
         """
-        linearization = self._loss.linearize(theta, products=1)
-        past = history.full_batch(self._method, linearization, theta, None)
-        expected = past.F + first_order(self._method, past, theta)
-        return float((expected - self.update(theta)).norm() / expected.norm())
+        c = correction(self._method, self._loss, theta)
+        expected = c.F + c.M
+        return float(norm(expected - self.update(theta)) / norm(expected))
 
 
 class _Value(torch.autograd.Function):
@@ -109,7 +108,7 @@ class _Value(torch.autograd.Function):
         return grad_output * total, None, None
 
 
-def modified_loss(method: AnyMethod, loss: Loss) -> ModifiedLoss:
+def modified_loss(method: AnyOptimizer, loss: Loss) -> ModifiedLoss:
     """The loss that the method with memory descends, as its memoryless iteration, to O(lr^2) per unit of time.
 
     Args:
@@ -159,13 +158,12 @@ def asymmetry(method: Method, loss: Loss, derivation: Derivation, seed: int = 0)
     u, v = torch.randn(2, theta.numel(), generator=generator, dtype=torch.float64).to(theta)
 
     def field(x: Tensor) -> Tensor:
-        past = history.full_batch(method, loss.linearize(x, products=1), x, None)
-        update = past.F + first_order(method, past, x)
-        return (update - _decay(derivation) * x) / _preconditioner(derivation, loss, x)
+        c = correction(method, loss, x)
+        return (c.F + c.M - _decay(derivation) * x) / _preconditioner(derivation, loss, x)
 
-    step = float(torch.finfo(theta.dtype).eps ** (1 / 3) * (1 + theta.norm()) / u.norm())
+    step = float(torch.finfo(theta.dtype).eps ** (1 / 3) * (1 + norm(theta)) / norm(u))
     along_u, along_v = ((field(theta + step * x) - field(theta - step * x)) / (2 * step) for x in (u, v))
-    a, b = float(u @ along_v), float(v @ along_u)
+    a, b = float(dot(u, along_v)), float(dot(v, along_u))
     return abs(a - b) / (abs(a) + abs(b))
 
 

@@ -1,39 +1,44 @@
 """At my batch size, which betas? The effect of memory over pairs of betas, measured and predicted, at several batch sizes.
 
 From a checkpoint the optimizer goes on at each batch size, its memory empty at first, for as many steps as memory is to see.
-Measured: with a shadow memory of every pair attached, the batches are replayed at some of the last steps (`live.replay`).
+Measured: with a shadow memory of every pair attached, the batches are replayed at some of the last steps (`live.run`).
 Predicted: at the theta where that run ends, the first-order correction averaged over the order of the batches
 (`corrections.expected`). All pairs share their stream and their draws, so that differences between them are known better than
 the effects themselves.
 """
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from memoryless.audits.beta_map import Grid, predicted_maps
-from memoryless.corrections.correction import correction
+from memoryless.audits.beta_map import predicted_maps
+from memoryless.audits.grid import Grid
+from memoryless.corrections.expansion import expansion
 from memoryless.corrections.expected.estimate import Samples
-from memoryless.corrections.expected.expected import Known, sampled
+from memoryless.corrections.expected.expected import Plan, sampled
 from memoryless.corrections.sequences import random_order
 from memoryless.errors import BadInput
-from memoryless.live.replay import replay
+from memoryless.live import loop
+from memoryless.live.run import audit_run
 from memoryless.loss.batches import cut, together
 from memoryless.loss.loss import Loss
 from memoryless.loss.measures import Differentiable, Value, evaluate
 from memoryless.loss.noise_scale import GradientNoise, gradient_noise
+from memoryless.loss.point import Point
 from memoryless.methods import live_optimizer
-from memoryless.methods.method import AnyMethod
+from memoryless.methods.method import AnyOptimizer
+from memoryless.progress import OnStep, silent
 
 BETAS_1 = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99)
 BETAS_2 = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
 STOPS = 20
 """Of each run."""
+PARTS = 1000
+"""Into which the work at one batch size is divided for progress."""
 PRODUCTS = 2000
 """About as many for one resummed effect, but for three orders at least."""
 
@@ -75,7 +80,7 @@ class BatchSizes:
         lr: step size.
         steps: of each run.
         sizes: the batch sizes.
-        taken: steps of training before.
+        taken: steps of training before, if whoever asked says so.
     """
 
     betas_1: tuple[float, ...]
@@ -85,7 +90,7 @@ class BatchSizes:
     lr: float
     steps: int
     sizes: tuple[AtSize, ...]
-    taken: int
+    taken: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers and text."""
@@ -129,105 +134,116 @@ class BatchSizes:
 
 
 def audit_batch_sizes(
-    model: nn.Module,
-    criterion: Callable[[nn.Module, Any], Tensor],
-    batches: Iterable[Any],
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
+    loss: Loss,
     sizes: Sequence[int | None] = (8, 32, 128, None),
     *,
     measures: Sequence[str | Differentiable] = ("gradient_1_norm",),
-    betas_1: Sequence[float] = BETAS_1,
-    betas_2: Sequence[float] = BETAS_2,
+    betas: tuple[Sequence[float], Sequence[float]] = (BETAS_1, BETAS_2),
     samples: int = 32,
     steps: int = 1000,
     seed: int = 0,
-    taken: int = 0,
-    on_progress: Callable[[str, float], None] = lambda what, share: None,
+    on_step: OnStep = silent,
 ) -> BatchSizes:
     """What memory does at each batch size over a grid of pairs of betas; model and optimizer are left alone.
 
     Args:
-        model: at the parameters to ask about.
-        criterion: (model, batch) -> mean loss.
-        batches: of tensors with samples along their first dimension, which are put together and cut anew; a remainder
-            shorter than a batch is left out.
         optimizer: with a pair of betas, recognised by `method_of`; its hyperparameters count, not its memory.
+        loss: of a model; its batches, of tensors with samples along their first dimension, are put together and cut anew; a
+            remainder shorter than a batch is left out.
         sizes: samples in a batch; None is the full batch.
         measures: names, or differentiable functions theta -> scalar.
-        betas_1: first axis; the optimizer's own is added.
-        betas_2: second axis, likewise.
+        betas: two axes of the grid; the optimizer's own pair is added.
         samples: draws for each predicted pair and batch size.
-        steps: of each run; its last quarter is measured.
+        steps: of the run at each batch size; its last quarter is measured.
         seed: of the order of the batches and the draws.
-        taken: steps before, for the record.
-        on_progress: called with what is done, and which share of all.
+        on_step: told how much is done of all.
 
     Returns:
         The maps.
 
     Raises:
         NotRecognised: the optimizer has no catalogue method.
-        BadInput: it has no pair of betas, or a batch size does not fit the data.
+        BadInput: it has no pair of betas, the loss has no model, or a batch size does not fit the data.
     """
     if steps < 8 or samples < 2:
         raise BadInput(f"expected at least 8 steps and 2 samples, got {steps} and {samples}")
-    own = live_optimizer.method_of(optimizer).parts[0].method
+    own = live_optimizer.recognised(optimizer).parts[0].method
     if "betas" not in own.hyper:
         raise BadInput(f"expected an optimizer with a pair of betas, such as AdamW, got {own.name}")
     one, other = own.hyper["betas"]
-    axes = tuple(sorted({*betas_1, one})), tuple(sorted({*betas_2, other}))
-    data = together(list(batches))
+    axes = tuple(sorted({*betas[0], one})), tuple(sorted({*betas[1], other}))
+    data = together([batch for _, batch in loss.batches.select(None)])
     pieces_of = {size: [data] if size is None else cut(data, size) for size in sizes}
-    place = axes[0].index(one), axes[1].index(other)
+    setting = Setting(measures, axes, (axes[0].index(one), axes[1].index(other)), samples, steps, seed)
+    found = []
+    for j, (size, pieces) in enumerate(pieces_of.items()):
+        model, live = copy.deepcopy((loss.model, optimizer))
+        live.state.clear()
+
+        def share(x: float, j: int = j) -> None:
+            on_step(round(PARTS * (j + x)), PARTS * len(pieces_of))
+
+        found.append(_at_size(size, live, loss.on(model, pieces), setting, share))
+    names = tuple(measure if isinstance(measure, str) else measure.__name__ for measure in measures)
+    return BatchSizes(*axes, setting.own, names, own.lr, steps, tuple(found))
+
+
+class Setting(NamedTuple):
+    """What is the same at all batch sizes; as for `audit_batch_sizes`, `own` being where the optimizer's pair is."""
+
+    measures: Sequence[str | Differentiable]
+    axes: tuple[tuple[float, ...], tuple[float, ...]]
+    own: tuple[int, int]
+    samples: int
+    steps: int
+    seed: int
+
+
+def _at_size(size: int | None, optimizer: Optimizer, loss: Loss, setting: Setting, share: Callable[[float], None]) -> AtSize:
+    """Measure along a run from here, then predict where it ends; share is told how much of that is done."""
+    steps, seed = setting.steps, setting.seed
     # The last quarter, which ends where the prediction is made.
     stops = sorted({int(s) for s in np.linspace(0.75 * steps, steps - 1, STOPS)})
-    found: list[AtSize] = []
-    names: tuple[str, ...] = ()
-    for j, (size, pieces) in enumerate(pieces_of.items()):
-        name = f"batch size {size}" if size else "full batch"
-
-        def progress(share: float, j: int = j, name: str = name) -> None:
-            on_progress(name, (j + share) / len(pieces_of))
-
-        mine, live = copy.deepcopy((model, optimizer))
-        live.state.clear()
-        loss = Loss(mine, criterion, pieces)
-        order = random_order(len(loss), steps, np.random.default_rng((seed, size or 0)))
-        measured = replay(
-            live, loss, order, stops, measures, betas=axes, on_step=lambda step, p=progress: p(0.4 * step / steps)
-        ).maps
-        assert measured is not None
-        values = evaluate(measures, loss, loss.theta, *loss.linearize(loss.theta))
-        names = tuple(value.name for value in values)
-        step = round(np.mean(stops))
-        grid = Grid(live_optimizer.method_of(live, loss), *axes)
-        predicted, spent = _predicted(grid, loss, values, step, samples, seed, lambda x, p=progress: p(0.4 + 0.6 * x))
-        pairs = [place, *beside(place, grid.shape)]
-        resummed, more = _resummed({pair: grid.cell(*pair) for pair in pairs}, loss, values, step, seed)
-        noise = gradient_noise(loss) if size else None
-        at = tuple(value.value for value in values)
-        found.append(AtSize(size, len(loss), at, noise, measured, predicted, resummed, spent + more))
-    return BatchSizes(*axes, place, names, own.lr, steps, tuple(found), taken)
+    order = random_order(len(loss), steps, np.random.default_rng((seed, size or 0)))
+    measured = audit_run(
+        optimizer,
+        loss,
+        order,
+        stops=stops,
+        measures=setting.measures,
+        compare=(),
+        betas=setting.axes,
+        on_step=lambda done, total: share(0.4 * done / total),
+    ).maps
+    assert measured is not None
+    point = Point(loss)
+    values = evaluate(setting.measures, point)
+    step = round(np.mean(stops))
+    grid = Grid(live_optimizer.recognised(optimizer, loss.layout), *setting.axes)
+    predicted, spent = _predicted(grid, point, values, Plan(setting.samples, seed), step, lambda x: share(0.4 + 0.6 * x))
+    pairs = [setting.own, *beside(setting.own, grid.shape)]
+    resummed, more = _resummed({pair: grid.cell(*pair) for pair in pairs}, point, values, step, seed)
+    noise = gradient_noise(loss) if size else None
+    at = tuple(value.value for value in values)
+    return AtSize(size, len(loss), at, noise, measured, predicted, resummed, spent + more)
 
 
 def _predicted(
-    grid: Grid, loss: Loss, values: Sequence[Value], step: int, samples: int, seed: int, progress: Callable[[float], None]
+    grid: Grid, point: Point, values: Sequence[Value], plan: Plan, step: int, share: Callable[[float], None]
 ) -> tuple[Samples, int]:
     """The first-order map, and the products spent."""
-    theta = loss.theta
-    if len(loss) == 1:
-        maps = predicted_maps(grid, loss.linearize(theta), theta, step, values, ("first",))
-        return Samples(np.stack([m.change for m in maps], axis=-1)[None], "exact"), 1
-    known = Known.at(loss, theta, values)
-    changes = np.zeros((samples, *grid.shape, len(values)))
+    if len(point.loss) == 1:
+        (found,) = predicted_maps(grid, point, step, values, ("first",))
+        return Samples(np.stack(list(found.changes.values()), axis=-1)[None], "exact"), 1
+    changes = np.zeros((plan.samples, *grid.shape, len(values)))
     products = 0
     for i, j in np.ndindex(*grid.shape):
-        method: AnyMethod = grid.cell(i, j)
-        found = sampled(method, known, step, samples, seed)
+        found = sampled(grid.cell(i, j), point, values, step, plan)
         products += found.products
         for k, effect in enumerate(found.effects):
             changes[:, i, j, k] = effect.changes.values
-        progress((i * grid.shape[1] + j + 1) / (grid.shape[0] * grid.shape[1]))
+        share((i * grid.shape[1] + j + 1) / (grid.shape[0] * grid.shape[1]))
     return Samples(changes), products
 
 
@@ -251,44 +267,33 @@ Pairs = dict[tuple[int, int], Samples]
 
 
 def _resummed(
-    methods: dict[tuple[int, int], AnyMethod], loss: Loss, values: Sequence[Value], step: int, seed: int
+    methods: dict[tuple[int, int], AnyOptimizer], point: Point, values: Sequence[Value], step: int, seed: int
 ) -> tuple[Pairs, int]:
     """The resummed effect of some methods, over as many whole orders as some products allow, and the products spent."""
-    known, spent = Known.at(loss, loss.theta, values), 0
+    loss, spent = point.loss, 0
     orders = int(np.clip(PRODUCTS // (2 * len(loss)), 3, 16))
     found: Pairs = {}
     for pair, method in methods.items():
         if len(loss) == 1:
-            c = correction(method, loss, known.theta, step, "resummed")
-            changes = np.array([[value.change(c.M, method.lr) for value in values]])
-            found[pair], spent = Samples(changes, "exact"), spent + c.products
+            each = expansion(method, point, step)
+            M = each.resummed().value
+            changes = np.array([[value.change(M, method.lr) for value in values]])
+            found[pair], spent = Samples(changes, "exact"), spent + each.products
         else:
-            drawn = sampled(method, known, step, orders, seed, "resummed")
+            drawn = sampled(method, point, values, step, Plan(orders, seed, "resummed"))
             found[pair] = Samples(np.stack([effect.changes.values for effect in drawn.effects], axis=-1))
             spent += drawn.products
     return found, spent
 
 
-def train(
-    model: nn.Module,
-    criterion: Callable[[nn.Module, Any], Tensor],
-    batches: Iterable[Any],
-    optimizer: torch.optim.Optimizer,
-    steps: int,
-    seed: int = 0,
-) -> None:
-    """Train a model on its batches in a random order, a permutation every epoch.
+def train(optimizer: Optimizer, loss: Loss, steps: int, seed: int = 0) -> None:
+    """Train on the loss's batches in a random order, a permutation every epoch.
 
     Args:
-        model: to train.
-        criterion: (model, batch) -> mean loss.
-        batches: re-iterable.
-        optimizer: of the model's parameters.
+        optimizer: over the loss's parameters, which move.
+        loss: one of its batches gives the gradient of a step.
         steps: to take.
         seed: of the order.
     """
-    pool = list(batches)
-    for i in random_order(len(pool), steps, np.random.default_rng(seed)):
-        optimizer.zero_grad()
-        criterion(model, pool[i]).backward()
-        optimizer.step()
+    if steps:
+        loop.run(optimizer, loss, steps, batches=random_order(len(loss), steps, np.random.default_rng(seed)).tolist())

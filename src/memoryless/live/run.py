@@ -1,28 +1,42 @@
-"""Audit an optimizer along its run: the run itself, what other methods would do on it, and the beta map.
+"""Audit an optimizer along its run, full batch or mini-batches: the run itself, what other methods would do on it, beta maps.
 
-The run is full batch, bit for bit the one that would have happened without the audit.
+    Delta_n = (what the optimizer does next) - F[n](theta; the batches of every step)
+
+for the live optimizer, and for others by shadow memories of the same stream of gradients (`audits.shadow`). Along mini-batches
+F[n] is that of the same batches replayed at the present theta (`live.lags`), which tells memory from noise.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from memoryless.audits.audit import UNKNOWN_PAST, Audit, inspect, percent
-from memoryless.audits.beta_map import BETAS_1, BETAS_2, BetaMap, Grid, measured_maps, predicted_maps
+from memoryless.audits.beta_map import BetaMap, measured_map, predicted_maps
+from memoryless.audits.effect import Validity, Vectors, effect_on
+from memoryless.audits.grid import BETAS_1, BETAS_2, Grid, inner_products, update_of
 from memoryless.audits.shadow import Shadow
-from memoryless.corrections import history
-from memoryless.corrections.correction import first_order, outside, resummed
-from memoryless.corrections.history import Linearization
-from memoryless.errors import BadInput, Diverged, NotFinite
+from memoryless.corrections.expansion import expansion
+from memoryless.corrections.expected.estimate import Samples
+from memoryless.corrections.sequences import Order
+from memoryless.errors import BadInput, Diverged
+from memoryless.flat import norm
+from memoryless.live import lags as replayed
+from memoryless.live import loop
+from memoryless.live.loop import Sight
 from memoryless.loss.loss import Loss
 from memoryless.loss.measures import MEASURES, Differentiable, Value, evaluate, label
+from memoryless.loss.point import Point
 from memoryless.methods import catalogue, live_optimizer
-from memoryless.methods.method import AnyMethod, Method
+from memoryless.methods.method import AnyOptimizer, Index, Method, Momentum
+from memoryless.progress import OnStep, silent
+
+REPLAYED = "measured against the same batches, replayed at the present theta"
 
 
 @dataclass(frozen=True)
@@ -33,17 +47,17 @@ class Other:
         method: as text, its lr left out where it is the live one.
         same_update: whether its F is the live one, so that the live path is its own to first order in lr.
         measured: by its shadow.
-        first: predicted.
-        resummed: predicted.
-        outside: share of the coordinates outside the radius.
+        first: predicted; None along mini-batches.
+        resummed: predicted; None along mini-batches.
+        outside: share of the coordinates outside the radius; None along mini-batches.
     """
 
     method: str
     same_update: bool
     measured: tuple[float, ...]
-    first: tuple[float, ...]
-    resummed: tuple[float, ...]
-    outside: float
+    first: tuple[float, ...] | None
+    resummed: tuple[float, ...] | None
+    outside: float | None
 
 
 @dataclass(frozen=True)
@@ -57,19 +71,19 @@ class Stop:
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers and text."""
         names = [effect.measure for effect in self.audit.effects]
+
+        def changes(other: Other) -> dict[str, Any]:
+            found = {kind: getattr(other, kind) for kind in ("measured", "first", "resummed")}
+            return {name: {kind: each and each[k] for kind, each in found.items()} for k, name in enumerate(names)}
+
         others = [
-            {
-                "method": o.method,
-                "same_update": o.same_update,
-                "outside": o.outside,
-                "changes": {
-                    name: {"measured": o.measured[k], "first": o.first[k], "resummed": o.resummed[k]}
-                    for k, name in enumerate(names)
-                },
-            }
-            for o in self.others
+            {"method": o.method, "same_update": o.same_update, "outside": o.outside, "changes": changes(o)} for o in self.others
         ]
-        maps = [{"kind": m.kind, "measure": m.measure, "change": m.change.tolist()} for m in self.maps]
+        maps = [
+            {"kind": m.order, "measure": name, "change": change.tolist()}
+            for m in self.maps
+            for name, change in m.changes.items()
+        ]
         return self.audit.as_dict() | {"others": others, "maps": maps}
 
 
@@ -82,6 +96,7 @@ class Run:
         betas: the live optimizer's own pair, if it has one.
         betas_1: first axis of the beta maps.
         betas_2: second axis.
+        gradients: spent on replaying mini-batches.
         about: what was audited, for the page's head: text by label.
     """
 
@@ -89,12 +104,28 @@ class Run:
     betas: tuple[float, float] | None = None
     betas_1: tuple[float, ...] = ()
     betas_2: tuple[float, ...] = ()
+    gradients: int = 0
     about: dict[str, str] = field(default_factory=dict)
 
-    @classmethod
-    def of(cls, audit: Audit) -> "Run":
-        """A run of one stop."""
-        return cls([Stop(audit)])
+    @property
+    def live(self) -> Samples:
+        """Measured change of each measure at each stop, shape (stops, measures); stops share their past, they are a series."""
+        return Samples(np.array([[effect.measured for effect in stop.audit.effects] for stop in self.stops]), "series")
+
+    @property
+    def others(self) -> dict[str, Samples]:
+        """The same of the other methods, by their text."""
+        names = [other.method for other in self.stops[0].others]
+        rows = {name: np.array([stop.others[j].measured for stop in self.stops]) for j, name in enumerate(names)}
+        return {name: Samples(values, "series") for name, values in rows.items()}
+
+    @property
+    def maps(self) -> Samples | None:
+        """The measured maps, shape (stops, betas_1, betas_2, measures); None without a grid."""
+        found = [[m for m in stop.maps if m.order == "measured"] for stop in self.stops]
+        if not all(found):
+            return None
+        return Samples(np.array([np.stack(list(m.changes.values()), axis=-1) for (m,) in found]), "series")
 
     @property
     def verdict(self) -> str:
@@ -144,135 +175,236 @@ def log_spaced(steps: int, count: int) -> list[int]:
     return sorted({round(s) for s in np.geomspace(1, steps, count)})
 
 
-def rivals(method: AnyMethod) -> list[Method]:
+def rivals(method: AnyOptimizer) -> list[Method]:
     """The methods that `audit_run` compares with: the live one at other betas, Lion, Signum and heavy ball, at its lr.
 
     Args:
         method: the live one.
     """
-    base = method.parts[0].method
+    base = method.parts[0].method if method.parts else None
     pairs = ((0.9, 0.9), (0.9, 0.95))
-    variants = [base.with_hyper(betas=pair) for pair in pairs] if base.name in ("adam", "adamw", "nadam") else []
+    variants = [base.with_hyper(betas=pair) for pair in pairs] if base and base.name in ("adam", "adamw", "nadam") else []
     if not variants:
         variants = [catalogue.AdamW(method.lr, pair) for pair in ((0.9, 0.999), *pairs)]
     return [*variants, catalogue.Lion(method.lr), catalogue.Signum(method.lr), catalogue.HeavyBall(method.lr)]
 
 
 def audit_run(
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     loss: Loss,
-    steps: int = 1000,
+    steps: int | Sequence[int] | Order = 1000,
+    *,
     stops: Sequence[int] | None = None,
     measures: Sequence[str | Differentiable] = tuple(MEASURES),
-    compare: Sequence[Method] | None = None,
-    betas_1: Sequence[float] = BETAS_1,
-    betas_2: Sequence[float] = BETAS_2,
-    on_step: Callable[[int], None] = lambda step: None,
+    compare: Sequence[AnyOptimizer] | None = None,
+    betas: tuple[Sequence[float], Sequence[float]] | None = (BETAS_1, BETAS_2),
+    lags: int | None = None,
+    seed: int = 0,
+    on_step: OnStep = silent,
 ) -> Run:
-    """Run a torch optimizer full batch on the loss's own parameters, auditing it at some of the steps.
+    """Run a torch optimizer on the loss's own parameters, auditing it at some of the steps.
 
     The model and the optimizer end where they would have ended without the audit, bit for bit.
 
     Args:
-        optimizer: live; its state may come from a checkpoint.
-        loss: of the parameters that the optimizer holds.
-        steps: to take.
-        stops: after how many of these steps to audit; default about ten, evenly spaced in their logarithm.
+        optimizer: live; full batch its state may come from a checkpoint, along mini-batches it has no step behind it.
+        loss: of the parameters that the optimizer holds; measures are of its full batch.
+        steps: how many to take full batch, or the index of the batch of each step.
+        stops: after how many of these steps to audit; default about ten, evenly spaced in their logarithm. Along mini-batches
+            each is below their number, as the next step's batch counts.
         measures: names, or differentiable functions theta -> scalar.
-        compare: other methods, measured by shadow memory and predicted; default `rivals`.
-        betas_1: first axis of the beta maps.
-        betas_2: second axis.
-        on_step: called with the number of steps taken, for progress.
+        compare: other methods, measured by shadow memory, full batch also predicted; default `rivals`.
+        betas: two axes of the beta maps, for an optimizer with a pair of betas; None for none.
+        lags: along mini-batches replay so many random lags at a stop instead of every batch.
+        seed: of the lags.
+        on_step: told the steps taken and their number.
 
     Returns:
         The audited run.
 
     Raises:
-        NotRecognised: the optimizer has no catalogue method.
-        Diverged: loss or gradient became infinite or NaN; carries the stops so far.
-        BadInput: an argument is out of range.
+        Diverged: loss or gradient became infinite or NaN; carries the run so far.
+        BadInput: an argument is out of range, batches cannot be replayed, or the past of the optimizer is not known.
     """
-    if steps < 1:
-        raise BadInput(f"steps must be at least 1, got {steps}")
-    wanted = set(log_spaced(steps, 10) if stops is None else stops)
-    if bad := [s for s in wanted if not 0 <= s <= steps]:
-        raise BadInput(f"stops must lie in 0..{steps}, got {bad[0]}")
-    method = live_optimizer.method_of(optimizer, loss)
-    before = live_optimizer.step_of(optimizer)
-    others = list(rivals(method) if compare is None else compare)
-    betas = method.parts[0].method.hyper.get("betas")
-    grid = Grid(method, betas_1, betas_2) if betas else None
-    shadow = Shadow([*others, *(grid.spanning() if grid else ())], loss.theta)
-    run = Run([], betas, tuple(betas_1), tuple(betas_2))
-    for taken in range(steps + 1):
-        theta = loss.theta
-        try:
-            gradient = loss.gradient(theta)
-            if taken in wanted:
-                step = None if before is None else before + taken
-                run.stops.append(_stop(optimizer, method, loss, theta, step, measures, others, shadow, grid))
-        except NotFinite as error:
-            raise Diverged(f"after {taken} steps {error}", taken, run) from error
-        on_step(taken)
-        if taken == steps:
-            return run
-        shadow.update(gradient, theta)
-        for p, part in zip(loss.parameters, loss.slices.values(), strict=True):
-            p.grad = gradient[part].view_as(p)
-        optimizer.step()
-    raise AssertionError("unreachable")
+    order = None if isinstance(steps, int) else np.asarray(steps, dtype=np.int64)
+    count = steps if isinstance(steps, int) else len(steps)
+    wanted = _stops(stops, count, order is None)
+    method = live_optimizer.method_of(optimizer, loss.layout)
+    own = method.parts[0].method.hyper.get("betas") if method.parts else None
+    grid = Grid(method, *betas) if own and betas else None
+    others = tuple(rivals(method) if compare is None else compare)
+    run = Run([], own, grid.betas_1 if grid else (), grid.betas_2 if grid else ())
+    watched = Watched(optimizer, method, loss, measures, others, grid)
+    watch = FullBatch(watched) if order is None else MiniBatches(watched, order, wanted, lags, seed)
+
+    def look(sight: Sight) -> None:
+        if sight.taken in wanted:
+            run.stops.append(watch.stop(sight))
+        watch.feed(sight)
+
+    try:
+        loop.run(optimizer, loss, count, look, order, on_step)
+    except Diverged as error:
+        error.so_far = run
+        raise
+    run.gradients = watch.gradients
+    return run
 
 
-def _stop(
-    optimizer: torch.optim.Optimizer,
-    method: AnyMethod,
-    loss: Loss,
-    theta: Tensor,
-    step: int | None,
-    measures: Sequence[str | Differentiable],
-    others: Sequence[Method],
-    shadow: Shadow,
-    grid: Grid | None,
-) -> Stop:
-    gradient, curvature = loss.linearize(theta)
-    linearization = gradient, _remembering(curvature)
-    values = evaluate(measures, loss, theta, gradient, curvature)
-    live = live_optimizer.next_update(optimizer, loss, gradient)
-    notes = [UNKNOWN_PAST] if len(loss) > 1 and step != shadow.n else []  # steps before this run
-    audit = inspect(method, loss, linearization, theta, step, values, live, notes)
-    compared = tuple(_other(m, audit, linearization, theta, values, shadow) for m in others)
-    maps: list[BetaMap] = []
-    if grid is not None:
-        maps = measured_maps(grid, shadow, gradient, theta, values)
-        maps += predicted_maps(grid, linearization, theta, shadow.n, values)
-    return Stop(audit, compared, tuple(maps))
+def _stops(stops: Sequence[int] | None, count: int, full_batch: bool) -> list[int]:
+    if count < 1:
+        raise BadInput(f"steps must be at least 1, got {count}")
+    first, last = (0, count) if full_batch else (1, count - 1)
+    wanted = sorted(set(log_spaced(last, 10) if stops is None else stops)) if last else []
+    if not wanted or not first <= wanted[0] <= wanted[-1] <= last:
+        where = f"{first}..{last}" + ("" if full_batch else ", below the number of batches")
+        raise BadInput(f"stops must lie in {where}, got {list(wanted)}")
+    return wanted
 
 
-def _other(
-    method: Method, live: Audit, linearization: Linearization, theta: Tensor, values: Sequence[Value], shadow: Shadow
-) -> Other:
-    past = history.full_batch(method, linearization, theta, shadow.n)
-    effects = (
-        shadow.effect(method, linearization[0], theta),
-        first_order(method, past, theta),
-        resummed(method, past, theta),
-    )
-    measured, first, summed = (tuple(v.change(effect, method.lr) for v in values) for effect in effects)
-    same = bool((past.F - live.F).norm() <= 1e-3 * live.F.norm())
-    name = method.describe(omit=("lr",) if method.lr == live.lr else ())
-    return Other(name, same, measured, first, summed, outside(method, past))
+class Watched(NamedTuple):
+    """What is looked at along a run.
+
+    Attributes:
+        optimizer: live.
+        method: it, with its present hyperparameters.
+        loss: of its parameters.
+        measures: to tell the effect on.
+        others: methods that are not running.
+        grid: of pairs of betas, or None.
+    """
+
+    optimizer: Optimizer
+    method: AnyOptimizer
+    loss: Loss
+    measures: Sequence[str | Differentiable]
+    others: tuple[AnyOptimizer, ...]
+    grid: Grid | None
+
+    @property
+    def shadowed(self) -> list[AnyOptimizer]:
+        """The methods whose memories need a shadow."""
+        return [*self.others, *(self.grid.spanning() if self.grid else ())]
+
+    def name(self, other: AnyOptimizer) -> str:
+        """Another method as text, its lr left out where it is the live one."""
+        return other.describe(omit=("lr",) if other.lr == self.method.lr else ())
 
 
-def _remembering(curvature: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """H v, computed once for all v that agree to rounding: methods that share F share the product."""
-    known: list[tuple[Tensor, Tensor]] = []
+class FullBatch:
+    """Every step takes the full batch: each memory is measured and predicted.
 
-    def product(v: Tensor) -> Tensor:
-        tolerance = 100 * torch.finfo(v.dtype).eps * v.norm()
-        for seen, result in known:
-            if (v - seen).norm() <= tolerance:
-                return result
-        known.append((v, curvature(v)))
-        return known[-1][1]
+    Args:
+        watched: what to look at; the optimizer may have full-batch steps behind it.
+    """
 
-    return product
+    gradients = 0
+
+    def __init__(self, watched: Watched):
+        self.watched = watched
+        self.before = live_optimizer.step_of(watched.optimizer)
+        self.shadow = Shadow(watched.shadowed, watched.loss.theta)
+
+    def feed(self, sight: Sight) -> None:
+        """Feed the shadows with the gradient of the step."""
+        self.shadow.update(sight.gradient, sight.theta)
+
+    def stop(self, sight: Sight) -> Stop:
+        """Audit the live optimizer, the others and the grid before the step."""
+        optimizer, method, loss, measures, others, grid = self.watched
+        step = None if self.before is None else self.before + sight.taken
+        point = Point(loss, sight.theta)
+        values = evaluate(measures, point)
+        live = live_optimizer.next_update(optimizer, loss.layout, point.gradient)
+        notes = [UNKNOWN_PAST] if len(loss) > 1 and step != self.shadow.n else []  # steps before this run
+        audit = inspect(method, point, expansion(method, point, step), step, values, live, notes)
+        compared = tuple(self._other(other, audit, point, values) for other in others)
+        maps: list[BetaMap] = []
+        if grid is not None:
+            maps = [measured_map(grid, self.shadow, point.gradient, sight.theta, values)]
+            maps += predicted_maps(grid, point, self.shadow.n, values)
+        return Stop(audit, compared, tuple(maps))
+
+    def _other(self, method: AnyOptimizer, live: Audit, point: Point, values: Sequence[Value]) -> Other:
+        found = expansion(method, point, self.shadow.n)
+        effects = (
+            self.shadow.effect(method, point.gradient, point.theta),
+            found.first().value,
+            found.resummed().value,
+        )
+        measured, first, summed = (tuple(v.change(effect, method.lr) for v in values) for effect in effects)
+        same = bool(norm(found.F - live.F) <= 1e-3 * norm(live.F))
+        return Other(self.watched.name(method), same, measured, first, summed, found.outside)
+
+
+class MiniBatches:
+    """Every step takes a batch: each memory is measured against the same batches at the present theta.
+
+    Args:
+        watched: what to look at; the optimizer has no step behind it.
+        order: batch of each step.
+        stops: at which to look.
+        lags: to replay at random; None replays every batch.
+        seed: of the lags.
+
+    Raises:
+        BadInput: an argument is out of range, batches cannot be replayed, or the optimizer has steps behind it.
+    """
+
+    def __init__(self, watched: Watched, order: Order, stops: Sequence[int], lags: int | None, seed: int):
+        loss = watched.loss
+        if not ((order >= 0) & (order < len(loss))).all():
+            raise BadInput(f"batches must be indices in 0..{len(loss) - 1}, at least one")
+        if lags is not None and lags < 1:
+            raise BadInput(f"lags must be at least 1, or None for all, got {lags}")
+        if lags is not None and not watched.method.parts:
+            raise BadInput(f"{watched.method} is run as it is, and its memory has no random lags; leave out lags")
+        if any(watched.optimizer.state.values()):
+            raise BadInput("the optimizer has steps behind it whose batches are not known; start it anew")
+        loss.batches.require_replayable()
+        self.watched, self.order, self.gradients = watched, order, 0
+        self.shadow = Shadow([watched.method, *watched.shadowed], loss.theta)
+        self.past = None if lags is None else replayed.RandomLags(self.shadow.variables, order, stops, lags, seed)
+
+    def feed(self, sight: Sight) -> None:
+        """Feed the shadows with the gradient of the step, and keep what a later stop will ask for."""
+        if self.past is not None:
+            self.past.keep(sight)
+        self.shadow.update(sight.gradient, sight.theta)
+
+    def stop(self, sight: Sight) -> Stop:
+        """Measure the live optimizer, the others and the grid before the step."""
+        optimizer, method, loss, measures, others, grid = self.watched
+        theta, order, point = sight.theta, self.order[: sight.taken + 1], Point(loss, sight.theta)
+        values = evaluate(measures, point)
+        if self.past is None:
+            frozen = replayed.exact(point, order)
+            self.gradients += len(point.gradients_of())
+        else:
+            frozen = self.past.memory(point, self.shadow, sight)
+            self.gradients += point.batches_seen
+
+        def actual(v: Momentum, index: Index = slice(None)) -> Tensor:
+            return self.shadow.memory(v, sight.gradient, theta, index)
+
+        F = update_of(method, theta, frozen) if method.parts else expansion(method, point, sight.taken, order.tolist()).F
+        live = live_optimizer.next_update(optimizer, loss.layout, sight.gradient).to(theta.dtype)
+        vectors = Vectors(F, live - F, None, None)
+        effects = tuple(effect_on(value, method.lr, vectors, loss) for value in values)
+        audit = Audit(
+            str(method), sight.taken, method.lr, point.value, vectors, effects, Validity(None, None, None, (REPLAYED,))
+        )
+        compared = []
+        for other in others:
+            there = update_of(other, theta, frozen)
+            effect = update_of(other, theta, actual) - there
+            same = bool(norm(there - F) <= 1e-3 * norm(F))
+            changes = tuple(value.change(effect, other.lr) for value in values)
+            compared.append(Other(self.watched.name(other), same, changes, None, None, None))
+        maps = ()
+        if grid is not None:
+            slopes = torch.stack([value.gradient for value in values])
+            gap = inner_products(grid, slopes, theta, actual) - inner_products(grid, slopes, theta, frozen)
+            changes = {value.name: -method.lr * gap[..., k] / value.value for k, value in enumerate(values)}
+            maps = (BetaMap(grid.betas_1, grid.betas_2, "measured", changes),)
+        return Stop(audit, tuple(compared), maps)

@@ -1,12 +1,98 @@
-"""Batches: tensors in tuples, lists and dictionaries."""
+"""Batches: a source of them that can be asked again and again, and tensors in tuples, lists and dictionaries."""
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from memoryless.errors import BadInput
+from memoryless.errors import BadInput, BadType
+from memoryless.isolation import isolated
+
+ADVICE = "pass a list or a DataLoader"
+
+
+class Batches:
+    """What a loss averages over, streamed; asking leaves every random number generator as it was.
+
+    Args:
+        source: re-iterable; a sequence is indexed, anything else (a DataLoader) is iterated anew for each use.
+        device: where the model computes.
+
+    Raises:
+        BadType: it is no iterable, or can be iterated only once.
+        BadInput: it is empty.
+    """
+
+    def __init__(self, source: Iterable[Any], device: torch.device):
+        if not isinstance(source, Iterable) or isinstance(source, Tensor):
+            raise BadType(f"batches must be re-iterable, got {type(source).__name__}; {ADVICE}")
+        self.source, self.device = source, device
+        holders = source, getattr(source, "sampler", None)
+        candidates = (getattr(holder, "generator", None) for holder in holders)
+        self._generators = [g for g in candidates if isinstance(g, torch.Generator)]
+        with self._isolated():
+            if iter(source) is source:
+                raise BadType(f"batches must be re-iterable, got a one-shot {type(source).__name__}; {ADVICE}")
+            self._count = len(source) if isinstance(source, Sequence) else sum(1 for _ in source)
+        if self._count == 0:
+            raise BadInput(f"batches is empty; expected at least one batch, {ADVICE}")
+
+    def __len__(self) -> int:
+        """Their number."""
+        return self._count
+
+    def select(self, batch: int | None) -> Iterator[tuple[int, Any]]:
+        """Index and data of one batch, or of all.
+
+        Args:
+            batch: its index; None for all.
+
+        Raises:
+            BadInput: there is no such index.
+        """
+        if batch is None and isinstance(self.source, (list, tuple)):
+            yield from enumerate(self.source)
+        elif batch is None:
+            # A DataLoader draws its seeds from the global generator, at the first batch at the latest.
+            with self._isolated():
+                iterator = iter(self.source)
+            for i in range(len(self)):
+                with self._isolated():
+                    data = next(iterator)
+                yield i, data
+        elif not 0 <= batch < len(self):
+            raise BadInput(f"batch must be in 0..{len(self) - 1}, got {batch}")
+        elif isinstance(self.source, Sequence):
+            yield batch, self.source[batch]
+        else:
+            with self._isolated():
+                data = next(itertools.islice(iter(self.source), batch, None))
+            yield batch, data
+
+    @property
+    def sizes(self) -> list[int] | None:
+        """Samples in each batch: the length of its first tensor; None where a batch holds no tensor."""
+        firsts = [tensors(data)[:1] for _, data in self.select(None)]
+        return [len(first) for (first,) in firsts] if all(first and first[0].ndim for first in firsts) else None
+
+    def require_replayable(self) -> None:
+        """Raise unless a batch asked for again is the same batch.
+
+        Raises:
+            BadInput: it is another; says what to do.
+        """
+        for i in (0, len(self) - 1):
+            (_, one), (_, other) = (next(self.select(i)) for _ in range(2))
+            if not all(torch.equal(x, y) for x, y in zip(tensors(one), tensors(other), strict=True)):
+                raise BadInput(
+                    f"batch {i} is another each time it is asked for: such a sampler cannot be replayed; pass a list of "
+                    "batches, or a DataLoader whose sampler draws from torch's generators"
+                )
+
+    def _isolated(self) -> Any:
+        return isolated(self.device, generators=self._generators)
 
 
 def map_tensors(f: Callable[..., Any], *trees: Any) -> Any:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from memoryless.errors import BadInput, BadType, CurvatureWarning
+from memoryless.flat import dot, norm
 from memoryless.isolation import isolated
 
 Gradient = Callable[[Tensor], Tensor]
@@ -82,7 +83,7 @@ def _worst_tensor(
     """The tensor on which H v is most wrong and its relative error; (None, 0) if none is."""
     generator = torch.Generator().manual_seed(0)
     u, v = (torch.randn(theta.shape, generator=generator, dtype=theta.dtype).to(theta) for _ in range(2))
-    v *= (1 + theta.norm()) / v.norm()
+    v *= (1 + norm(theta)) / norm(v)
     double = theta.dtype == torch.float64
     exact = curvature(theta, v)
     # Halving the step leaves rounding and kinks (ReLU) where they are: what they do shows as disagreement of the two.
@@ -90,17 +91,17 @@ def _worst_tensor(
     coarse, fine = ((gradient(theta + e * v) - gradient(theta - e * v)) / (2 * e) for e in steps)
     worst, largest = None, 0.0
     for name, part in slices.items():
-        scale = fine[part].norm() + 1e-2 * fine.norm()
+        scale = norm(fine[part]) + 1e-2 * norm(fine)
         if scale == 0:
-            scale = exact.norm()
-        error = float((exact[part] - fine[part]).norm() / scale) if scale > 0 else 0.0
-        doubt = float((coarse[part] - fine[part]).norm() / scale) if scale > 0 else 0.0
+            scale = norm(exact)
+        error = float(norm(exact[part] - fine[part]) / scale) if scale > 0 else 0.0
+        doubt = float(norm(coarse[part] - fine[part]) / scale) if scale > 0 else 0.0
         if error > max(1e-3 if double else 5e-2, 10 * doubt) and error > largest:
             worst, largest = name, error
     if worst is None:
         mixed = curvature(theta, u)
-        asymmetry = abs(torch.dot(u, exact) - torch.dot(v, mixed))
-        typical = (u.norm() * exact.norm() + v.norm() * mixed.norm()) / theta.numel() ** 0.5
+        asymmetry = abs(dot(u, exact) - dot(v, mixed))
+        typical = (norm(u) * norm(exact) + norm(v) * norm(mixed)) / theta.numel() ** 0.5
         if asymmetry > (1e-6 if double else 1e-1) * typical:
             return next(iter(slices)), float(asymmetry / typical)
     return worst, largest
@@ -185,4 +186,4 @@ def _random_modules(model: nn.Module | None) -> str:
 
 
 def _close(a: Tensor, b: Tensor, tolerance: float) -> bool:
-    return bool((a - b).norm() <= tolerance * (a.norm() + b.norm()))
+    return bool(norm(a - b) <= tolerance * (norm(a) + norm(b)))

@@ -8,17 +8,19 @@ Evaluating a Loss leaves no trace: parameters, `.grad` fields, buffers and rando
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from memoryless.errors import BadInput, BadType, NotFinite
+from memoryless.flat import Layout, flat, norm, total
 from memoryless.isolation import isolated
 from memoryless.loss import guard
-from memoryless.loss.batches import tensors
+from memoryless.loss.batches import Batches
 from memoryless.loss.double_backward import twice_differentiable
+from memoryless.loss.many_points import ManyPoints
 
 Curvature = Callable[[Tensor], Tensor]
 
@@ -50,8 +52,8 @@ class Loss:
             (ReLU) the difference also sees those that its step crosses, the exact product does not).
 
     Attributes:
-        names: name of each parameter tensor in theta.
-        shapes: shape of each parameter tensor in theta.
+        layout: where each parameter tensor lies in theta.
+        batches: what L averages over.
         frozen: names of the parameters left out.
 
     Raises:
@@ -76,6 +78,7 @@ class Loss:
     ):
         trainable: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.model: nn.Module | None = model
+        self.criterion: Callable[[nn.Module, Any], Tensor] | None = criterion
         self.frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
         scope = _Scope(model)
         buffers = {f"model.{name}": buffer for name, buffer in model.named_buffers()}
@@ -87,6 +90,20 @@ class Loss:
             return torch.func.functional_call(scope, state, (action,))
 
         self._setup(lambda tensors, batch: criterion(model, batch), at, trainable, batches, curvature)
+
+    def on(self, model: nn.Module | None, batches: Iterable[Any]) -> "Loss":
+        """The same criterion on another model and other batches.
+
+        Args:
+            model: such as a copy of this one's.
+            batches: re-iterable.
+
+        Raises:
+            BadInput: this loss was made of plain functions.
+        """
+        if model is None or self.criterion is None:
+            raise BadInput("expected the loss of a model, ml.Loss(model, criterion, batches), got one of plain functions")
+        return Loss(model, self.criterion, batches, curvature="difference" if self._differences else "exact")
 
     @classmethod
     def of(
@@ -115,7 +132,7 @@ class Loss:
             got = f"shape {tuple(theta.shape)}" if isinstance(theta, Tensor) else type(theta).__name__
             raise BadType(f"Loss.of: theta must be a tensor of shape (d,), got {got}; flatten it with theta.flatten()")
         loss = cls.__new__(cls)
-        loss.model, loss.frozen = None, []
+        loss.model, loss.criterion, loss.frozen = None, None, []
         batches = [functions] if callable(functions) else functions
         loss._setup(
             lambda tensors, batch: batch(tensors[0]), lambda tensors, action: action(), {"theta": theta}, batches, curvature
@@ -141,67 +158,46 @@ class Loss:
         if curvature not in ("exact", "difference"):
             raise BadInput(f"curvature must be 'exact' or 'difference', got {curvature!r}")
         self._function, self._at = function, at
-        self._parameters = list(parameters.values())
+        self.layout = Layout(parameters)
         self._differences = curvature == "difference"
         self._guarded = self._differences
-        self.names = list(parameters)
-        self.shapes = [p.shape for p in self._parameters]
-        self._sizes = [p.numel() for p in self._parameters]
-        sources = batches, getattr(batches, "sampler", None)
-        candidates = (getattr(source, "generator", None) for source in sources)
-        self._generators = [g for g in candidates if isinstance(g, torch.Generator)]
-        self._batches, self._count = _reiterable(batches, self.device, self._generators)
+        self.batches = Batches(batches, self.device)
+        self._many = ManyPoints(self._plain_value, self.gradient, self.batches)
         self._require_finite(self.theta, "parameter")
 
     @property
     def theta(self) -> Tensor:
         """The current parameters as a new flat vector of shape (d,)."""
-        return torch.cat([p.detach().reshape(-1) for p in self._parameters])
+        return self.layout.theta()
 
     @property
-    def parameters(self) -> list[Tensor]:
-        """The live parameter tensors, in the order of theta."""
-        return self._parameters
+    def names(self) -> list[str]:
+        """Name of each parameter tensor in theta."""
+        return self.layout.names
+
+    @property
+    def shapes(self) -> list[torch.Size]:
+        """Shape of each parameter tensor in theta."""
+        return self.layout.shapes
+
+    @property
+    def slices(self) -> dict[str, slice]:
+        """Where each named parameter lies in theta."""
+        return self.layout.slices
+
+    @property
+    def device(self) -> torch.device:
+        """Where theta lives."""
+        return self.layout.device
 
     @property
     def uses_differences(self) -> bool:
         """Whether curvature comes from differences of gradients, by choice or because the guard found it wrong."""
         return self._differences
 
-    @property
-    def device(self) -> torch.device:
-        """Where theta lives."""
-        return self._parameters[0].device
-
-    @property
-    def slices(self) -> dict[str, slice]:
-        """Where each named parameter lies in theta."""
-        ends = list(itertools.accumulate(self._sizes))
-        return {name: slice(end - size, end) for name, size, end in zip(self.names, self._sizes, ends, strict=True)}
-
     def __len__(self) -> int:
         """Number of batches."""
-        return self._count
-
-    @property
-    def sizes(self) -> list[int] | None:
-        """Samples in each batch: the length of its first tensor; None where a batch holds no tensor."""
-        firsts = [tensors(data)[:1] for _, data in self._select(None)]
-        return [len(first) for (first,) in firsts] if all(first and first[0].ndim for first in firsts) else None
-
-    def require_replayable(self) -> None:
-        """Raise unless a batch asked for again is the same batch.
-
-        Raises:
-            BadInput: it is another; says what to do.
-        """
-        for i in (0, len(self) - 1):
-            (_, one), (_, other) = (next(self._select(i)) for _ in range(2))
-            if not all(torch.equal(x, y) for x, y in zip(tensors(one), tensors(other), strict=True)):
-                raise BadInput(
-                    f"batch {i} is another each time it is asked for: such a sampler cannot be replayed; pass a list of "
-                    "batches, or a DataLoader whose sampler draws from torch's generators"
-                )
+        return len(self.batches)
 
     def __call__(self, theta: Tensor, batch: int | None = None) -> Tensor:
         """L(theta), differentiable; of one batch if its index is given.
@@ -213,8 +209,8 @@ class Loss:
         Returns:
             A scalar tensor in the units of the criterion.
         """
-        tensors = self._views(theta)
-        values = [self._at(tensors, lambda d=data, i=i: self._value(tensors, d, i)) for i, data in self._select(batch)]
+        tensors = self.layout.views(theta)
+        values = [self._at(tensors, lambda d=data, i=i: self._value(tensors, d, i)) for i, data in self.batches.select(batch)]
         return torch.stack(values).mean()
 
     def gradient(self, theta: Tensor, batch: int | None = None) -> Tensor:
@@ -229,9 +225,24 @@ class Loss:
 
         Raises:
             NotFinite: loss or gradient is infinite or NaN; says where first.
-        BadInput: the loss does not depend on the parameters.
+            BadInput: the loss does not depend on the parameters.
         """
         return self._average(batch, lambda data, i: self._gradient(theta, data, i))
+
+    def gradients(self, thetas: Tensor, batches: Sequence[int] | None = None) -> Tensor:
+        """grad L at each of many points, several in one call where they are small.
+
+        Args:
+            thetas: shape (n, d).
+            batches: index of the batch of each point; None is full batch.
+
+        Returns:
+            Shape (n, d), detached.
+
+        Raises:
+            NotFinite: loss or gradient is infinite or NaN at some point.
+        """
+        return self._many.gradients(thetas, batches)
 
     def curvature(self, theta: Tensor, v: Tensor, batch: int | None = None) -> Tensor:
         """The Hessian-vector product H(theta) v, shape (d,); of one batch if its index is given.
@@ -273,46 +284,24 @@ class Loss:
             if self._differences:
                 return gradient, lambda v: self._difference(theta, v, batch, gradient)
             return gradient, lambda v: self.curvature(theta, v, batch)
-        (index, data), *_ = self._select(batch)
+        (index, data), *_ = self.batches.select(batch)
         gradient, product = self._linearize(theta, data, index)
         asked = itertools.count(1)
         return gradient, lambda v: product(v, next(asked) != products)
 
-    def _select(self, batch: int | None) -> Iterator[tuple[int, Any]]:
-        if batch is None and isinstance(self._batches, (list, tuple)):
-            yield from enumerate(self._batches)
-            return
-        if batch is None:
-            # A DataLoader draws its seeds from the global generator, at the first batch at the latest.
-            with isolated(self.device, generators=self._generators):
-                iterator = iter(self._batches)
-            for i in range(len(self)):
-                with isolated(self.device, generators=self._generators):
-                    data = next(iterator)
-                yield i, data
-            return
-        if not 0 <= batch < len(self):
-            raise BadInput(f"batch must be in 0..{len(self) - 1}, got {batch}")
-        if isinstance(self._batches, Sequence):
-            yield batch, self._batches[batch]
-        else:
-            with isolated(self.device, generators=self._generators):
-                data = next(itertools.islice(iter(self._batches), batch, None))
-            yield batch, data
-
     def _average(self, batch: int | None, term: Callable[[Any, int], Tensor]) -> Tensor:
         total, count = None, 0
-        for i, data in self._select(batch):
+        for i, data in self.batches.select(batch):
             value = term(data, i)
             total = value if total is None else total.add_(value)
             count += 1
         assert total is not None
         return total if count == 1 else total.div_(count)
 
-    def _views(self, theta: Tensor) -> list[Tensor]:
-        if theta.shape != (sum(self._sizes),):
-            raise BadInput(f"theta must have shape ({sum(self._sizes)},), got {tuple(theta.shape)}")
-        return [part.view(shape) for part, shape in zip(theta.split(self._sizes), self.shapes, strict=True)]
+    def _plain_value(self, theta: Tensor, data: Any) -> Tensor:
+        """L of a batch without checks, for torch.func's transforms; shape ()."""
+        tensors = self.layout.views(theta)
+        return self._at(tensors, lambda: self._function(tensors, data)).reshape(())
 
     def _value(self, tensors: Sequence[Tensor], data: Any, index: int) -> Tensor:
         with isolated(self.device):
@@ -321,12 +310,12 @@ class Loss:
             got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise BadType(f"criterion must return a scalar tensor, got {got}; take the mean over the batch")
         if not torch.isfinite(value):
-            self._require_finite(torch.cat([t.detach().reshape(-1) for t in tensors]), "parameter")
+            self._require_finite(flat(t.detach() for t in tensors), "parameter")
             raise NotFinite(f"the loss is {value.item()} on batch {index}; lower the learning rate or check the data")
         return value.reshape(())
 
     def _leaves(self, theta: Tensor) -> list[Tensor]:
-        return [view.requires_grad_() for view in self._views(theta.detach())]
+        return [view.requires_grad_() for view in self.layout.views(theta.detach())]
 
     def _backward(self, theta: Tensor, data: Any, index: int, create_graph: bool) -> tuple[list[Tensor], list[Tensor]]:
         leaves = self._leaves(theta)
@@ -346,21 +335,21 @@ class Loss:
 
     def _gradient(self, theta: Tensor, data: Any, index: int) -> Tensor:
         _, grads = self._backward(theta, data, index, create_graph=False)
-        gradient = torch.cat([g.reshape(-1) for g in grads])
+        gradient = flat(grads)
         self._require_finite(gradient, f"on batch {index} the gradient of")
         return gradient
 
     def _linearize(self, theta: Tensor, data: Any, index: int) -> tuple[Tensor, Callable[[Tensor, bool], Tensor]]:
         with twice_differentiable():
             leaves, grads = self._backward(theta, data, index, create_graph=True)
-        gradient = torch.cat([g.detach().reshape(-1) for g in grads])
+        gradient = flat(g.detach() for g in grads)
         self._require_finite(gradient, f"on batch {index} the gradient of")
 
         # grads[j] without a graph is linear in nothing: its parameter enters the gradient as a constant.
         dependent = [j for j, g in enumerate(grads) if g.requires_grad]
 
         def product(v: Tensor, keep: bool) -> Tensor:
-            seeds = self._views(v)
+            seeds = self.layout.views(v)
             if not dependent:
                 return torch.zeros_like(v)
             parts = self._at(
@@ -374,26 +363,26 @@ class Loss:
                     materialize_grads=True,
                 ),
             )
-            return torch.cat([part.reshape(-1) for part in parts])
+            return flat(parts)
 
         return gradient, product
 
     def _difference(self, theta: Tensor, v: Tensor, batch: int | None, gradient: Tensor | None = None) -> Tensor:
-        norm = v.norm()
-        if norm == 0:
+        length = norm(v)
+        if length == 0:
             return torch.zeros_like(v)
         if gradient is None:
             gradient = self.gradient(theta, batch)
         # Truncation grows with the step, rounding with its inverse; both relative to |theta| they balance at sqrt(eps).
-        step = float(torch.finfo(theta.dtype).eps ** 0.5 * (1 + theta.norm()) / norm)
+        step = float(torch.finfo(theta.dtype).eps ** 0.5 * (1 + norm(theta)) / length)
         return self.gradient(theta.add(v, alpha=step), batch).sub_(gradient).div_(step)
 
     def _guard(self, theta: Tensor) -> None:
         if self._guarded:
             return
         self._guarded = True
-        (index, data), *_ = self._select(0)
-        views = self._views(theta.detach())
+        (index, data), *_ = self.batches.select(0)
+        views = self.layout.views(theta.detach())
         self._differences = guard.needs_differences(
             gradient=lambda x: self._gradient(x, data, index),
             curvature=lambda x, v: self._linearize(x, data, index)[1](v, False),
@@ -405,23 +394,9 @@ class Loss:
 
     def _require_finite(self, vector: Tensor, what: str) -> None:
         # One pass: a sum is finite only if all terms are, but for overflow, which the second look rules out.
-        if torch.isfinite(vector.sum()) or torch.isfinite(vector).all():
+        if torch.isfinite(total(vector)) or torch.isfinite(vector).all():
             return
         first = int((~torch.isfinite(vector)).nonzero()[0])
         for name, part in self.slices.items():
             if part.start <= first < part.stop:
                 raise NotFinite(f"{what} '{name}' is {vector[first].item()} first at flat index {first - part.start}")
-
-
-def _reiterable(batches: Iterable[Any], device: torch.device, generators: list[torch.Generator]) -> tuple[Iterable[Any], int]:
-    """Check that batches can be iterated again and again; return them with their number."""
-    advice = "pass a list or a DataLoader"
-    if not isinstance(batches, Iterable) or isinstance(batches, Tensor):
-        raise BadType(f"batches must be re-iterable, got {type(batches).__name__}; {advice}")
-    with isolated(device, generators=generators):
-        if iter(batches) is batches:
-            raise BadType(f"batches must be re-iterable, got a one-shot {type(batches).__name__}; {advice}")
-        count = len(batches) if isinstance(batches, Sequence) else sum(1 for _ in batches)
-    if count == 0:
-        raise BadInput(f"batches is empty; expected at least one batch, {advice}")
-    return batches, count

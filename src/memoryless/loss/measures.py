@@ -14,7 +14,8 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
 
 from memoryless.errors import BadInput, BadType
-from memoryless.loss.loss import Curvature, Loss
+from memoryless.flat import dot, norm, total
+from memoryless.loss.point import Point
 
 Differentiable = Callable[[Tensor], Tensor]
 
@@ -40,29 +41,30 @@ class Value:
             effect: shape (d,), in the units of an update.
             lr: step size.
         """
-        return -lr * float(torch.dot(self.gradient, effect)) / self.value if self.value else 0.0
+        return -lr * float(dot(self.gradient, effect)) / self.value if self.value else 0.0
 
 
-def gradient_1_norm(loss: Loss, theta: Tensor, gradient: Tensor, curvature: Curvature) -> tuple[Tensor, Tensor]:
+def gradient_1_norm(point: Point) -> tuple[Tensor, Tensor]:
     """|grad L|_1, what sign-like optimizers descend along; its gradient is H sign(g)."""
-    return gradient.abs().sum(), curvature(gradient.sign())
+    return total(point.gradient.abs()), point.curvature(point.gradient.sign())
 
 
-def gradient_norm_squared(loss: Loss, theta: Tensor, gradient: Tensor, curvature: Curvature) -> tuple[Tensor, Tensor]:
+def gradient_norm_squared(point: Point) -> tuple[Tensor, Tensor]:
     """|grad L|^2, the flatness penalty of gradient descent; its gradient is 2 H g."""
-    return gradient.square().sum(), 2 * curvature(gradient)
+    return total(point.gradient.square()), 2 * point.curvature(point.gradient)
 
 
-def sharpness(loss: Loss, theta: Tensor, gradient: Tensor, curvature: Curvature) -> tuple[Tensor, Tensor]:
+def sharpness(point: Point) -> tuple[Tensor, Tensor]:
     """The largest eigenvalue of H, by Lanczos (ARPACK); its gradient is the third derivative D^3 L[v, v, .].
 
     v is the unit eigenvector. By symmetry D^3 L[v, v, .] is the derivative of H(theta + e v) v along e, here a central
     difference of two products: third derivatives through fused layers are not to be trusted. Relative error about 1e-9 in
     float64, 1e-2 in float32.
     """
+    loss, theta = point.loss, point.theta
 
     def matvec(x: np.ndarray) -> np.ndarray:
-        return curvature(torch.from_numpy(x.reshape(-1)).to(theta)).double().cpu().numpy()
+        return point.curvature(torch.from_numpy(x.reshape(-1)).to(theta)).double().cpu().numpy()
 
     d = theta.numel()
     double = theta.dtype == torch.float64
@@ -75,7 +77,7 @@ def sharpness(loss: Loss, theta: Tensor, gradient: Tensor, curvature: Curvature)
         tolerance: Any = 1e-7 if double else 1e-3  # scipy's stubs say int
         values, vectors = eigsh(operator, k=1, which="LA", v0=start, tol=tolerance)
     v = torch.from_numpy(vectors[:, -1].copy()).to(theta)
-    step = float(torch.finfo(theta.dtype).eps ** (1 / 3) * (1 + theta.norm()))
+    step = float(torch.finfo(theta.dtype).eps ** (1 / 3) * (1 + norm(theta)))
     difference = loss.curvature(theta + step * v, v) - loss.curvature(theta - step * v, v)
     return torch.as_tensor(values[-1]), difference / (2 * step)
 
@@ -88,17 +90,12 @@ def label(name: str) -> str:
     return name.replace("_", " ").replace("1 norm", "1-norm")
 
 
-def evaluate(
-    measures: Sequence[str | Differentiable], loss: Loss, theta: Tensor, gradient: Tensor, curvature: Curvature
-) -> list[Value]:
-    """Value and gradient of each measure at theta.
+def evaluate(measures: Sequence[str | Differentiable], point: Point) -> list[Value]:
+    """Value and gradient of each measure at a point.
 
     Args:
         measures: names in `MEASURES`, or your own differentiable functions theta -> scalar (a validation `Loss`, say).
-        loss: the loss.
-        theta: shape (d,).
-        gradient: grad L(theta).
-        curvature: v -> H(theta) v.
+        point: of the loss.
 
     Returns:
         One `Value` per measure.
@@ -108,18 +105,21 @@ def evaluate(
         BadType: your function returns no differentiable scalar.
 
     Example:
+        >>> from memoryless.loss.loss import Loss
         >>> loss = Loss.of(lambda theta: (theta**2).sum() / 2, torch.tensor([3.0, -4.0]))
-        >>> evaluate(["gradient_1_norm"], loss, loss.theta, *loss.linearize(loss.theta))
+        >>> evaluate(["gradient_1_norm"], Point(loss))
         [Value(name='gradient_1_norm', value=7.0, gradient=tensor([ 1., -1.]))]
     """
+    if isinstance(measures, str) or callable(measures):
+        raise BadType(f"measures must be a sequence such as ['gradient_1_norm'], got {measures!r}")
     found = []
     for measure in measures:
         if callable(measure):
-            found.append(_own(measure, theta))
+            found.append(_own(measure, point.theta))
             continue
         if measure not in MEASURES:
             raise BadInput(f"unknown measure {measure!r}; expected one of {', '.join(MEASURES)}, or a function of theta")
-        value, slope = MEASURES[measure](loss, theta, gradient, curvature)
+        value, slope = MEASURES[measure](point)
         found.append(Value(measure, float(value), slope))
     names = [value.name for value in found]
     if repeated := next((name for name in names if names.count(name) > 1), None):

@@ -13,7 +13,7 @@ weighted by their size keep it unbiased: tr(Sigma) = sum_i b_i |g_i - g_B|^2 / (
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +23,9 @@ from scipy.stats import t as student
 from torch import Tensor
 
 from memoryless.errors import BadInput
+from memoryless.flat import dot
 from memoryless.loss.loss import Loss
+from memoryless.progress import OnStep, silent
 
 LEVEL = 0.95
 """Of the confidence interval."""
@@ -93,8 +95,9 @@ class GradientNoise:
 def gradient_noise(
     loss: Loss,
     theta: Tensor | None = None,
+    *,
     sizes: int | Sequence[int] | None = None,
-    on_batch: Callable[[int], None] = lambda done: None,
+    on_step: OnStep = silent,
 ) -> GradientNoise:
     """The noise of the gradient from the loss's batches, each taken twice.
 
@@ -103,7 +106,7 @@ def gradient_noise(
         theta: shape (d,); default `loss.theta`.
         sizes: samples in each batch, one number or one per batch; default the length of the first tensor of each. Batches of
             different sizes are weighted by them.
-        on_batch: called with the number of gradients taken, two per batch, for progress.
+        on_step: told the gradients taken and their number, two per batch.
 
     Returns:
         Unbiased estimates of tr(Sigma) and |g|^2 and the noise scale with its confidence interval.
@@ -120,20 +123,20 @@ def gradient_noise(
     """
     if len(loss) < 2:
         raise BadInput("expected at least two batches, got 1: the noise of one gradient cannot be told from the gradient")
-    loss.require_replayable()
+    loss.batches.require_replayable()
     theta = loss.theta if theta is None else theta.detach()
     b = np.array(_sizes(loss, sizes), dtype=float)
     total = torch.zeros_like(theta, dtype=torch.float64)
     for i, size in enumerate(b):
         total += size * loss.gradient(theta, i).double()
-        on_batch(i + 1)
+        on_step(i + 1, 2 * len(b))
     # Of n_i = |g_i|^2 and r_i = <g_i, sum_j b_j g_j> the estimates are functions, those without one batch too.
     n, r = np.zeros(len(b)), np.zeros(len(b))
     for i in range(len(b)):
         g = loss.gradient(theta, i).double()
-        n[i], r[i] = float(g @ g), float(g @ total)
-        on_batch(len(b) + i + 1)
-    square = float(total @ total)
+        n[i], r[i] = float(dot(g, g)), float(dot(g, total))
+        on_step(len(b) + i + 1, 2 * len(b))
+    square = float(dot(total, total))
 
     def both(square: ArrayLike, weighted: ArrayLike, samples: ArrayLike, count: int) -> NDArray[np.float64]:
         square, samples = np.asarray(square), np.asarray(samples)
@@ -149,7 +152,7 @@ def gradient_noise(
 
 
 def _sizes(loss: Loss, sizes: int | Sequence[int] | None) -> Sequence[int]:
-    found = loss.sizes if sizes is None else [sizes] * len(loss) if isinstance(sizes, int) else sizes
+    found = loss.batches.sizes if sizes is None else [sizes] * len(loss) if isinstance(sizes, int) else sizes
     if found is None:
         raise BadInput("the batches do not tell how many samples they hold; give sizes")
     if len(found) != len(loss) or not all(size > 0 for size in found):

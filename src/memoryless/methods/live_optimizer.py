@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer, RMSprop
 
 from memoryless.errors import BadInput, NotRecognised
-from memoryless.loss.loss import Loss
+from memoryless.flat import Layout
 from memoryless.methods import catalogue
-from memoryless.methods.method import AnyMethod, Groups, Index, Method, Part
+from memoryless.methods.black_box.torch_method import TorchMethod
+from memoryless.methods.method import AnyOptimizer, Groups, Index, Method, Part
 
 
 def _sgd(group: dict[str, Any]) -> Method:
@@ -55,33 +56,50 @@ _RECOGNISED: dict[type[Optimizer], Callable[[dict[str, Any]], Method]] = {
 }
 
 
-def method_of(optimizer: Optimizer, loss: Loss | None = None) -> AnyMethod:
-    """The catalogue method that a torch optimizer is, with its present hyperparameters.
+def method_of(optimizer: Optimizer, layout: Layout | None = None) -> AnyOptimizer:
+    """The method that a live optimizer is, with its present hyperparameters and empty memory; it is left alone.
 
     Args:
-        optimizer: torch's SGD (momentum, Nesterov, dampening), Adam, AdamW, NAdam or RMSprop, with any param groups.
-        loss: orders the coordinates as its theta does; without it theta is the optimizer's parameters in their order.
+        optimizer: torch's SGD (momentum, Nesterov, dampening), Adam, AdamW, NAdam or RMSprop, with any param groups, is
+            recognised; any other is run as it is.
+        layout: of theta (`loss.layout`); without it theta is the optimizer's parameters in their order.
 
     Returns:
-        A `Method`, or `Groups` of them where param groups differ or leave out part of theta.
+        A `Method`, `Groups` of them where param groups differ or leave out part of theta, or a `TorchMethod`.
 
     Raises:
-        NotRecognised: another optimizer, or a branch without momentum form (amsgrad, RMSprop with momentum).
-        BadInput: the optimizer does not hold the parameters of the loss.
+        BadInput: the optimizer does not hold the layout's parameters, or cannot be run as a function of gradient and theta.
 
     Example:
         >>> model = torch.nn.Linear(2, 1)
         >>> print(method_of(torch.optim.AdamW(model.parameters())))
         adamw(lr=0.001, betas=(0.9, 0.999))
     """
+    try:
+        return recognised(optimizer, layout)
+    except NotRecognised:
+        return TorchMethod.of(optimizer, layout)
+
+
+def recognised(optimizer: Optimizer, layout: Layout | None = None) -> Method | Groups:
+    """The catalogue method that a torch optimizer is; as `method_of`, but nothing else will do.
+
+    Args:
+        optimizer: any torch optimizer.
+        layout: of theta.
+
+    Raises:
+        NotRecognised: another optimizer, or a branch without momentum form (amsgrad, RMSprop with momentum).
+        BadInput: the optimizer does not hold the parameters of the layout.
+    """
     recognise = _RECOGNISED.get(type(optimizer))
     if recognise is None:
         known = ", ".join(cls.__name__ for cls in _RECOGNISED)
         raise NotRecognised(f"{type(optimizer).__name__} is not recognised; expected one of torch's {known}")
     made = [recognise(group) for group in optimizer.param_groups]
-    if loss is None and len(made) == 1:
+    if layout is None and len(made) == 1:
         return made[0]
-    where, count = _coordinates(optimizer, loss)
+    where, count = _coordinates(optimizer, layout)
     parts = [(m, index) for m, index in zip(made, where, strict=True) if len(index)]
     first = parts[0][0]
     if all((m.name, m.hyper) == (first.name, first.hyper) for m, _ in parts) and sum(len(index) for _, index in parts) == count:
@@ -112,18 +130,18 @@ def step_of(optimizer: Optimizer) -> int | None:
     return 0
 
 
-def next_update(optimizer: Optimizer, loss: Loss, gradient: Tensor) -> Tensor:
+def next_update(optimizer: Optimizer, layout: Layout, gradient: Tensor) -> Tensor:
     """What the optimizer would do with this gradient, (theta - theta_next) / lr, from a copy of it in float64.
 
     Args:
-        optimizer: any torch optimizer over the parameters of the loss; it and they stay bit for bit as they are.
-        loss: gives the parameters' places in theta.
+        optimizer: any torch optimizer over the parameters of the layout; it and they stay bit for bit as they are.
+        layout: the parameters' places in theta.
         gradient: shape (d,).
 
     Returns:
         Shape (d,), float64, in units of lr of the first param group; 0 where the optimizer moves nothing.
     """
-    where = {id(p): part for p, part in zip(loss.parameters, loss.slices.values(), strict=True)}
+    where = {id(p): part for p, part in zip(layout.tensors, layout.slices.values(), strict=True)}
     twin = copy.deepcopy(optimizer)
     pairs = [
         (p, q, where[id(p)])
@@ -146,14 +164,14 @@ def next_update(optimizer: Optimizer, loss: Loss, gradient: Tensor) -> Tensor:
     return update
 
 
-def _coordinates(optimizer: Optimizer, loss: Loss | None) -> tuple[list[Tensor], int]:
+def _coordinates(optimizer: Optimizer, layout: Layout | None) -> tuple[list[Tensor], int]:
     """The coordinates of theta that each param group moves, and d."""
     groups: list[list[Tensor]] = [group["params"] for group in optimizer.param_groups]
-    if loss is None:
+    if layout is None:
         sizes = [sum(p.numel() for p in group) for group in groups]
         ends = torch.tensor(sizes).cumsum(0).tolist()
         return [torch.arange(end - size, end) for size, end in zip(sizes, ends, strict=True)], sum(sizes)
-    where = {id(p): part for p, part in zip(loss.parameters, loss.slices.values(), strict=True)}
+    where = {id(p): part for p, part in zip(layout.tensors, layout.slices.values(), strict=True)}
     held = {id(p) for group in groups for p in group}
     if not held & set(where):
         raise BadInput("the optimizer holds none of the loss's parameters; build both from the same model")
@@ -161,7 +179,7 @@ def _coordinates(optimizer: Optimizer, loss: Loss | None) -> tuple[list[Tensor],
         torch.cat([torch.arange(part.start, part.stop) for p in group if (part := where.get(id(p)))] or [torch.arange(0)])
         for group in groups
     ]
-    return indices, sum(p.numel() for p in loss.parameters)
+    return indices, layout.d
 
 
 def _index(index: Tensor) -> Index:

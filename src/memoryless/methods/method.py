@@ -35,15 +35,16 @@ Defining a method (RMSprop, say):
 import inspect
 import math
 import numbers
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from memoryless.errors import BadInput
+from memoryless.flat import block
 
 Index = slice | Tensor
 
@@ -151,6 +152,56 @@ class Part:
     index: Index
     scale: float
 
+    def pieces(self, theta: Tensor, rows: int = 1) -> Iterator["Part"]:
+        """Itself cut into blocks of coordinates that suit the machine; whole if phi does not act coordinate by coordinate.
+
+        Args:
+            theta: shape (d,).
+            rows: how many numbers there are of each coordinate.
+        """
+        size = max(1, block(theta.device) // rows)
+        if not self.method.elementwise:
+            yield self
+        elif isinstance(self.index, Tensor):
+            yield from (replace(self, index=index) for index in self.index.split(size))
+        else:
+            start, stop, _ = self.index.indices(theta.numel())
+            yield from (replace(self, index=slice(i, min(i + size, stop))) for i in range(start, stop, size))
+
+
+class AnyOptimizer(Protocol):
+    """What every optimizer answers, in momentum form (`Method`, `Groups`) or run as it is (`TorchMethod`)."""
+
+    @property
+    def lr(self) -> float:
+        """Step size."""
+        ...
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The momentum form, a method for each group of coordinates; empty for an optimizer that is run as it is."""
+        ...
+
+    def init(self, theta: Tensor) -> Any:
+        """Empty memory for theta of shape (d,)."""
+        ...
+
+    def update(self, state: Any, gradient: Tensor, theta: Tensor) -> tuple[Any, Tensor]:
+        """One step, pure: the next state and F, shape (d,)."""
+        ...
+
+    def at_lr(self, lr: float) -> "AnyOptimizer":
+        """The same at another step size; groups keep their ratios."""
+        ...
+
+    def with_betas(self, beta_1: float, beta_2: float) -> "AnyOptimizer":
+        """The same with another pair of betas, in every group."""
+        ...
+
+    def describe(self, omit: Sequence[str] = ()) -> str:
+        """Name and hyperparameters as text, without those to omit."""
+        ...
+
 
 @dataclass(frozen=True)
 class Method:
@@ -242,6 +293,35 @@ class Method:
             raise BadInput(f"{self.name} has no {', '.join(sorted(unknown))}; it has {', '.join(self.hyper)}")
         return self.make(**self.hyper | changes)
 
+    def at_lr(self, lr: float) -> "Method":
+        """The same method at another step size.
+
+        Args:
+            lr: positive.
+
+        Example:
+            >>> from memoryless.methods.catalogue import AdamW
+            >>> AdamW(lr=1e-3).at_lr(5e-4).lr
+            0.0005
+        """
+        if self.make and "lr" in self.hyper:
+            return self.with_hyper(lr=lr)
+        return replace(self, lr=lr, hyper=self.hyper | ({"lr": lr} if "lr" in self.hyper else {}))
+
+    def with_betas(self, beta_1: float, beta_2: float) -> "Method":
+        """The same catalogue method with other betas.
+
+        Args:
+            beta_1: of the first momentum.
+            beta_2: of the second.
+
+        Raises:
+            BadInput: the method has no pair of betas.
+        """
+        if "betas" not in self.hyper:
+            raise BadInput(f"expected a method with betas=(beta_1, beta_2), got {self.name}")
+        return self.with_hyper(betas=(beta_1, beta_2))
+
     def describe(self, omit: Sequence[str] = ()) -> str:
         """Name and hyperparameters: lr, the betas, and what differs from the default.
 
@@ -287,11 +367,38 @@ class Groups:
             F[part.index] = part.scale * update
         return tuple(states), F
 
+    def at_lr(self, lr: float) -> "Groups":
+        """The same at another step size of the whole; the ratios between groups stay.
+
+        Args:
+            lr: positive.
+        """
+        ratio = lr / self.lr
+        return Groups(tuple(replace(part, method=part.method.at_lr(part.method.lr * ratio)) for part in self.parts), lr)
+
+    def with_betas(self, beta_1: float, beta_2: float) -> "Groups":
+        """The same with other betas in every group; as for `Method.with_betas`."""
+        return Groups(tuple(replace(part, method=part.method.with_betas(beta_1, beta_2)) for part in self.parts), self.lr)
+
+    def describe(self, omit: Sequence[str] = ()) -> str:
+        """Each group's name and hyperparameters.
+
+        Args:
+            omit: hyperparameters not to show.
+        """
+        return " + ".join(part.method.describe(omit) for part in self.parts)
+
     def __str__(self) -> str:
-        return " + ".join(str(part.method) for part in self.parts)
+        return self.describe()
 
 
-AnyMethod = Method | Groups
+def variables_of(method: AnyOptimizer) -> tuple[Momentum, ...]:
+    """The momentum variables of all parts, in their order.
+
+    Args:
+        method: in momentum form.
+    """
+    return tuple(v for part in method.parts for v in part.method.variables)
 
 
 def _short(value: Any) -> str:

@@ -8,17 +8,17 @@ halvings are judged one by one, at the finest that rounding has not reached; one
 
 import itertools
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from memoryless.errors import BadInput
 from memoryless.loss.loss import Loss
-from memoryless.methods.black_box.torch_method import AnyOptimizer, TorchMethod
-from memoryless.methods.method import Groups
+from memoryless.methods.method import AnyOptimizer
 from memoryless.paths.trajectory import Kind, iterates
+from memoryless.progress import OnStep, silent
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,8 @@ def order_of_accuracy(
     lrs: Iterable[float],
     kind: Kind = "first",
     theta: Tensor | None = None,
-    on_step: Callable[[int], None] = lambda step: None,
+    *,
+    on_step: OnStep = silent,
 ) -> Accuracy:
     """Run the optimizer and a memoryless iteration to the same time at several step sizes and compare.
 
@@ -68,7 +69,7 @@ def order_of_accuracy(
         lrs: at least two, strictly decreasing; each a half of the one before, usually.
         kind: of the iteration, as for `trajectory`.
         theta: the start, shape (d,); default `loss.theta`.
-        on_step: called with the number of pairs of steps taken, over all step sizes, for progress.
+        on_step: told the pairs of steps taken, over all step sizes, and their number.
 
     Returns:
         Errors, slopes and the order they show.
@@ -91,9 +92,9 @@ def order_of_accuracy(
     if not (math.isfinite(horizon) and horizon >= lrs[0]):
         raise BadInput(f"horizon must be at least one step of the largest lr, {lrs[0]:g}, got {horizon!r}")
     errors, size, steps, taken = [], 0.0, 0, 0
+    total = sum(steps_to(horizon, lr) for lr in lrs)
     for lr in lrs:
-        variant = at_lr(method, lr)
-        steps = math.floor(horizon / lr * (1 + 1e-12))  # 1 / 0.001 is a whole number of steps
+        variant, steps = method.at_lr(lr), steps_to(horizon, lr)
         error = 0.0
         paths = (iterates(variant, loss, steps, k, theta) for k in ("memory", kind))
         for n, (theta_n, t_n) in enumerate(zip(*paths, strict=True)):
@@ -101,33 +102,12 @@ def order_of_accuracy(
             size = max(size, float(theta_n.abs().max()))
             if n > 0:
                 taken += 1
-                on_step(taken)
+                on_step(taken, total)
         errors.append(error)
     dtype = (loss.theta if theta is None else theta).dtype
     return Accuracy(kind, lrs, tuple(errors), torch.finfo(dtype).eps * size * steps)
 
 
-def at_lr(method: AnyOptimizer, lr: float) -> AnyOptimizer:
-    """The same method at another step size.
-
-    Args:
-        method: a `Method`, `Groups` (the ratios between groups stay), or a `TorchMethod`.
-        lr: step size of the whole.
-
-    Returns:
-        A method of the same type.
-
-    Example:
-        >>> from memoryless.methods.catalogue import AdamW
-        >>> at_lr(AdamW(lr=1e-3), 5e-4).lr
-        0.0005
-    """
-    if isinstance(method, TorchMethod):
-        return method.at_lr(lr)
-    if isinstance(method, Groups):
-        ratio = lr / method.lr
-        parts = tuple(replace(part, method=at_lr(part.method, part.method.lr * ratio)) for part in method.parts)
-        return replace(method, parts=parts, lr=lr)
-    if method.make and "lr" in method.hyper:
-        return method.with_hyper(lr=lr)
-    return replace(method, lr=lr, hyper=method.hyper | ({"lr": lr} if "lr" in method.hyper else {}))
+def steps_to(horizon: float, lr: float) -> int:
+    """How many steps of size lr lie within a time; 1 / 0.001 is a whole number of them."""
+    return math.floor(horizon / lr * (1 + 1e-12))

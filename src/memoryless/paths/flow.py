@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from memoryless.corrections import history
-from memoryless.corrections.correction import first_order
+from memoryless.corrections.expansion import expansion
 from memoryless.errors import BadInput, NotFinite
 from memoryless.loss.loss import Loss
+from memoryless.loss.point import Point
 from memoryless.methods.kernel import require_fading
-from memoryless.methods.method import AnyMethod
+from memoryless.methods.method import AnyOptimizer, variables_of
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class ModifiedFlow:
         loss: L.
     """
 
-    method: AnyMethod
+    method: AnyOptimizer
     loss: Loss
 
     def __call__(self, theta: Tensor) -> Tensor:
@@ -47,15 +48,14 @@ class ModifiedFlow:
         Args:
             theta: shape (d,).
         """
-        theta = theta.detach()
-        gradient, curvature = self.loss.linearize(theta, products=1)
-        F = history.frozen(self.method, gradient, theta, None)
-        drift = curvature(self.method.lr * F)  # the one product: H (lr F)
-        past = history.full_batch(self.method, (gradient, lambda back: drift), theta, None)
+        point = Point(self.loss, theta, products=1)
+        found = expansion(self.method, point)
+        M, back = found.first().value, self.method.lr * found.F
+        drift = point.drift(back)  # H (lr F), the one product, which M takes too
         half = torch.func.jvp(
-            lambda g, x: history.frozen(self.method, g, x, None), (gradient, theta), (drift, self.method.lr * F)
+            lambda g, x: history.frozen(self.method, g, x, None), (point.gradient, point.theta), (drift, back)
         )[1]
-        return F, first_order(self.method, past, theta), half / 2
+        return found.F, M, half / 2
 
     def memory(self, theta: Tensor) -> Tensor:
         """-M, what memory adds to dtheta/dt, shape (d,).
@@ -73,8 +73,26 @@ class ModifiedFlow:
         """
         return -self.terms(theta)[2]
 
+    def path(self, theta: Tensor, times: Tensor, solver: str | None = None) -> Tensor:
+        """The path of the flow through theta at times[0].
 
-def modified_flow(method: AnyMethod, loss: Loss) -> ModifiedFlow:
+        Args:
+            theta: shape (d,).
+            times: shape (n,), increasing, in units of n lr.
+            solver: a method of torchdiffeq such as "dopri5", or "rk4", one classical Runge-Kutta step between two times, which
+                needs nothing installed; default "dopri5" if torchdiffeq is there, else "rk4".
+
+        Returns:
+            Shape (n, d).
+
+        Raises:
+            NotFinite: the path leaves the finite numbers.
+            BadInput: the solver needs torchdiffeq, which is not installed.
+        """
+        return integrate(self, theta, times, solver)
+
+
+def modified_flow(method: AnyOptimizer, loss: Loss) -> ModifiedFlow:
     """The differential equation that the optimizer follows to O(lr^2), Section 5.1 of https://arxiv.org/abs/2502.02132.
 
     Args:
@@ -93,21 +111,19 @@ def modified_flow(method: AnyMethod, loss: Loss) -> ModifiedFlow:
         >>> modified_flow(HeavyBall(lr=0.1, momentum=0.5), loss)(loss.theta)  # -2 (1 + lr (1 + beta) / (2 (1 - beta)^2)) g
         tensor([-2.6000,  5.2000])
     """
-    for part in method.parts:
-        for v in part.method.variables:
-            require_fading(v)
+    for v in variables_of(method):
+        require_fading(v)
     return ModifiedFlow(method, loss)
 
 
 def integrate(flow: Callable[[Tensor], Tensor], theta: Tensor, times: Tensor, solver: str | None = None) -> Tensor:
-    """The path of dtheta/dt = flow(theta) through theta at times[0].
+    """The path of dtheta/dt = flow(theta), as `ModifiedFlow.path` gives it.
 
     Args:
-        flow: such as `modified_flow`'s.
+        flow: any vector field.
         theta: shape (d,).
-        times: shape (n,), increasing.
-        solver: a method of torchdiffeq such as "dopri5", or "rk4", one classical Runge-Kutta step between two times, which
-            needs nothing installed; default "dopri5" if torchdiffeq is there, else "rk4".
+        times: shape (n,).
+        solver: "rk4", or a method of torchdiffeq.
 
     Returns:
         Shape (n, d).

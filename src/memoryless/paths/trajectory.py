@@ -20,8 +20,9 @@ from torch import Tensor
 from memoryless.corrections.correction import batch_sequence, correction, is_order
 from memoryless.errors import BadInput, Diverged, NotFinite
 from memoryless.loss.loss import Loss
-from memoryless.methods.black_box.torch_method import AnyOptimizer, TorchMethod
-from memoryless.paths.flow import integrate, modified_flow
+from memoryless.methods.method import AnyOptimizer
+from memoryless.paths.flow import modified_flow
+from memoryless.progress import OnStep, silent
 
 Kind = str | int
 Update = Callable[[int, Tensor], Tensor]
@@ -53,10 +54,10 @@ def _memoryless(order: Any) -> Callable[..., Update]:
 def _flow(method: AnyOptimizer, loss: Loss, theta: Tensor, batches: Sequence[int] | None) -> Update:
     if batches is not None:
         raise BadInput("the modified flow is full batch; leave out batches")
-    if isinstance(method, TorchMethod):
+    if not method.parts:
         raise BadInput("the modified flow needs a method in momentum form, got a black box")
     flow, times = modified_flow(method, loss), torch.tensor([0.0, method.lr], dtype=theta.dtype)
-    return lambda n, theta: (theta - integrate(flow, theta, times)[-1]) / method.lr
+    return lambda n, theta: (theta - flow.path(theta, times)[-1]) / method.lr
 
 
 KINDS: dict[str, Callable[[AnyOptimizer, Loss, Tensor, Sequence[int] | None], Update]] = {
@@ -77,15 +78,15 @@ def iterates(
     theta: Tensor | None = None,
     batches: Iterable[int] | None = None,
 ) -> Iterator[Tensor]:
-    """The path one point at a time, theta[0] to theta[steps]; arguments as for `trajectory`.
+    """The path one point at a time, theta[0] to theta[steps].
 
     Args:
-        method: see `trajectory`.
-        loss: see `trajectory`.
-        steps: see `trajectory`.
-        kind: see `trajectory`.
-        theta: see `trajectory`.
-        batches: see `trajectory`.
+        method: from the catalogue, from `method_of`, or your own.
+        loss: the loss.
+        steps: how many to take.
+        kind: "memory", "frozen", "first", "resummed", "flow", or an integer order R, as listed at the head of this file.
+        theta: the start, shape (d,); default `loss.theta`.
+        batches: index of the batch used at each step 0..steps - 1; None is full batch.
 
     Returns:
         An iterator over tensors of shape (d,); arguments are checked at once, the rest happens as it is advanced.
@@ -123,9 +124,10 @@ def trajectory(
     steps: int,
     kind: Kind = ...,
     theta: Tensor | None = ...,
+    *,
     batches: Iterable[int] | None = ...,
     record: Iterable[int] | None = ...,
-    on_step: Callable[[int], None] = ...,
+    on_step: OnStep = ...,
 ) -> Tensor: ...
 @overload
 def trajectory(
@@ -134,10 +136,10 @@ def trajectory(
     steps: int,
     kind: Kind = ...,
     theta: Tensor | None = ...,
-    batches: Iterable[int] | None = ...,
     *,
+    batches: Iterable[int] | None = ...,
     record: Callable[[int, Tensor], Any],
-    on_step: Callable[[int], None] = ...,
+    on_step: OnStep = ...,
 ) -> list[Any]: ...
 def trajectory(
     method: AnyOptimizer,
@@ -145,9 +147,10 @@ def trajectory(
     steps: int,
     kind: Kind = "memory",
     theta: Tensor | None = None,
+    *,
     batches: Iterable[int] | None = None,
     record: Iterable[int] | Callable[[int, Tensor], Any] | None = None,
-    on_step: Callable[[int], None] = lambda step: None,
+    on_step: OnStep = silent,
 ) -> Tensor | list[Any]:
     """The path theta[0], ..., theta[steps] of an optimizer, with its memory or without.
 
@@ -155,12 +158,12 @@ def trajectory(
         method: from the catalogue, from `method_of`, or your own.
         loss: the loss.
         steps: how many to take.
-        kind: "memory", "frozen", "first", "resummed", "flow", or an integer order R; see `paths.trajectory`.
+        kind: "memory", "frozen", "first", "resummed", "flow", or an integer order R, as listed at the head of this file.
         theta: the start, shape (d,); default `loss.theta`.
         batches: index of the batch used at each step 0..steps - 1; None is full batch.
         record: which points to keep: None all; steps in 0..steps; or a function (step, theta) -> anything, for a path too
             long to keep.
-        on_step: called with the number of steps taken, 0..steps, for progress.
+        on_step: told the steps taken, 0..steps, and their number.
 
     Returns:
         Shape (steps + 1, d). Where `record` lists steps, the rows of those, in the order given; where it is a function, the
@@ -193,7 +196,7 @@ def trajectory(
         for n, point in enumerate(path):
             if n in members:
                 kept[n] = record(n, point) if callable(record) else point
-            on_step(n)
+            on_step(n, steps)
     except Diverged as diverged:
         diverged.so_far = recorded()
         raise

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import memoryless as ml
 from memoryless.corrections import sequences
-from memoryless.corrections.correction import resummed
+from memoryless.corrections.expansion import resummed
 from memoryless.corrections.expected import expected as expected_module
 from memoryless.corrections.expected import random_lag
 from memoryless.corrections.expected.closed_form import coefficient
@@ -21,8 +21,8 @@ from memoryless.corrections.expected.expected import ExpectedCorrection
 from memoryless.corrections.sequences import Pool, random_order
 from memoryless.errors import NeverForgets
 from memoryless.loss.measures import evaluate
-from memoryless.methods.black_box.torch_method import AnyOptimizer
-from memoryless.methods.method import State
+from memoryless.loss.point import Point
+from memoryless.methods.method import AnyOptimizer, State
 from tests.problems import BATCHES, FULL_BATCH, LINEAR, METHODS, THETA, reference_loss, relative_error
 
 LR = 0.01
@@ -47,7 +47,7 @@ MEASURES = (along_a_line, "gradient_1_norm")
 def changes(method: AnyOptimizer, M: Tensor) -> list[float]:
     """Of the measures by M."""
     loss = reference_loss()
-    values = evaluate(MEASURES, loss, THETA, *loss.linearize(THETA))
+    values = evaluate(MEASURES, Point(loss, THETA))
     return [-method.lr * float(value.gradient @ M) / value.value for value in values]
 
 
@@ -233,7 +233,7 @@ def test_equal_batches_make_no_noise():
 def per_sample(beta: float, seed: int, order: Any, samples: int) -> np.ndarray:
     """Change of a measure in each sample, in the steady state."""
     method, loss = ml.AdamW(LR, (0.8, beta), 0.01), reference_loss()
-    values = evaluate([along_a_line], loss, THETA, *loss.linearize(THETA))
+    values = evaluate([along_a_line], Point(loss, THETA))
     (effect,) = expected_module.sampled(
         method, expected_module.Known(loss, THETA, GRADIENTS, values), None, samples, seed, order
     ).effects

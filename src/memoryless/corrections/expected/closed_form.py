@@ -18,28 +18,27 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from memoryless.errors import BadInput
-from memoryless.loss.loss import Loss
+from memoryless.loss.point import Point
 from memoryless.methods import kernel
-from memoryless.methods.method import AnyMethod, Method
+from memoryless.methods.method import AnyOptimizer
 
 LONGEST = 20_000
 """Steps of memory, whose square is the work."""
 
 
-def noise_of(method: AnyMethod, loss: Loss, theta: Tensor, step: int | None, replacement: bool) -> tuple[Tensor, int]:
+def noise_of(method: AnyOptimizer, point: Point, step: int | None, replacement: bool) -> tuple[Tensor, int]:
     """E[M] less M of the full batch, and the Hessian-vector products spent: one per batch.
 
     Args:
         method: linear in the gradient.
-        loss: its batches.
-        theta: shape (d,).
+        point: of the loss with its batches.
         step: n, or None for the steady state, averaged over the place in an epoch.
         replacement: every step draws its batch afresh.
 
     Raises:
         BadInput: the method is not linear in the gradient.
     """
-    full = loss.gradient(theta)
+    loss, theta, full = point.loss, point.theta, point.gradient
     mean = torch.zeros_like(theta)
     for i in range(len(loss)):
         g, product = loss.linearize(theta, i, products=1)
@@ -47,7 +46,7 @@ def noise_of(method: AnyMethod, loss: Loss, theta: Tensor, step: int | None, rep
     return method.lr * coefficient(method, step, None if replacement else len(loss)) * mean / len(loss), len(loss)
 
 
-def coefficient(method: AnyMethod, step: int | None, count: int | None) -> float:
+def coefficient(method: AnyOptimizer, step: int | None, count: int | None) -> float:
     """C's factor c.
 
     Args:
@@ -93,9 +92,10 @@ def coefficient(method: AnyMethod, step: int | None, count: int | None) -> float
     return float(total)
 
 
-def _slopes(method: AnyMethod) -> list[float]:
+def _slopes(method: AnyOptimizer) -> list[float]:
     """F = sum_l slope_l (sum of the gradients in m_l) + what the noise of the gradient does not touch, such as weight decay."""
-    if isinstance(method, Method) and method.elementwise:
+    if len(method.parts) == 1 and method.parts[0].method.elementwise:
+        method = method.parts[0].method
         generator = torch.Generator().manual_seed(0)
         theta, *x = torch.randn(1 + len(method.variables), 7, generator=generator, dtype=torch.float64)
 

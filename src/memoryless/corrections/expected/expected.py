@@ -13,7 +13,7 @@ The split: with the full batch at every step M would be `full_batch`; the rest o
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -21,19 +21,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from memoryless.corrections import history
-from memoryless.corrections.averages import variables_of
-from memoryless.corrections.correction import correction, first_order, require_step, resummed
+from memoryless.corrections.correction import require_step
+from memoryless.corrections.expansion import expansion
 from memoryless.corrections.expected import closed_form
 from memoryless.corrections.expected.estimate import Samples
 from memoryless.corrections.expected.random_lag import Draws, Sample, random_lags
 from memoryless.corrections.sequences import Order, Pool, random_order
-from memoryless.corrections.unrolled import one_lag, unrolled
 from memoryless.errors import BadInput, TooFewSamples
+from memoryless.flat import norm
 from memoryless.loss.loss import Loss
 from memoryless.loss.measures import Differentiable, Value, evaluate, label
+from memoryless.loss.point import Point
 from memoryless.methods import kernel
-from memoryless.methods.black_box.torch_method import AnyOptimizer, TorchMethod
+from memoryless.methods.method import AnyOptimizer, variables_of
+from memoryless.progress import OnStep, silent
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ class ExpectedCorrection:
         if self.effects:
             error, size = self.effects[0].standard_error, abs(self.effects[0].mean)
         else:
-            error, size = float(self.standard_error.norm()), float(self.M.norm())
+            error, size = float(norm(self.standard_error)), float(norm(self.M))
         return error / size if size else math.inf if error else 0.0
 
 
@@ -119,16 +120,16 @@ def expected_correction(
     method: AnyOptimizer,
     loss: Loss,
     theta: Tensor | None = None,
-    step: int | None = None,
-    samples: int | None = 256,
-    seed: int = 0,
     *,
+    step: int | None = None,
     order: Literal["first", "resummed"] = "first",
+    measures: Sequence[str | Differentiable] = (),
+    samples: int | None = 256,
     replacement: bool = False,
     whole: bool = False,
-    measures: Sequence[str | Differentiable] = (),
     error: float | None = None,
-    on_sample: Callable[[int], None] = lambda done: None,
+    seed: int = 0,
+    on_step: OnStep = silent,
 ) -> ExpectedCorrection:
     """F and M averaged over the order of the batches (Section 5.2, https://arxiv.org/abs/2502.02132), with standard errors.
 
@@ -141,16 +142,16 @@ def expected_correction(
         theta: shape (d,); default `loss.theta`.
         step: n, the number of past iterates, an epoch beginning at step 0; None is the steady state, at a random place in an
             epoch.
+        order: "first" or "resummed".
+        measures: names or functions, as for `audit`, on which to tell the effect.
         samples: how many orders to draw; first order spends one Hessian-vector product on each, resummed and `whole` one per
             variable and batch. None is the closed form, which methods linear in the gradient have (heavy ball, Nesterov).
-        seed: of the draws.
-        order: "first" or "resummed".
         replacement: every step draws its batch afresh; otherwise every epoch is a random permutation.
         whole: all lags of each order, as resummed always takes them, instead of one at random. Where memory spans many epochs
             orders hardly differ, and a few of them are cheaper than many lags.
-        measures: names or functions, as for `audit`, on which to tell the effect.
         error: the relative standard error needed, of the first measure's change (of M without measures).
-        on_sample: called with the number of samples done, for progress.
+        seed: of the draws.
+        on_step: told the samples done and their number.
 
     Returns:
         The means, with their standard errors.
@@ -168,10 +169,27 @@ def expected_correction(
         >>> found.full_batch, found.noise
         (tensor([46.4482], dtype=torch.float64), tensor([-0.1138], dtype=torch.float64))
     """
-    theta = loss.theta if theta is None else theta.detach()
     if len(loss) < 2:
         raise BadInput("expected at least two batches, got 1: with one batch there is no order, use correction")
-    loss.require_replayable()
+    loss.batches.require_replayable()
+    _require(method, step, order, samples, error)
+    point = Point(loss, theta)
+    values = evaluate(measures, point) if measures else []
+    if samples is None:
+        full = expansion(method, point, step)
+        M, (noise, products) = full.first().value, closed_form.noise_of(method, point, step, replacement)
+        effects = tuple(_effect(value, method.lr, M + noise, M) for value in values)
+        zero = torch.zeros_like(M)
+        return ExpectedCorrection(full.F, M + noise, zero, M, order, step, None, products, effects, method)
+    at_rest = expansion(method, point, step)
+    full = (at_rest.first() if order == "first" else at_rest.resummed()).value
+    found = sampled(method, point, values, step, Plan(samples, seed, order, replacement, whole), full=full, on_step=on_step)
+    if error is not None and not found.relative_error <= error:
+        raise TooFewSamples(_too_few(found, samples, error), found)
+    return found
+
+
+def _require(method: AnyOptimizer, step: int | None, order: str, samples: int | None, error: float | None) -> None:
     if order not in ("first", "resummed"):
         raise BadInput(f"order must be 'first' or 'resummed', got {order!r}")
     if samples is not None and (isinstance(samples, bool) or not isinstance(samples, int) or samples < 2):
@@ -179,113 +197,94 @@ def expected_correction(
     if error is not None and not error > 0:
         raise BadInput(f"error must be a positive relative standard error, such as 0.05, got {error!r}")
     require_step(step)
-    if isinstance(method, TorchMethod) and step is None:
+    if not method.parts and step is None:
         raise BadInput(f"{method}: the steady state of a black box under random batches is not known; give step=n")
-    values = evaluate(measures, loss, theta, *loss.linearize(theta)) if measures else []
-    if samples is None:
-        if order != "first" or isinstance(method, TorchMethod):
-            raise BadInput("a closed form is of first order and of a method in momentum form; give samples")
-        full = correction(method, loss, theta, step)
-        noise, products = closed_form.noise_of(method, loss, theta, step, replacement)
-        effects = tuple(_effect(value, method.lr, full.M + noise, full.M) for value in values)
-        zero = torch.zeros_like(theta)
-        return ExpectedCorrection(full.F, full.M + noise, zero, full.M, order, step, None, products, effects, method)
-    full = correction(method, loss, theta, step, order).M
-    found = sampled(
-        method, Known.at(loss, theta, values), step, samples, seed, order, replacement, whole, full=full, on_sample=on_sample
+    if samples is None and (order != "first" or not method.parts):
+        raise BadInput("a closed form is of first order and of a method in momentum form; give samples")
+
+
+def _too_few(found: "ExpectedCorrection", samples: int, error: float) -> str:
+    """What was reached, and how many samples would do."""
+    enough = samples * (found.relative_error / error) ** 2
+    what = f"the change of the {label(found.effects[0].measure)}" if found.effects else "M"
+    would = f"about {math.ceil(enough)} would do" if np.isfinite(enough) else "within them it is 0"
+    if 0.5 < found.relative_error < math.inf:
+        would += ", a guess as long as it cannot be told from 0"
+    return (
+        f"{samples} samples give {what} to a relative standard error of {found.relative_error:.2g}, asked for was "
+        f"{error:g}: {would}"
     )
-    if error is not None and not found.relative_error <= error:
-        enough = samples * (found.relative_error / error) ** 2
-        what = f"the change of the {label(measure)}" if (measure := next((v.name for v in values), "")) else "M"
-        would = f"about {math.ceil(enough)} would do" if np.isfinite(enough) else "within them it is 0"
-        if 0.5 < found.relative_error < math.inf:
-            would += ", a guess as long as it cannot be told from 0"
-        raise TooFewSamples(
-            f"{samples} samples give {what} to a relative standard error of {found.relative_error:.2g}, asked for was "
-            f"{error:g}: {would}",
-            found,
-        )
-    return found
 
 
-class Known(NamedTuple):
-    """What is known at one theta, whatever the method.
+class Plan(NamedTuple):
+    """What to draw.
 
     Attributes:
-        loss: its batches.
-        theta: shape (d,).
-        gradients: of each batch, shape (batches, d).
-        values: the measures.
+        samples: orders.
+        seed: sample r of one method and of another shares its draws from the present backwards.
+        order: "first" or "resummed".
+        replacement: every step draws its batch afresh.
+        whole: all lags of each order instead of one at random.
     """
 
-    loss: Loss
-    theta: Tensor
-    gradients: Tensor
-    values: Sequence[Value]
-
-    @classmethod
-    def at(cls, loss: Loss, theta: Tensor, values: Sequence[Value]) -> "Known":
-        """With the gradients taken."""
-        return cls(loss, theta, torch.stack([loss.gradient(theta, i) for i in range(len(loss))]), values)
+    samples: int
+    seed: int
+    order: Literal["first", "resummed"] = "first"
+    replacement: bool = False
+    whole: bool = False
 
 
 def sampled(
     method: AnyOptimizer,
-    known: Known,
+    point: Point,
+    values: Sequence[Value],
     step: int | None,
-    samples: int,
-    seed: int,
-    order: Literal["first", "resummed"] = "first",
-    replacement: bool = False,
-    whole: bool = False,
+    plan: Plan,
     *,
     full: Tensor | None = None,
-    on_sample: Callable[[int], None] = lambda done: None,
+    on_step: OnStep = silent,
 ) -> ExpectedCorrection:
-    """`expected_correction` from what is known at theta already.
+    """`expected_correction` from what is known at theta already, which many methods share.
 
     Args:
-        method: as there, like all that is not told here.
-        known: the batches at theta.
-        step: n or None.
-        samples: orders to draw.
-        seed: sample r of one method and of another shares its draws from the present backwards.
-        order: "first" or "resummed".
-        replacement: as there.
-        whole: as there.
+        method: as there.
+        point: the batches at theta.
+        values: the measures there.
+        step: n, or None for the steady state.
+        plan: what to draw.
         full: M of the full batch, shape (d,); default 0, which makes all of M noise.
-        on_sample: called after each.
+        on_step: told the samples done.
 
     Returns:
         The means, with their standard errors.
     """
-    loss, theta, gradients, values = known
+    loss, theta, order = point.loss, point.theta, plan.order
     full = torch.zeros_like(theta) if full is None else full
     n = _horizon(method) if step is None else step
 
     def draw(r: int) -> tuple[Order, np.random.Generator]:
-        rng = np.random.default_rng((seed, r))
+        rng = np.random.default_rng((plan.seed, r))
         skip = int(rng.integers(len(loss))) if step is None else -(n + 1) % len(loss)
-        backwards = random_order(len(loss), n + 1, rng, replacement, skip)
-        return backwards[::-1], np.random.default_rng((seed, r, 1))
+        backwards = random_order(len(loss), n + 1, rng, plan.replacement, skip)
+        return backwards[::-1], np.random.default_rng((plan.seed, r, 1))
 
-    draws = map(draw, range(samples))
-    if whole or order == "resummed":
-        drawn = _whole_orders(method, loss, theta, gradients, draws, order)
-    elif isinstance(method, TorchMethod):
-        drawn = _black_box(method, loss, theta, gradients, draws)
+    draws = map(draw, range(plan.samples))
+    if plan.whole or order == "resummed":
+        drawn = _whole_orders(method, point, draws, order)
+    elif method.parts:
+        drawn = random_lags(Pool(method, point.gradients_of(), theta), point, n, step is None, draws)
     else:
-        drawn = random_lags(Pool(method, gradients, theta), loss, n, step is None, draws)
+        drawn = _one_lag_each(method, point, draws)
     M, F, products = _Mean(theta), _Mean(theta), 0
-    changes = np.zeros((samples, len(values)))
+    changes = np.zeros((plan.samples, len(values)))
     for r, (update, memory, spent) in enumerate(drawn):
         F.add(update)
         M.add(memory)
         products += spent
         changes[r] = [value.change(memory, method.lr) for value in values]
-        on_sample(r + 1)
+        on_step(r + 1, plan.samples)
     effects = tuple(_effect(v, method.lr, M.mean, full, Samples(changes[:, k])) for k, v in enumerate(values))
-    return ExpectedCorrection(F.mean, M.mean, M.standard_error, full, order, step, samples, products, effects, method)
+    return ExpectedCorrection(F.mean, M.mean, M.standard_error, full, order, step, plan.samples, products, effects, method)
 
 
 def _effect(value: Value, lr: float, M: Tensor, full: Tensor, changes: Samples | None = None) -> ExpectedEffect:
@@ -295,7 +294,6 @@ def _effect(value: Value, lr: float, M: Tensor, full: Tensor, changes: Samples |
 
 def _horizon(method: AnyOptimizer) -> int:
     """A step at which all has settled to double precision."""
-    assert not isinstance(method, TorchMethod)
     for v in variables_of(method):
         kernel.require_fading(v)
     return kernel.window(variables_of(method), 10**9)
@@ -318,30 +316,21 @@ class _Mean:
         return (self._squares / (self.count * (self.count - 1))).sqrt()
 
 
-def _whole_orders(
-    method: AnyOptimizer, loss: Loss, theta: Tensor, gradients: Tensor, draws: Draws, kind: Literal["first", "resummed"]
-) -> Iterator[Sample]:
+def _whole_orders(method: AnyOptimizer, point: Point, draws: Draws, kind: Literal["first", "resummed"]) -> Iterator[Sample]:
     """F[n] and M[n] of whole orders."""
     for order, _ in draws:
-        sequence = order.tolist()
-        if isinstance(method, TorchMethod):
-            found = unrolled(method, loss, theta, len(sequence) - 1, kind, sequence)
-            yield found.F, found.M, found.products
-            continue
-        recent = sorted(set(sequence[len(sequence) - history.reach(method, len(sequence) - 1) :]))
-        seen = {i: gradients[i] for i in recent}
-        past = history.mini_batch(method, seen, lambda v, i: loss.curvature(theta, v, i), theta, sequence)
-        yield past.F, (first_order if kind == "first" else resummed)(method, past, theta), past.products
+        found = expansion(method, point, len(order) - 1, order.tolist())
+        M = found.first() if kind == "first" else found.resummed()
+        yield found.F, M.value, found.products
 
 
-def _black_box(method: TorchMethod, loss: Loss, theta: Tensor, gradients: Tensor, draws: Draws) -> Iterator[Sample]:
+def _one_lag_each(method: AnyOptimizer, point: Point, draws: Draws) -> Iterator[Sample]:
     """F[n], and one lag's share in M[n], of an optimizer whose kernel is not known: any lag may count, short ones often do."""
-    known = dict(enumerate(gradients.double()))
     for order, rng in draws:
         n, k, p = len(order) - 1, 0, np.ones(1)
         if n:
             harmonic = 1 / np.arange(1, n + 1)
             p = (harmonic / harmonic.sum() + 1 / n) / 2
             k = 1 + int(rng.choice(n, p=p))
-        found = one_lag(method, loss, theta, order.tolist(), known, k)
-        yield found.F, found.M / p[k - 1], found.products
+        found = expansion(method, point, n, order.tolist(), only=k)
+        yield found.F, found.first().value / p[k - 1], found.products

@@ -17,12 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from memoryless.corrections.averages import variables_of
 from memoryless.corrections.sequences import Order, Pool, per_row, shares
-from memoryless.corrections.unrolled import tangent
-from memoryless.loss.loss import Loss
+from memoryless.loss.point import Point
 from memoryless.methods import kernel
-from memoryless.methods.method import Momentum
+from memoryless.methods.black_box.derivative import tangent
+from memoryless.methods.method import Momentum, variables_of
 
 POINTS = 16
 """Of the steps that D[k] sums over, so many are taken where it sums over more: one from each of as many equal stretches."""
@@ -95,12 +94,12 @@ def lagged(order: Order, p: NDArray[np.float64], rng: np.random.Generator) -> La
     return Lagged(int(order[n - k]), k, float(p[k - 1]), [n, *steps.tolist()], k / len(steps))
 
 
-def random_lags(pool: Pool, loss: Loss, n: int, limit: bool, draws: Draws) -> Iterator[Sample]:
+def random_lags(pool: Pool, point: Point, n: int, limit: bool, draws: Draws) -> Iterator[Sample]:
     """F[n], and one lag's share in M[n], of random orders.
 
     Args:
         pool: the gradients of the batches.
-        loss: their curvature is used, once for each order.
+        point: of the loss; the curvature of a batch is used once for each order.
         n: step.
         limit: whether it stands for the steady state.
         draws: the orders.
@@ -124,18 +123,18 @@ def random_lags(pool: Pool, loss: Loss, n: int, limit: bool, draws: Draws) -> It
             lags.append(lag)
             F.append(updates[0])
             backs.append(pool.method.lr * lag.weight * updates[1:].sum(0))
-        M = _answers(pool, lags, [torch.stack(rows) for rows in present], torch.stack(backs), n, limit, loss)
+        M = _answers(pool, lags, [torch.stack(rows) for rows in present], torch.stack(backs), n, limit, point)
         yield from zip(F, M, [int(lag.k > 0) for lag in lags], strict=True)
 
 
 def _answers(
-    pool: Pool, lags: Sequence[Lagged], present: Sequence[Tensor], backs: Tensor, n: int, limit: bool, loss: Loss
+    pool: Pool, lags: Sequence[Lagged], present: Sequence[Tensor], backs: Tensor, n: int, limit: bool, point: Point
 ) -> Tensor:
     """What one lag each contributes to M[n], over its probability, shape (lags, d)."""
     drifts = torch.zeros_like(backs)
     for i in sorted({lag.batch for lag in lags if lag.k}):
         mine = [r for r, lag in enumerate(lags) if lag.k and lag.batch == i]
-        _, product = loss.linearize(pool.theta, i, products=len(mine))
+        _, product = point.loss.linearize(pool.theta, i, products=len(mine))
         for r in mine:
             drifts[r] = product(backs[r])
     batches = [lag.batch for lag in lags]
@@ -144,11 +143,11 @@ def _answers(
         flat = iter(present)
         for part in pool.method.parts:
             g = forward_ad.make_dual(pool.gradients[batches][:, part.index], drifts[:, part.index].contiguous())
-            point = pool.theta[part.index].expand(len(lags), -1).contiguous()
-            point = forward_ad.make_dual(point, backs[:, part.index].contiguous())
+            theta = pool.theta[part.index].expand(len(lags), -1).contiguous()
+            theta = forward_ad.make_dual(theta, backs[:, part.index].contiguous())
             for v in part.method.variables:
                 share = [weight_at(v, n, lag.k, limit) / lag.probability for lag in lags]
-                slope = tangent(per_row(v.g, part.method.elementwise, g, point))
+                slope = tangent(per_row(v.g, part.method.elementwise, g, theta))
                 duals.append(forward_ad.make_dual(next(flat), slope * slope.new_tensor(share)[:, None]))
         return tangent(pool.readout(duals)).detach()
 

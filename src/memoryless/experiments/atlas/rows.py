@@ -23,6 +23,7 @@ from memoryless.experiments.atlas.ways import AGREE, ROUNDING, STEP, Machine, Ru
 from memoryless.isolation import isolated
 from memoryless.loss.loss import Loss
 from memoryless.loss.measures import MEASURES, Value, evaluate
+from memoryless.loss.point import Point
 from memoryless.methods.fading.experiment import experiment
 from memoryless.methods.fading.tails import above_rounding, ages_of, tail
 
@@ -223,7 +224,7 @@ def _effect(value: Value, lr: float, ways: list[Ways], draws: bool) -> Row:
 
 
 def _values(loss: Loss) -> list[Value]:
-    return evaluate(list(MEASURES), loss, loss.theta, *loss.linearize(loss.theta))
+    return evaluate(list(MEASURES), Point(loss))
 
 
 def _mean_norm(vectors: list[Tensor]) -> float:

@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 
 from memoryless.errors import BadInput
 from memoryless.isolation import isolated
-from memoryless.methods.black_box.torch_method import _Lifted
+from memoryless.methods.black_box.torch_method import Lifted
 
 Make = Callable[[list[nn.Parameter]], Optimizer]
 LIBRARIES = ("torch", "pytorch_optimizer", "heavyball")
@@ -229,7 +229,7 @@ def _double() -> Iterator[None]:
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        with _Lifted():
+        with Lifted():
             yield
     finally:
         torch.set_default_dtype(before)

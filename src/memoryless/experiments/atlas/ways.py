@@ -19,12 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from memoryless.corrections.unrolled import Counted, unrolled
+from memoryless.corrections.expansion import expansion
 from memoryless.errors import BadInput
 from memoryless.experiments.atlas.subjects import Make, Subject
 from memoryless.isolation import isolated
 from memoryless.loss.loss import Loss
-from memoryless.methods.black_box.torch_method import TorchMethod, _Lifted
+from memoryless.loss.point import Point
+from memoryless.methods.black_box.derivative import Counted
+from memoryless.methods.black_box.torch_method import Lifted, TorchMethod
 
 History = Iterable[tuple[Tensor, Tensor]]
 Run = Callable[[History], Iterator[Tensor]]
@@ -175,11 +177,11 @@ def draws_numbers(subject: Subject, loss: Loss) -> bool:
 def _of_method(method: TorchMethod, loss: Loss) -> Ways:
     """Both ways for an optimizer that needs no more than gradients."""
     theta = loss.theta
-    summed = unrolled(method, loss, theta, STEP, "resummed")
+    found = expansion(method, Point(loss), STEP)
+    summed = found.resummed().value
     try:
-        first = unrolled(method, loss, theta, STEP)
-        M, way, why = first.M, first.derivative, first.derivative_reason
-    except ValueError as error:
+        M, way, why = found.first()
+    except BadInput as error:
         M, way, why = None, "none", reason_of(error)
     run = Counted(method.exact).run
     with isolated(theta.device):
@@ -187,7 +189,7 @@ def _of_method(method: TorchMethod, loss: Loss) -> Ways:
         g, product = loss.linearize(theta)
         history = [(g + product(method.lr * back), theta + method.lr * back) for back in D]
         summed_literal = _last(run, history) - frozen
-    ways = Ways(M, literal, doubt, summed.M, summed_literal, summed.F, way, why, corner, _forgets(run, loss))
+    ways = Ways(M, literal, doubt, summed, summed_literal, found.F, way, why, corner, _forgets(run, loss))
     return ways if ways.kind != "refused" else replace(ways, rough=_rough(run, history))
 
 
@@ -298,7 +300,7 @@ def _live(subject: Subject, make: Make, loss: Loss) -> tuple[Run, float, str]:
                 for p, part in zip(parameters, split(theta), strict=True):
                     p.copy_(part)
             closure()
-            with _Lifted():
+            with Lifted():
                 optimizer.step(hessian=split(diagonal(theta))) if subject.needs == "hessian" else optimizer.step(closure)
             F = (theta - here()) / lr
             if not F.isfinite().all():

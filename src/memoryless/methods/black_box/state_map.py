@@ -7,6 +7,8 @@ A step count enters through bias corrections and schedules: it is set far out (`
 """
 
 import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -15,8 +17,8 @@ from scipy.sparse.linalg import LinearOperator, gmres
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from memoryless.corrections.unrolled import no_formula, tangent
-from memoryless.errors import BadInput, NeverForgets
+from memoryless.errors import BadInput, NeverForgets, Stalled
+from memoryless.methods.black_box.derivative import no_formula, tangent
 from memoryless.methods.black_box.snapshot import State
 from memoryless.methods.black_box.torch_method import TorchMethod
 
@@ -39,10 +41,6 @@ SMALLEST = 1e-8
 DROPPED = "forward mode is {}: step() drops a tangent"
 CHECKED = 1e-4
 """Relative error of the response, against one step of the optimizer, from which it is not believed."""
-
-
-class Stalled(Exception):
-    """GMRES found no solution."""
 
 
 class Memory:
@@ -93,7 +91,7 @@ class Memory:
         self.epsilon = max([torch.finfo(x.dtype).eps for x in self.moving.values() if x.ndim], default=2.0**-52)
         self.share = self.epsilon ** (1 / 3)
         self.s = torch.cat([x.double().reshape(-1) for x in self.moving.values()] or [theta.new_zeros(0)])
-        self.first = [float(x.norm()) for x in self._split(self.s)]
+        self.first = [float(x.norm()) for x in self.split(self.s)]
 
     def _step(self, twin: Any, gradient: Tensor, theta: Tensor) -> Tensor:
         self.steps += 1
@@ -113,7 +111,7 @@ class Memory:
         Raises:
             BadInput: something else than s changed.
         """
-        parts, place = iter(self._split(s)), itertools.count()
+        parts, place = iter(self.split(s)), itertools.count()
 
         def leaf(value: Any) -> Any:
             i = next(place)
@@ -258,7 +256,7 @@ class Memory:
                 f"{self.method}: its memory at rest never forgets a disturbance ({stalled}); give step=n"
             ) from None
         self._check_count(a + b)
-        ages = [float(x.norm() / y.norm()) if y.any() else 0.0 for x, y in zip(self._split(b), self._split(r), strict=True)]
+        ages = [float(x.norm() / y.norm()) if y.any() else 0.0 for x, y in zip(self.split(b), self.split(r), strict=True)]
         if max(ages) > LONGEST:
             name = self.names[int(np.argmax(ages))]
             raise NeverForgets(f"{self.method}: '{name}' remembers {max(ages):.1g} steps, which fades in no run; give step=n")
@@ -281,7 +279,7 @@ class Memory:
 
     def _error(self, expected: Tensor, up: Answer, down: Answer, e: float) -> str:
         """What is wrong with a derivative of A, by what `around` gave in its direction."""
-        parts = zip(self.names, *map(self._split, ((up[0] - down[0]) / 2, e * expected)), self._norms(), strict=True)
+        parts = zip(self.names, *map(self.split, ((up[0] - down[0]) / 2, e * expected)), self._norms(), strict=True)
         for name, actual, claimed, norm in parts:
             # Of what the argument changed by, a thousandth is no answer.
             size = max(float(actual.norm()), float(claimed.norm()), 1e-3 * self.share * norm)
@@ -293,7 +291,7 @@ class Memory:
     def _require_smooth(self, up: Answer, down: Answer) -> None:
         """Raise where A turns a corner at rest, by what `around` gave there."""
         odd, even = (up[0] - down[0]) / 2, (up[0] + down[0]) / 2 - self.s
-        for name, x, y, norm in zip(self.names, *map(self._split, (odd, even)), self._norms(), strict=True):
+        for name, x, y, norm in zip(self.names, *map(self.split, (odd, even)), self._norms(), strict=True):
             corners = (y.abs() > 0.2 * x.abs()) & (y.abs() > 1e-3 * self.share * norm / len(x) ** 0.5)
             if float(corners.double().mean()) > 0.05:
                 raise NeverForgets(
@@ -311,8 +309,8 @@ class Memory:
             self.far = FAR
             gaps = zip(
                 ["the update", *self.names],
-                [F_other - F, *self._split(other - after)],
-                [F, *self._split(after - beside)],
+                [F_other - F, *self.split(other - after)],
+                [F, *self.split(after - beside)],
                 strict=True,
             )
             for name, change, step in gaps:
@@ -323,28 +321,38 @@ class Memory:
                     )
 
     def _never(self, gap: Tensor, why: str) -> NeverForgets:
-        moves = [float(x.norm()) / norm for x, norm in zip(self._split(gap), self._norms(), strict=True)]
+        moves = [float(x.norm()) / norm for x, norm in zip(self.split(gap), self._norms(), strict=True)]
         name = self.names[int(np.argmax(moves))]
         return NeverForgets(
             f"{self.method}: '{name}' never comes to rest, it moves by {max(moves):.1g} of itself a step ({why}); give step=n"
         )
 
-    def _split(self, s: Tensor) -> tuple[Tensor, ...]:
+    @contextmanager
+    def run_by(self, method: TorchMethod) -> Iterator["Memory"]:
+        """For a while another variant of the same optimizer takes the steps, one that computes in coarser types, say."""
+        own, self.method = self.method, method
+        try:
+            yield self
+        finally:
+            self.method = own
+
+    def split(self, s: Tensor) -> tuple[Tensor, ...]:
+        """The tensors of s, each as a vector."""
         return s.split(self.sizes)
 
     def _norms(self) -> list[float]:
         """The norm of each tensor of s, or what it had at first if that is larger: it may come to rest at 0."""
-        return [max(first, float(x.norm())) or 1.0 for first, x in zip(self.first, self._split(self.s), strict=True)]
+        return [max(first, float(x.norm())) or 1.0 for first, x in zip(self.first, self.split(self.s), strict=True)]
 
     def _units(self) -> Tensor:
-        norms = zip(self._split(self.s), self._norms(), strict=True)
+        norms = zip(self.split(self.s), self._norms(), strict=True)
         return torch.cat([torch.full_like(x, norm / len(x) ** 0.5) for x, norm in norms])
 
     def _size(self, ds: Tensor) -> float:
         """The largest change of a tensor of s, relative to it; infinite where it is not finite."""
         if not ds.isfinite().all():
             return np.inf
-        return max((float(x.norm()) / norm for x, norm in zip(self._split(ds), self._norms(), strict=True)), default=0.0)
+        return max((float(x.norm()) / norm for x, norm in zip(self.split(ds), self._norms(), strict=True)), default=0.0)
 
 
 def _signs(like: Tensor) -> Tensor:

@@ -21,11 +21,11 @@ from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from memoryless.errors import BadInput, BadType, Reevaluates
+from memoryless.errors import BadInput, BadType, Reevaluates, StepFailed
+from memoryless.flat import Layout, norm, slices_of
 from memoryless.isolation import isolated
-from memoryless.loss.loss import Loss
 from memoryless.methods.black_box.snapshot import State, Twin
-from memoryless.methods.method import AnyMethod
+from memoryless.methods.method import Part
 
 SHOWN = ("lr", "betas", "momentum", "alpha")
 
@@ -77,28 +77,28 @@ class TorchMethod:
             twin = self.twin(torch.zeros(self.d))
         self.lr = _lr(twin.optimizer)
         self.scheduled = twin.scheduler is not None
-        self._text = _described(twin.optimizer)
+        self._name, self._shown = type(twin.optimizer).__name__, _shown(twin.optimizer)
         try:
             self.dtype = _inspected(self)
-        except ValueError as error:
+        except StepFailed:
             self.needs_closure = "closure" in inspect.signature(type(twin.optimizer).step).parameters
-            if error.__cause__ is None or not self.needs_closure:
+            if not self.needs_closure:
                 raise
             self.dtype = _inspected(self)
 
     @classmethod
-    def of(cls, optimizer: Optimizer, loss: Loss | None = None) -> "TorchMethod":
+    def of(cls, optimizer: Optimizer, layout: Layout | None = None) -> "TorchMethod":
         """A live optimizer's method, with its present hyperparameters and empty memory; it is left alone.
 
         Args:
             optimizer: its class is called with its param groups.
-            loss: orders the coordinates as its theta does; without it theta is the optimizer's parameters in their order.
+            layout: of theta; without it theta is the optimizer's parameters in their order.
 
         Raises:
             BadInput: its class cannot be called so; give `TorchMethod` a factory then.
         """
         own = [p for group in optimizer.param_groups for p in group["params"]]
-        order = own if loss is None else loss.parameters
+        order = own if layout is None else layout.tensors
         place = {id(p): i for i, p in enumerate(order)}
         if not set(place) & {id(p) for p in own}:
             raise BadInput("the optimizer holds none of the loss's parameters; build both from the same model")
@@ -133,8 +133,7 @@ class TorchMethod:
     @property
     def slices(self) -> list[slice]:
         """Where each parameter lies in theta."""
-        ends = np.cumsum([shape.numel() for shape in self.shapes]).tolist()
-        return [slice(end - shape.numel(), end) for end, shape in zip(ends, self.shapes, strict=True)]
+        return slices_of([shape.numel() for shape in self.shapes])
 
     def twin(self, theta: Tensor) -> Twin:
         """A new optimizer at theta.
@@ -212,13 +211,13 @@ class TorchMethod:
         """
         theta = theta.double()
         try:
-            with _Lifted() if self.lifted else nullcontext():
+            with Lifted() if self.lifted else nullcontext():
                 after = twin.step(gradient.double(), theta)
         except (Reevaluates, NotImplementedError):  # the latter is a derivative that torch lacks
             raise
         except Exception as error:
             name = type(twin.optimizer).__name__
-            raise BadInput(f"{name}.step() raised {type(error).__name__} on dense gradients: {_line(error)}") from error
+            raise StepFailed(f"{name}.step() raised {type(error).__name__} on dense gradients: {_line(error)}") from error
         _require_own(twin.optimizer, twin.parameters)
         return (theta - after) / self.lr
 
@@ -240,6 +239,11 @@ class TorchMethod:
             if isinstance(value, Tensor) and value.is_floating_point() and value.isnan().any():
                 raise BadInput(f"{self}: '{name}' of the optimizer's state is nan after step {step}")
 
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """None: it is run as it is."""
+        return ()
+
     def at_lr(self, lr: float) -> "TorchMethod":
         """The same optimizer at another learning rate, that of the first group; other groups and the schedule scale with it.
 
@@ -248,8 +252,29 @@ class TorchMethod:
         """
         return TorchMethod(functools.partial(_scaled, self.factory, lr / self.lr), self.shapes)
 
+    def with_betas(self, beta_1: float, beta_2: float) -> "TorchMethod":
+        """The same optimizer with another pair of betas in every group.
+
+        Args:
+            beta_1: the first.
+            beta_2: the second.
+
+        Raises:
+            BadInput: a group has no pair of betas.
+        """
+        return TorchMethod(functools.partial(_with_betas, self.factory, (beta_1, beta_2)), self.shapes)
+
+    def describe(self, omit: Sequence[str] = ()) -> str:
+        """Class and hyperparameters.
+
+        Args:
+            omit: hyperparameters not to show.
+        """
+        shown = (f"{key}={value}" for key, value in self._shown.items() if key not in omit)
+        return f"{self._name}({', '.join(shown)})"
+
     def __str__(self) -> str:
-        return self._text
+        return self.describe()
 
 
 def _shapes(shapes: Any) -> list[torch.Size]:
@@ -260,6 +285,17 @@ def _shapes(shapes: Any) -> list[torch.Size]:
     if negative := [tuple(size) for size in sizes if size.numel() < 1]:
         raise BadInput(f"every shape must have at least one element, got {negative[0]}")
     return sizes
+
+
+def _with_betas(
+    factory: Callable[[list[nn.Parameter]], Any], betas: tuple[float, float], parameters: list[nn.Parameter]
+) -> Any:
+    made = factory(parameters)
+    for group in (made[0] if isinstance(made, tuple) else made).param_groups:
+        if np.shape(group.get("betas")) != (2,):
+            raise BadInput("expected an optimizer with betas=(beta_1, beta_2) in every group")
+        group["betas"] = betas
+    return made
 
 
 def _scaled(factory: Callable[[list[nn.Parameter]], Any], ratio: float, parameters: list[nn.Parameter]) -> Any:
@@ -299,15 +335,15 @@ def _lr(optimizer: Optimizer) -> float:
     return lr
 
 
-def _described(optimizer: Optimizer) -> str:
+def _shown(optimizer: Optimizer) -> dict[str, Any]:
+    """The hyperparameters to show: the customary ones, and what differs from the class's default."""
     defaults = inspect.signature(type(optimizer)).parameters
     hyper = optimizer.param_groups[0] | ({"lr": _lr(optimizer)})
-    shown = [
-        f"{key}={float(value) if isinstance(value, Tensor) else value}"
+    return {
+        key: float(value) if isinstance(value, Tensor) else value
         for key, value in hyper.items()
         if key in SHOWN or (key in defaults and key != "params" and value is not None and value != defaults[key].default)
-    ]
-    return f"{type(optimizer).__name__}({', '.join(shown)})"
+    }
 
 
 def _line(error: Exception) -> str:
@@ -318,7 +354,7 @@ _COARSE = {torch.bfloat16, torch.float16, torch.float32}
 _CASTS = {Tensor.bfloat16, Tensor.half, Tensor.float}
 
 
-class _Lifted(TorchFunctionMode):
+class Lifted(TorchFunctionMode):
     """Gives float64 wherever a coarser floating type is asked for."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -367,21 +403,17 @@ def _inspected(method: TorchMethod) -> torch.dtype:
         again = torch.stack([method.displacement(twin, gradient, theta) for gradient in gradients])[-1]
     name = type(twin.optimizer).__name__
     # Where a tensor lies in memory may change the order of a sum, and an inverse root enlarges that.
-    rounding = min(10 * torch.finfo(dtype).eps ** 0.5, 1e-3) * float(F.norm())
-    if not float((F - again).norm()) <= rounding:
+    rounding = min(10 * torch.finfo(dtype).eps ** 0.5, 1e-3) * float(norm(F))
+    if not float(norm(F - again)) <= rounding:
         raise BadInput(
             f"{name} keeps memory outside itself: two runs from the same state differ, so step() is no function of it"
         )
     if twin.needs_closure and not torch.equal(F, run(1, loss=1.0)[0]):
         raise Reevaluates(f"{name}.step() uses the value of the loss: it is no function of one gradient per step")
     other, *_ = run(2)
-    if not float((F - other).norm()) <= rounding:
-        change = float((F - other).norm() / F.norm())
+    if not float(norm(F - other)) <= rounding:
+        change = float(norm(F - other) / norm(F))
         raise BadInput(
             f"{name}.step() draws random numbers: two seeds give updates that differ by {change:.1%}; switch its noise off"
         )
     return dtype
-
-
-AnyOptimizer = AnyMethod | TorchMethod
-"""Whatever has lr, init and update: a method in momentum form, or a black box."""

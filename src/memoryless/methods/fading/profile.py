@@ -19,14 +19,14 @@ from memoryless.methods.black_box.torch_method import TorchMethod
 from memoryless.methods.fading.experiment import experiment
 from memoryless.methods.fading.tails import DRAWS, Array, MemoryProfile, Piece, Progress, draws, half_life, log_ages, mean_age
 from memoryless.methods.kernel import kernel, total
-from memoryless.methods.method import AnyMethod, Index, Momentum, Part, gradient, square
+from memoryless.methods.method import AnyOptimizer, Index, Momentum, Part, gradient, square
 
 FINITE = 10_000
 """Step at which a momentum form that never forgets is shown."""
 
 
 def memory_kernel(
-    method: AnyMethod | TorchMethod, *, horizon: int = 2048, seed: int = 0, on_step: Progress | None = None
+    method: AnyOptimizer | TorchMethod, *, horizon: int = 2048, seed: int = 0, on_step: Progress | None = None
 ) -> MemoryProfile:
     """How far back an optimizer remembers, and whether it forgets fast enough for the theory to hold.
 
@@ -59,7 +59,7 @@ def memory_kernel(
     return _closed_form(method, seed)
 
 
-def _closed_form(method: AnyMethod, seed: int) -> MemoryProfile:
+def _closed_form(method: AnyOptimizer, seed: int) -> MemoryProfile:
     parts = [part for part in method.parts if part.method.variables]
     remembered = [v for part in parts for v in part.method.variables if v.has_memory]
     endless = [v for v in remembered if not _fades(v)]

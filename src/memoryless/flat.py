@@ -1,0 +1,123 @@
+"""theta as one flat vector of shape (d,): where each parameter tensor lies in it, and sums over it.
+
+Every sum over theta goes through `total`, `dot` and `norm`: where theta is sharded, these alone cross ranks.
+"""
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from memoryless.errors import BadInput
+
+CACHED = 2**17
+"""A vector of so many numbers fits a core's cache many times; allocated anew for every operation, as torch does, a larger one
+costs more in page faults than in arithmetic."""
+RESIDENT = 2**24
+"""An accelerator wants few kernels instead."""
+
+
+def block(device: torch.device) -> int:
+    """How many numbers to work on at a time."""
+    return CACHED if device.type == "cpu" else RESIDENT
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where named tensors lie in theta, one after the other.
+
+    Attributes:
+        parameters: the live tensors by name, in the order of theta.
+    """
+
+    parameters: Mapping[str, Tensor]
+
+    @property
+    def names(self) -> list[str]:
+        """Name of each tensor."""
+        return list(self.parameters)
+
+    @cached_property
+    def tensors(self) -> list[Tensor]:
+        """The live tensors."""
+        return list(self.parameters.values())
+
+    @cached_property
+    def shapes(self) -> list[torch.Size]:
+        """Shape of each tensor."""
+        return [p.shape for p in self.tensors]
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        """Number of coordinates of each tensor."""
+        return [p.numel() for p in self.tensors]
+
+    @cached_property
+    def slices(self) -> dict[str, slice]:
+        """Where each named tensor lies in theta."""
+        return dict(zip(self.names, slices_of(self.sizes), strict=True))
+
+    @property
+    def device(self) -> torch.device:
+        """Where theta lives."""
+        return self.tensors[0].device
+
+    @property
+    def d(self) -> int:
+        """Number of coordinates."""
+        return sum(self.sizes)
+
+    def theta(self) -> Tensor:
+        """The present values as a new vector, shape (d,)."""
+        return flat(p.detach() for p in self.tensors)
+
+    def views(self, theta: Tensor) -> list[Tensor]:
+        """The tensors as views of a vector.
+
+        Args:
+            theta: shape (d,).
+
+        Raises:
+            BadInput: another shape.
+        """
+        if theta.shape != (self.d,):
+            raise BadInput(f"theta must have shape ({self.d},), got {tuple(theta.shape)}")
+        return [part.view(shape) for part, shape in zip(theta.split(self.sizes), self.shapes, strict=True)]
+
+    def set_gradients(self, gradient: Tensor) -> None:
+        """Give every live tensor its part of a gradient.
+
+        Args:
+            gradient: shape (d,).
+        """
+        for p, part in zip(self.tensors, self.views(gradient), strict=True):
+            p.grad = part
+
+
+def slices_of(sizes: Sequence[int]) -> list[slice]:
+    """Where tensors of these sizes lie, one after the other."""
+    ends = list(itertools.accumulate(sizes))
+    return [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
+
+
+def flat(tensors: Iterable[Tensor]) -> Tensor:
+    """Tensors end to end, as one vector."""
+    return torch.cat([t.reshape(-1) for t in tensors])
+
+
+def total(x: Tensor) -> Tensor:
+    """sum_i x_i, a scalar."""
+    return x.sum()
+
+
+def dot(x: Tensor, y: Tensor) -> Tensor:
+    """<x, y>, a scalar."""
+    return torch.dot(x, y)
+
+
+def norm(x: Tensor) -> Tensor:
+    """The 2-norm, a scalar."""
+    return x.norm()

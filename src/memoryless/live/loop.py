@@ -1,0 +1,64 @@
+"""The step loop, once: a torch optimizer on the loss's own parameters, looked at before each step.
+
+The run is bit for bit the one that would have happened without the looks.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.optim import Optimizer
+
+from memoryless.errors import Diverged, NotFinite
+from memoryless.loss.loss import Loss
+from memoryless.progress import OnStep, silent
+
+
+class Sight(NamedTuple):
+    """What is seen before a step.
+
+    Attributes:
+        taken: steps taken.
+        theta: shape (d,).
+        gradient: that the step will get, shape (d,).
+    """
+
+    taken: int
+    theta: Tensor
+    gradient: Tensor
+
+
+def run(
+    optimizer: Optimizer,
+    loss: Loss,
+    steps: int,
+    look: Callable[[Sight], object] = lambda sight: None,
+    batches: Sequence[int] | NDArray[np.int64] | None = None,
+    on_step: OnStep = silent,
+) -> None:
+    """Take steps; look before each, and after the last where the batch of a further step is known (full batch).
+
+    Args:
+        optimizer: live, over the loss's parameters.
+        loss: gives the gradients.
+        steps: how many to take.
+        look: may ask anything of the loss, and changes nothing.
+        batches: index of the batch of each step; None is full batch.
+        on_step: told the steps taken and their number.
+
+    Raises:
+        Diverged: loss or gradient became infinite or NaN; says after how many steps.
+    """
+    for taken in range(steps + 1 if batches is None else steps):
+        theta = loss.theta
+        try:
+            gradient = loss.gradient(theta, None if batches is None else int(batches[taken]))
+            look(Sight(taken, theta, gradient))
+        except NotFinite as error:
+            raise Diverged(f"after {taken} steps {error}", taken) from error
+        if taken < steps:
+            loss.layout.set_gradients(gradient)
+            optimizer.step()
+        on_step(min(taken + (batches is not None), steps), steps)
