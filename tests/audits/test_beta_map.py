@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import memoryless as ml
-from memoryless.audits.beta_map import Grid, measured_maps
+from memoryless.audits.beta_map import measured_map
+from memoryless.audits.grid import Grid
 from memoryless.audits.shadow import Shadow
 from memoryless.corrections.history import frozen
 from memoryless.loss import measures
@@ -36,7 +37,7 @@ def pair_by_pair(method: ml.Method, loss: ml.Loss, step: int | None, kind, slope
 @pytest.mark.parametrize("name", METHODS)
 def test_predicted_map_is_one_correction_for_each_pair(name: str, kind, step: int | None):
     loss, method = reference_loss(), METHODS[name]
-    found = ml.beta_map(method, loss, BETAS_1, BETAS_2, kind=kind, step=step)
+    found = ml.beta_map(method, loss, BETAS_1, BETAS_2, order=kind, step=step)
     (value,) = measures.evaluate(["gradient_1_norm"], Point(loss, THETA))
     expected = pair_by_pair(method, loss, step, kind, value.gradient, value.value)
     assert found.change == pytest.approx(torch.tensor(expected).numpy(), rel=1e-9, abs=1e-14)
@@ -61,12 +62,12 @@ def test_measured_map_is_each_pairs_own_state_on_the_live_gradients(name: str):
         ]
         theta.grad = gradient
         optimizer.step()
-    point, linearization = loss.theta, loss.linearize(loss.theta)
-    values = measures.evaluate(["gradient_norm_squared"], loss, point, *linearization)
-    (found,) = measured_maps(grid, shadow, linearization[0], point, values)
+    point, gradient = loss.theta, loss.gradient(loss.theta)
+    values = measures.evaluate(["gradient_norm_squared"], Point(loss))
+    found = measured_map(grid, shadow, gradient, point, values)
 
     def change(m: ml.Method, state) -> float:
-        delta = m.update(state, linearization[0], point)[1] - frozen(m, linearization[0], point, 6)
+        delta = m.update(state, gradient, point)[1] - frozen(m, gradient, point, 6)
         return -m.lr * float(values[0].gradient @ delta) / values[0].value
 
     expected = [[change(m, s) for m, s in zip(*rows, strict=True)] for rows in zip(pairs, states, strict=True)]
@@ -84,16 +85,16 @@ def test_blocks_of_coordinates_change_nothing(monkeypatch: pytest.MonkeyPatch):
 def test_one_product_serves_the_whole_map_and_one_its_measure(name: str, monkeypatch: pytest.MonkeyPatch):
     loss, used = reference_loss(), []
     gradient, curvature = loss.linearize(THETA)
-    monkeypatch.setattr(loss, "linearize", lambda theta: (gradient, lambda v: used.append(v) or curvature(v)))
+    monkeypatch.setattr(loss, "linearize", lambda theta, products=None: (gradient, lambda v: used.append(v) or curvature(v)))
     for kind in ("first", "resummed"):
-        ml.beta_map(METHODS[name], loss, BETAS_1, BETAS_2, kind=kind)
+        ml.beta_map(METHODS[name], loss, BETAS_1, BETAS_2, order=kind)
     assert len(used) == 4
 
 
 @pytest.mark.parametrize(
     ("method", "betas", "kind", "message"),
     [
-        (ml.HeavyBall(), (0.9,), "first", "needs a method with betas"),
+        (ml.HeavyBall(), (0.9,), "first", "expected a method with betas"),
         (ml.Adam(), (0.9, 0.5), "first", "must increase"),
         (ml.Adam(), (), "first", "must increase"),
         (ml.Adam(), (0.5, 1.0), "first", "must lie in"),
@@ -102,4 +103,4 @@ def test_one_product_serves_the_whole_map_and_one_its_measure(name: str, monkeyp
 )
 def test_bad_input(method: ml.Method, betas: tuple[float, ...], kind, message: str):
     with pytest.raises(ValueError, match=message):
-        ml.beta_map(method, reference_loss(), betas, (0.9,), kind=kind)
+        ml.beta_map(method, reference_loss(), betas, (0.9,), order=kind)

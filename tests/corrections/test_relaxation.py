@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 import memoryless as ml
 from memoryless.corrections.correction import Correction
-from memoryless.corrections.relaxation import gradients_at, relaxed
+from memoryless.corrections.relaxation import relaxed
 from memoryless.errors import BadInput, NeverForgets, NotFinite
+from memoryless.loss.point import Point
 from memoryless.methods.method import AnyOptimizer, State
 from tests.problems import BATCHES, FULL_BATCH, METHODS, THETA, Wave, reference_loss, relative_error, tensor
 
@@ -112,7 +113,7 @@ def test_heavy_ball_on_a_quadratic(R):
         q = 1 - beta + lr * a
         exact = 2 * a / (q + (q * q - 4 * lr * a).sqrt())
         assert ((1 - mu) / lr - exact).abs().max() < 1e-9
-        _, G = relaxed(ml.HeavyBall(lr, beta), loss, loss.theta, None, R)
+        _, G = relaxed(ml.HeavyBall(lr, beta), Point(loss), None, R)
         return float((G - exact).abs().max() / exact.max())
 
     coarse, fine = error(2e-4), error(1e-4)
@@ -152,14 +153,14 @@ def test_gradients_at_many_points(name, used):
     points = loss.theta + torch.randn(3, len(loss.theta))
     expected = [loss.gradient(theta, used and used[k]) for k, theta in enumerate(points)]
     for _ in range(2):
-        assert relative_error(gradients_at(loss, points, used), torch.stack(expected)) < 1e-13
+        assert relative_error(loss.gradients(points, used), torch.stack(expected)) < 1e-13
 
 
 def test_a_point_that_is_not_finite_is_named():
     loss, points = reference_loss(), THETA.repeat(3, 1)
-    gradients_at(loss, points)
+    loss.gradients(points)
     with pytest.raises(NotFinite, match="parameter 'theta' is nan first at flat index 2"):
-        gradients_at(loss, points.index_put((torch.tensor(1), torch.tensor(2)), torch.tensor(math.nan)))
+        loss.gradients(points.index_put((torch.tensor(1), torch.tensor(2)), torch.tensor(math.nan)))
 
 
 def correct(order: Any, method: Any = None, **options: Any) -> Correction:

@@ -18,7 +18,7 @@ from memoryless.loss.batches import cut, map_tensors, together
 from memoryless.report.betas import as_dict, picture
 
 LR = 1e-3
-AXES = {"betas_1": (0.5, 0.8), "betas_2": (0.9,)}
+AXES = {"betas": ((0.5, 0.8), (0.9,))}
 
 
 def problem():
@@ -30,7 +30,7 @@ def problem():
     def criterion(model, batch):
         return nn.functional.mse_loss(model(batch["x"]), batch["y"])
 
-    return model, criterion, batches, torch.optim.AdamW(model.parameters(), lr=LR, betas=(0.8, 0.95))
+    return torch.optim.AdamW(model.parameters(), lr=LR, betas=(0.8, 0.95)), ml.Loss(model, criterion, batches)
 
 
 @pytest.fixture(scope="module")
@@ -44,22 +44,22 @@ def test_own_pair_is_on_the_grid(found):
 
 
 def test_nothing_of_the_users_is_changed():
-    model, criterion, batches, optimizer = problem()
-    before = [p.clone() for p in model.parameters()]
-    audit_batch_sizes(model, criterion, batches, optimizer, sizes=(4,), steps=12, samples=2, **AXES)
-    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+    optimizer, loss = problem()
+    before = loss.theta
+    audit_batch_sizes(optimizer, loss, sizes=(4,), steps=12, samples=2, **AXES)
+    assert torch.equal(loss.theta, before)
     assert not optimizer.state
 
 
 def test_predictions_are_the_expected_correction(found):
     """At the end of the run: the same seed draws the same orders."""
-    model, criterion, batches, optimizer = problem()
-    pieces = cut(together(batches), 4)
-    loss = ml.Loss(model, criterion, pieces)
+    optimizer, whole = problem()
+    pieces = cut(together([batch for _, batch in whole.batches.select(None)]), 4)
+    loss = whole.on(whole.model, pieces)
     order = random_order(len(loss), 40, np.random.default_rng((0, 4)))
     for i in order:
         optimizer.zero_grad()
-        criterion(model, pieces[i]).backward()
+        whole.criterion(whole.model, pieces[i]).backward()
         optimizer.step()
     step = round(float(np.mean(sorted({int(s) for s in np.linspace(30, 39, STOPS)}))))
     size = found.sizes[0]
@@ -70,15 +70,15 @@ def test_predictions_are_the_expected_correction(found):
         assert float(size.predicted.standard_error[i, j, 0]) == pytest.approx(expected.standard_error, rel=1e-9)
     own = ml.AdamW(LR, (0.8, 0.95))
     orders = len(size.resummed[found.own].values)
-    whole = ml.expected_correction(own, loss, step=step, samples=orders, order="resummed", measures=["gradient_1_norm"])
-    assert float(size.resummed[found.own].mean[0]) == pytest.approx(whole.effects[0].mean, rel=1e-9)
+    all_lags = ml.expected_correction(own, loss, step=step, samples=orders, order="resummed", measures=["gradient_1_norm"])
+    assert float(size.resummed[found.own].mean[0]) == pytest.approx(all_lags.effects[0].mean, rel=1e-9)
 
 
 def test_measured_and_predicted_agree_at_a_small_lr():
     """Where first order holds the two columns tell the same, from nothing in common."""
-    model, criterion, batches, optimizer = problem()
+    optimizer, loss = problem()
     optimizer.param_groups[0]["lr"] = 1e-5
-    found = audit_batch_sizes(model, criterion, batches, optimizer, sizes=(4, None), steps=400, samples=600, **AXES)
+    found = audit_batch_sizes(optimizer, loss, sizes=(4, None), steps=400, samples=600, **AXES)
     for size in found.sizes:
         gap = np.abs(size.measured.mean - size.predicted.mean)
         error = np.hypot(size.measured.standard_error, size.predicted.standard_error)

@@ -100,11 +100,11 @@ def test_sizes_are_those_of_the_data():
     model = torch.nn.Linear(3, 1, bias=False)
     data = [torch.randn(b, 3) for b in (2, 5, 3)]
     loss = ml.Loss(model, lambda model, batch: model(batch).square().mean(), data)
-    seen: list[int] = []
-    found, given = gradient_noise(loss, on_batch=seen.append), gradient_noise(loss, sizes=[2, 5, 3])
+    seen: list[tuple[int, int]] = []
+    found, given = gradient_noise(loss, on_step=lambda *told: seen.append(told)), gradient_noise(loss, sizes=[2, 5, 3])
     assert found == given
     assert found.batch_size == pytest.approx(10 / 3)
-    assert seen == [1, 2, 3, 4, 5, 6]
+    assert seen == [(k, 6) for k in range(1, 7)]
 
 
 LOSS = gaussian(0, [1, 1, 1], 1.0)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import memoryless as ml
 from memoryless.corrections import history
+from memoryless.loss.point import Point
 from memoryless.methods import kernel
 from memoryless.methods.method import Momentum
 from tests.problems import METHODS, variables
@@ -126,8 +127,8 @@ def test_memory_of_the_interpolation_grows_no_faster_than_the_window():
     """At n = 40,000 one square array over the steps would be 13 GB."""
     method = ml.NAdam(betas=(0.9, 0.999), momentum_decay=4e-3)
     tracemalloc.start()
-    g = torch.ones(1)
-    history.full_batch(method, (g, lambda back: back), g, 40_000)
+    loss = ml.Loss.of(lambda theta: theta.square().sum() / 2, torch.ones(1))
+    history.full_batch(method, Point(loss), 40_000)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 300e6

@@ -10,7 +10,7 @@ from torch.optim import LBFGS, SGD, Adam, AdamW, NAdam, Optimizer, RMSprop
 from torch.testing import assert_close
 
 import memoryless as ml
-from memoryless.methods.live_optimizer import next_update, step_of
+from memoryless.methods.live_optimizer import next_update, recognised, step_of
 
 BRANCHES = {
     "sgd": (SGD, {}),
@@ -194,9 +194,9 @@ def test_step_of_parameters_out_of_step():
 )
 def test_refused(make, message):
     with pytest.raises(ml.errors.NotRecognised, match=message):
-        ml.method_of(make(network()[0].parameters()))
+        recognised(make(network()[0].parameters()))
 
 
 def test_optimizer_of_another_model():
     with pytest.raises(ValueError, match="none of the loss's parameters"):
-        ml.method_of(Adam(network()[0].parameters()), network()[1])
+        ml.method_of(Adam(network()[0].parameters()), network()[1].layout)

@@ -9,7 +9,7 @@ from torch import Tensor
 import memoryless as ml
 from memoryless.errors import BadInput, Diverged
 from memoryless.experiments.theorem import load, visible
-from memoryless.paths.accuracy import Accuracy, at_lr, order_of_accuracy
+from memoryless.paths.accuracy import Accuracy, order_of_accuracy
 from memoryless.paths.trajectory import trajectory
 from tests.problems import METHODS, Wave, groups, quartic
 
@@ -118,8 +118,8 @@ def test_at_lr_is_the_same_method_at_another_step_size(name):
 
 
 def test_at_lr_of_groups_and_black_boxes():
-    assert at_lr(groups(1e-3), 1e-4).lr == 1e-4
-    assert at_lr(ml.TorchMethod(lambda params: torch.optim.Adamax(params, lr=1e-3), [(2,)]), 1e-4).lr == 1e-4
+    assert groups(1e-3).at_lr(1e-4).lr == 1e-4
+    assert ml.TorchMethod(lambda params: torch.optim.Adamax(params, lr=1e-3), [(2,)]).at_lr(1e-4).lr == 1e-4
 
 
 def measure(horizon: float = 0.1, lrs=LRS, kind="first", loss: ml.Loss | None = None) -> Accuracy:

@@ -40,7 +40,9 @@ def test_memoryless_is_the_loop_over_corrections(name, kind, order, batches):
     theta = THETA
     expected = [theta]
     for n in range(STEPS):
-        c = ml.correction(method, loss, theta, n, order or "first", None if batches is None else batches[: n + 1])
+        c = ml.correction(
+            method, loss, theta, step=n, order=order or "first", batches=None if batches is None else batches[: n + 1]
+        )
         theta = theta - LR * (c.F + c.M if order else c.F)
         expected.append(theta)
     actual = trajectory(method, loss, STEPS, kind, batches=batches)
@@ -86,9 +88,9 @@ def test_the_powers_hold_along_a_batch_order(kind, power):
 
 
 def test_progress_counts_steps_taken():
-    seen: list[int] = []
-    trajectory(METHODS["lion"](LR), reference_loss(), STEPS, record=[STEPS], on_step=seen.append)
-    assert seen == list(range(STEPS + 1))
+    seen: list[tuple[int, int]] = []
+    trajectory(METHODS["lion"](LR), reference_loss(), STEPS, record=[STEPS], on_step=lambda *told: seen.append(told))
+    assert seen == [(n, STEPS) for n in range(STEPS + 1)]
 
 
 @pytest.mark.parametrize("kind", ["memory", "frozen", "first", "resummed", 3])  # the flow goes downhill in any case

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import memoryless as ml
 from memoryless.corrections import sequences
-from memoryless.corrections.expansion import resummed
+from memoryless.corrections.expansion import expansion
 from memoryless.corrections.expected import expected as expected_module
 from memoryless.corrections.expected import random_lag
 from memoryless.corrections.expected.closed_form import coefficient
@@ -55,12 +55,8 @@ def enumerated(method: AnyOptimizer, all_orders: Iterable[Sequence[int]]) -> dic
     """Mean over the orders of F and of both M, each order's by `correction`."""
     loss, found = reference_loss(), []
     for order in all_orders:
-        c = ml.correction(method, loss, batches=order)
-        if c.history is None or isinstance(method, ml.TorchMethod):
-            second = ml.correction(method, loss, order="resummed", batches=order).M
-        else:
-            second = resummed(method, c.history, THETA)
-        found.append(torch.stack([c.F, c.M, second]))
+        c = expansion(method, Point(loss, THETA), len(order) - 1, order)
+        found.append(torch.stack([c.F, c.first().value, c.resummed().value]))
     return dict(zip(("F", "first", "resummed"), torch.stack(found).mean(0), strict=True))
 
 
@@ -114,7 +110,7 @@ def test_random_lag_of_one_order_is_equation_9_in_the_mean(name):
     lags = range(1, len(p) + 1)
     cells = [(k, (j + 0.5) / k, p[k - 1] / k) for k in lags for j in range(k)]
     draws: Any = ((order, Chosen(k, u)) for k, u, _ in cells if p[k - 1])
-    samples = random_lag.random_lags(Pool(method, GRADIENTS, THETA), reference_loss(), n, False, draws)
+    samples = random_lag.random_lags(Pool(method, GRADIENTS, THETA), Point(reference_loss(), THETA), n, False, draws)
     shares = [share for *_, share in cells if share]
     c = ml.correction(method, reference_loss(), batches=order.tolist())
     M = torch.zeros_like(THETA)
@@ -203,7 +199,9 @@ def test_late_steps_are_the_steady_state(name):
 
     def samples(limit: bool) -> Tensor:
         draws = ((random_order(COUNT, n + 1, np.random.default_rng(r)), np.random.default_rng(-r % 7)) for r in range(3))
-        return torch.stack([torch.stack(one[:2]) for one in random_lag.random_lags(pool, reference_loss(), n, limit, draws)])
+        return torch.stack(
+            [torch.stack(one[:2]) for one in random_lag.random_lags(pool, Point(reference_loss(), THETA), n, limit, draws)]
+        )
 
     assert relative_error(samples(False), samples(True)) < 1e-12
 
@@ -235,7 +233,7 @@ def per_sample(beta: float, seed: int, order: Any, samples: int) -> np.ndarray:
     method, loss = ml.AdamW(LR, (0.8, beta), 0.01), reference_loss()
     values = evaluate([along_a_line], Point(loss, THETA))
     (effect,) = expected_module.sampled(
-        method, expected_module.Known(loss, THETA, GRADIENTS, values), None, samples, seed, order
+        method, Point(loss, THETA), values, None, expected_module.Plan(samples, seed, order)
     ).effects
     return effect.changes.values
 

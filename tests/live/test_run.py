@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from memoryless.live.replay import replay
 from torch import Tensor, nn
 
 import memoryless as ml
@@ -58,7 +57,7 @@ def test_audit_along_batches_is_the_literal_difference(name):
     order = random_order(BATCHES, 31, np.random.default_rng(0))
     loss, optimizer = trained(OPTIMIZERS[name], order[:-1])
     before = loss.theta
-    found = ml.audit(optimizer, loss, ["gradient_1_norm"], batches=order.tolist())
+    found = ml.audit(optimizer, loss, measures=["gradient_1_norm"], batches=order.tolist())
     assert torch.equal(before, loss.theta)
     after = trained(OPTIMIZERS[name], order)[0].theta
     F = frozen(ml.method_of(optimizer, loss.layout), loss, order)
@@ -73,8 +72,8 @@ def test_audit_along_batches_is_the_literal_difference(name):
 def test_audit_of_a_black_box_along_batches():
     order = random_order(BATCHES, 13, np.random.default_rng(0)).tolist()
     loss, optimizer = trained(lambda p: torch.optim.Adamax(p, lr=LR, betas=(0.8, 0.95)), order[:-1])
-    found = ml.audit(optimizer, loss, ["gradient_1_norm"], batches=order)
-    method = ml.TorchMethod.of(optimizer, loss)
+    found = ml.audit(optimizer, loss, measures=["gradient_1_norm"], batches=order)
+    method = ml.TorchMethod.of(optimizer, loss.layout)
     assert relative_error(found.F, frozen(method, loss, order)) < 1e-9
     assert found.validity.resummed is not None
     assert found.validity.resummed.cosine > 0.9
@@ -87,15 +86,15 @@ def run(make=OPTIMIZERS["adamw"], order: Any = None, **options: Any):
     model, loss = problem()
     optimizer = make(model.parameters())
     order = random_order(BATCHES, 40, np.random.default_rng(1)) if order is None else order
-    options = {"stops": STOPS} | options
-    return loss, optimizer, order, replay(optimizer, loss, order, **options)
+    options = {"stops": STOPS, "measures": ["gradient_1_norm"], "compare": (), "betas": None} | options
+    return loss, optimizer, order, ml.audit_run(optimizer, loss, order, **options)
 
 
 def test_replay_measures_what_the_audit_measures():
     *_, order, found = run()
     for stop, change in zip(STOPS, found.live.values, strict=True):
         there, live = trained(OPTIMIZERS["adamw"], order[:stop])
-        expected = ml.audit(live, there, ["gradient_1_norm"], batches=order[: stop + 1].tolist()).effects[0].measured
+        expected = ml.audit(live, there, measures=["gradient_1_norm"], batches=order[: stop + 1].tolist()).effects[0].measured
         assert change[0] == pytest.approx(expected, rel=1e-9)
     assert found.gradients == BATCHES * len(STOPS)
 
@@ -123,18 +122,18 @@ def test_shadows_and_maps_are_the_literal_difference(make):
         for i, theta in zip(order, path, strict=False):
             state, F = method.update(state, there.gradient(theta, int(i)), theta)
         expected = -LR * float(value.gradient @ (F - frozen(method, there, order[: STOPS[-1] + 1]))) / value.value
-        assert found.others[str(method)].values[-1, 0] == pytest.approx(expected, rel=1e-8)
+        assert found.others[method.describe(omit=("lr",))].values[-1, 0] == pytest.approx(expected, rel=1e-8)
     if own.name == "adamw":
         assert found.maps is not None
         for k, method in enumerate(others):
             changes = found.maps.values[:, k // 2, k % 2, 0]
-            assert changes == pytest.approx(found.others[str(method)].values[:, 0], rel=1e-8)
-        assert found.others[str(own)].values == pytest.approx(found.live.values, rel=1e-6)
+            assert changes == pytest.approx(found.others[method.describe(omit=("lr",))].values[:, 0], rel=1e-8)
+        assert found.others[own.describe(omit=("lr",))].values == pytest.approx(found.live.values, rel=1e-6)
 
 
 def test_random_lags_are_the_exact_replay_in_the_mean():
     exact = run(compare=[ml.HeavyBall(LR, 0.9)])[-1]
-    name = str(ml.HeavyBall(LR, 0.9))
+    name = ml.HeavyBall(LR, 0.9).describe(omit=("lr",))
     drawn = np.stack([run(compare=[ml.HeavyBall(LR, 0.9)], lags=8, seed=s)[-1].others[name].values for s in range(40)])
     error = drawn.std(axis=0, ddof=1) / len(drawn) ** 0.5
     assert (np.abs(drawn.mean(axis=0) - exact.others[name].values) < 4 * error).all()
@@ -160,7 +159,7 @@ def test_standard_error_of_a_series_counts_blocks():
         ({"lags": 0}, "lags must be at least 1"),
         ({"order": [0, 1, 7]}, r"batches must be indices in 0\.\.4"),
         ({"betas": ((0.9, 0.5), (0.9,))}, "must increase"),
-        ({"make": lambda p: torch.optim.Adagrad(p)}, "not recognised"),
+        ({"make": lambda p: torch.optim.Adagrad(p), "lags": 3}, "has no random lags"),
     ],
 )
 def test_bad_input(options, message):
@@ -173,7 +172,7 @@ def test_an_optimizer_with_a_past_is_refused():
     loss, optimizer = trained(OPTIMIZERS["adamw"], order)
     before = copy.deepcopy(optimizer.state_dict())
     with pytest.raises(ValueError, match="has steps behind it"):
-        replay(optimizer, loss, order, (3,))
+        ml.audit_run(optimizer, loss, order, stops=(3,))
     assert str(before) == str(optimizer.state_dict())
 
 
