@@ -24,10 +24,11 @@ from memoryless.corrections.correction import batch_sequence, correction, first_
 from memoryless.corrections.history import Linearization
 from memoryless.corrections.sequences import Pool
 from memoryless.loss.loss import Loss
-from memoryless.loss.measures import MEASURES, Differentiable, Value, evaluate, label
+from memoryless.loss.measures import MEASURES, Differentiable, Value, evaluate
 from memoryless.methods import live_optimizer
 from memoryless.methods.black_box.torch_method import AnyOptimizer, TorchMethod
 from memoryless.methods.method import AnyMethod
+from memoryless.render.numbers import label, percent
 
 COSINE, ERROR = 0.9, 0.5
 """A prediction holds where its cosine to the measured effect and its relative error are at least and at most these."""
@@ -153,7 +154,7 @@ class Audit:
                 )
             },
             "effects": [asdict(e) | {"word": e.word} for e in self.effects],
-            "validity": asdict(self.validity),
+            "validity": asdict(self.validity) | {"limits": {"cosine": COSINE, "error": ERROR}},
             "verdict": self.verdict,
         }
         for name in ("first", "resummed"):
@@ -358,10 +359,3 @@ def _on_theory(audit: Audit) -> str:
     first = f"First-order theory {'holds' if validity.first.holds else 'does not hold'} here ({says}; {share})"
     agree = f"cosine {validity.resummed.cosine:.2f}, relative error {validity.resummed.error:.2g}"
     return f"{first}; the resummed prediction {'holds' if validity.resummed.holds else 'does not hold'} ({agree})."
-
-
-def percent(change: float) -> str:
-    """A relative change per step, signed, in per cent with two digits."""
-    if not change:
-        return "0 %"
-    return f"{100 * change:+.2g} %" if abs(change) < 1 else f"{100 * change:+,.0f} %"

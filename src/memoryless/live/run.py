@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from memoryless.audits.audit import UNKNOWN_PAST, Audit, inspect, percent
+from memoryless.audits.audit import UNKNOWN_PAST, Audit, inspect
 from memoryless.audits.beta_map import BETAS_1, BETAS_2, BetaMap, Grid, measured_maps, predicted_maps
 from memoryless.audits.shadow import Shadow
 from memoryless.corrections import history
@@ -20,9 +20,10 @@ from memoryless.corrections.correction import first_order, outside, resummed
 from memoryless.corrections.history import Linearization
 from memoryless.errors import BadInput, Diverged, NotFinite
 from memoryless.loss.loss import Loss
-from memoryless.loss.measures import MEASURES, Differentiable, Value, evaluate, label
+from memoryless.loss.measures import MEASURES, Differentiable, Value, evaluate
 from memoryless.methods import catalogue, live_optimizer
 from memoryless.methods.method import AnyMethod, Method
+from memoryless.render.numbers import label, percent
 
 
 @dataclass(frozen=True)

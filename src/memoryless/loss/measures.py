@@ -83,11 +83,6 @@ def sharpness(loss: Loss, theta: Tensor, gradient: Tensor, curvature: Curvature)
 MEASURES = {f.__name__: f for f in (gradient_1_norm, gradient_norm_squared, sharpness)}
 
 
-def label(name: str) -> str:
-    """The name as people write it."""
-    return name.replace("_", " ").replace("1 norm", "1-norm")
-
-
 def evaluate(
     measures: Sequence[str | Differentiable], loss: Loss, theta: Tensor, gradient: Tensor, curvature: Curvature
 ) -> list[Value]:

@@ -31,9 +31,10 @@ from memoryless.corrections.sequences import Order, Pool, random_order
 from memoryless.corrections.unrolled import one_lag, unrolled
 from memoryless.errors import BadInput, TooFewSamples
 from memoryless.loss.loss import Loss
-from memoryless.loss.measures import Differentiable, Value, evaluate, label
+from memoryless.loss.measures import Differentiable, Value, evaluate
 from memoryless.methods import kernel
 from memoryless.methods.black_box.torch_method import AnyOptimizer, TorchMethod
+from memoryless.render.numbers import label
 
 
 @dataclass(frozen=True)
