@@ -11,20 +11,25 @@ import plotly.graph_objects as go
 
 from memoryless.render.numbers import SignedLog, cosine, finite, label, number, percent, share
 from memoryless.render.result import plain
-from memoryless.render.style import BAND, COLOUR, DIVERGING, KINDS, MARK
+from memoryless.render.style import BAND, COLOUR, DIVERGING, FONT, KINDS, MARK
 
 BETAS = (0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9999)
 MOST_TENSORS = 20
 
 TEMPLATE = go.layout.Template(
     layout={
-        "font": {"family": "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif", "size": 13, "color": COLOUR["ink"]},
+        "font": {"family": FONT, "size": 13, "color": COLOUR["ink"]},
         "paper_bgcolor": COLOUR["paper"],
         "plot_bgcolor": COLOUR["paper"],
         "margin": {"l": 12, "r": 16, "t": 36, "b": 12},
         "dragmode": False,
         "hovermode": "closest",
-        "hoverlabel": {"bgcolor": COLOUR["paper"], "bordercolor": COLOUR["axis"], "font": {"color": COLOUR["ink"]}, "align": "left"},
+        "hoverlabel": {
+            "bgcolor": COLOUR["paper"],
+            "bordercolor": COLOUR["axis"],
+            "font": {"color": COLOUR["ink"]},
+            "align": "left",
+        },
         "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.0, "yanchor": "bottom", "tracegroupgap": 0},
         **{
             axis: {
@@ -162,7 +167,9 @@ def radius_along_run(stops: Sequence[dict[str, Any]]) -> go.Figure:
     return figure
 
 
-def dots(labels: Sequence[str], changes: Mapping[str, Sequence[float | None]], random: Sequence[float | None] = ()) -> go.Figure:
+def dots(
+    labels: Sequence[str], changes: Mapping[str, Sequence[float | None]], random: Sequence[float | None] = ()
+) -> go.Figure:
     """Measured and predicted change of some rows, each row one method or one measure.
 
     Args:

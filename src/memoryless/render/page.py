@@ -4,7 +4,6 @@ All stand in one frame, `frame.html.j2`: colours for light and dark paper, and a
 """
 
 import datetime
-from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -13,21 +12,43 @@ from markupsafe import Markup
 
 from memoryless.errors import BadInput
 from memoryless.render.numbers import cell, cosine, finite, label, number, percent, share
-from memoryless.render.style import COLOUR, DARK, IN_THE_DARK, KINDS
+from memoryless.render.style import COLOUR, DARK, FONT, IN_THE_DARK, KINDS
+
+MOST = 12
+"""Numbers of a list that a table of plain data shows; longer ones are folded."""
 
 
-def columns(value: Any) -> list[str]:
-    """What the rows of a table have in common, where a value is one.
+def scalar(value: Any) -> bool:
+    """Whether a value of JSON is one number or text, or nothing.
+
+    Args:
+        value: of JSON.
+    """
+    return not isinstance(value, (dict, list))
+
+
+def flat(value: Any) -> bool:
+    """Whether a value of JSON is a list of such.
+
+    Args:
+        value: of JSON.
+    """
+    return isinstance(value, list) and all(map(scalar, value))
+
+
+def records(value: list[Any]) -> list[list[Any]]:
+    """A list of dictionaries as a table: their keys, then a row each, with empty text where a key is missing.
 
     Args:
         value: of JSON.
 
     Returns:
-        The keys of all of its dictionaries, in order; none where it is no list of dictionaries.
+        Nothing where anything but dictionaries is in it, or nothing in them.
     """
-    if not isinstance(value, list) or not all(isinstance(row, Mapping) for row in value):
+    if not all(isinstance(row, dict) for row in value):
         return []
-    return list(dict.fromkeys(key for row in value for key in row))
+    names = list(dict.fromkeys(key for row in value for key in row))
+    return [names, *([row.get(name, "") for name in names] for row in value)] if names else []
 
 
 _ENVIRONMENT = jinja2.Environment(
@@ -37,7 +58,8 @@ _ENVIRONMENT = jinja2.Environment(
     lstrip_blocks=True,
     undefined=jinja2.StrictUndefined,
 )
-_ENVIRONMENT.filters |= {f.__name__: f for f in (cell, columns, cosine, label, number, percent, share)}
+_ENVIRONMENT.filters |= {f.__name__: f for f in (cell, cosine, label, number, percent, records, share)}
+_ENVIRONMENT.tests |= {f.__name__: f for f in (scalar, flat)}
 
 
 def fill(template: str, /, **values: Any) -> str:
@@ -51,7 +73,9 @@ def fill(template: str, /, **values: Any) -> str:
         HTML; a <meta name="generator"> says memoryless.
     """
     made = {"memoryless": version("memoryless"), "torch": version("torch"), "date": datetime.date.today().isoformat()}
-    return _ENVIRONMENT.get_template(template).render(made=made, light=COLOUR, dark=DARK, **{"command": None} | values)
+    return _ENVIRONMENT.get_template(template).render(
+        made=made, font=FONT, light=COLOUR, dark=DARK, **{"command": None} | values
+    )
 
 
 def tables(title: str, description: str, data: dict[str, Any]) -> str:
@@ -62,7 +86,7 @@ def tables(title: str, description: str, data: dict[str, Any]) -> str:
         description: one line below.
         data: numbers, text and None in dictionaries and lists.
     """
-    return fill("render/tables.html.j2", title=title, description=description, data=data)
+    return fill("render/tables.html.j2", title=title, description=description, data=data, most=MOST)
 
 
 def page(run: dict[str, Any]) -> str:

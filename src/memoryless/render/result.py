@@ -54,7 +54,8 @@ def plain(value: Any) -> Any:
         TypeError: it holds something else.
 
     Example:
-        >>> plain({"lrs": (0.1, float("inf")), 2: np.float32(0.5), "M": torch.ones(2)})
+        >>> import numpy as np
+        >>> plain({"lrs": (0.1, float("inf")), 2: np.float32(0.5), "M": np.ones(2)})
         {'lrs': [0.1, None], '2': 0.5, 'M': [1.0, 1.0]}
     """
     if isinstance(value, Result):

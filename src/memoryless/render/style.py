@@ -1,7 +1,7 @@
 """One colour per meaning, the same in terminal tables, matplotlib pictures and pages.
 
-Told apart with any colour vision (Machado et al. 2009, https://doi.org/10.1109/TVCG.2009.113: CIELAB distances of ten and more),
-dark enough for text on white. Blue and vermilion mean the direction of an effect, and nothing else.
+Told apart with any colour vision (CIELAB distances of ten and more, https://doi.org/10.1109/TVCG.2009.113), with a contrast to
+their paper that text needs. Blue and vermilion mean the direction of an effect, and nothing else.
 """
 
 from typing import Any, NamedTuple
@@ -38,7 +38,7 @@ DARK = COLOUR | {
     "measured": "#e6e9ed",
     "resummed": "#35b597",
     "first": "#d77fc6",
-    "frozen": "#9aa4af",
+    "frozen": "#a7b0ba",
 }
 """The same meanings on a dark page."""
 
@@ -62,6 +62,9 @@ IN_THE_DARK = dict(zip(COLOUR.values(), DARK.values(), strict=True)) | dict(
     zip((colour for _, colour in DIVERGING), _DIVERGING_DARK, strict=True)
 )
 """The colour on a dark page of each colour on white, by which charts are turned."""
+
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
+"""Of pages: whatever the reader's machine has."""
 
 SERIES = ("#332288", "#8a6d00", "#2b8cbe", "#882255", "#7a5230")
 """Of what has no meaning of its own: pieces of memory, orders, batch sizes."""
@@ -97,7 +100,7 @@ MARK = {
 }
 """By kind, since colour alone is not enough."""
 
-PICTURE: dict[str, Any] = {
+PICTURE: Any = {
     "font.family": "sans-serif",
     "font.size": 9.5,
     "axes.edgecolor": COLOUR["axis"],
