@@ -73,9 +73,8 @@ def fill(template: str, /, **values: Any) -> str:
         HTML; a <meta name="generator"> says memoryless.
     """
     made = {"memoryless": version("memoryless"), "torch": version("torch"), "date": datetime.date.today().isoformat()}
-    return _ENVIRONMENT.get_template(template).render(
-        made=made, font=FONT, light=COLOUR, dark=DARK, **{"command": None} | values
-    )
+    frame = {"made": made, "font": FONT, "light": COLOUR, "dark": DARK, "command": None}
+    return _ENVIRONMENT.get_template(template).render(frame | values)
 
 
 def tables(title: str, description: str, data: dict[str, Any]) -> str:
