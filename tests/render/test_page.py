@@ -1,9 +1,11 @@
 import copy
+import datetime
 import json
 import math
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,8 +14,9 @@ import torch
 
 import memoryless as ml
 from memoryless.live.run import Run
-from memoryless.render.numbers import SignedLog, number, percent
 from memoryless.render.page import page
+from memoryless.render.result import plain
+from memoryless.render.style import COLOUR, DARK, IN_THE_DARK
 
 HOSTILE = "</script><script>alert(1)</script><img src=\"http://evil.invalid/x\"><a href='http://evil.invalid'>&lt;%{x} {{ 1 }}"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -88,6 +91,11 @@ def not_finite() -> dict[str, Any]:
     return run
 
 
+def nulls() -> dict[str, Any]:
+    """The same as JSON has it."""
+    return plain(not_finite())
+
+
 def many_tensors() -> dict[str, Any]:
     run = one_stop()
     for effect in run["stops"][0]["effects"]:
@@ -95,7 +103,7 @@ def many_tensors() -> dict[str, Any]:
     return run
 
 
-RUNS = (audited_run, method_alone, one_stop, no_measure, hostile, not_finite, many_tensors)
+RUNS = (audited_run, method_alone, one_stop, no_measure, hostile, not_finite, nulls, many_tensors)
 
 
 class Parsed(HTMLParser):
@@ -179,47 +187,19 @@ def test_leaves_the_run_alone():
     assert run == before
 
 
+def test_foot():
+    run = audited_run()
+    run["about"]["command"] = "memoryless audit --steps 30 <script.py>"
+    text = " ".join(Parsed(page(run)).text.split())
+    today, torch_version = datetime.date.today().isoformat(), version("torch")
+    foot = f"Made by {run['about']['command']} {today}, memoryless {ml.__version__}, torch {torch_version}."
+    assert foot in text
+    assert text.count(run["about"]["command"]) == 1  # not in the head, too
+
+
 def test_no_stop():
     with pytest.raises(ValueError, match="at least one audited stop"):
         page({"stops": []})
-
-
-@pytest.mark.parametrize(
-    ("change", "text"),
-    [
-        (0.0304, "+3.0 %"),
-        (-0.00048, "\N{MINUS SIGN}0.048 %"),
-        (97.03, "+9700 %"),
-        (0.0999, "+10 %"),
-        (0.0, "0 %"),
-        (-6.2e-7, "\N{MINUS SIGN}6.2e\N{MINUS SIGN}05 %"),
-        (math.nan, "\N{EN DASH}"),
-        (-math.inf, "\N{EN DASH}"),
-        (None, "\N{EN DASH}"),
-    ],
-)
-def test_percent(change, text):
-    assert percent(change).replace("\N{NO-BREAK SPACE}", " ") == text
-
-
-def test_number():
-    assert [number(x, 4) for x in (2.3022167, 8.999999, 0.01019, 11365.2)] == ["2.302", "9.000", "0.01019", "11370"]
-
-
-@pytest.mark.parametrize("gap", [0.07, 0.15])
-@pytest.mark.parametrize(
-    "changes", [[1e-7, -3e-4, 97.0], [-0.02], [0.03, 0.031], [0.0], [math.nan, None], [1e-300, 1e-3], [-5e3, 5e3]]
-)
-def test_ticks_are_where_they_say(changes, gap):
-    scale = SignedLog.of(changes)
-    axis = scale.axis(gap)
-    low, high = axis["range"]
-    assert all(at is None or low <= at <= high for at in scale.place(changes))
-    said = [float(text.rstrip(" %").replace("\N{MINUS SIGN}", "-")) / 100 for text in axis["ticktext"]]
-    assert scale.place(said) == pytest.approx(axis["tickvals"], rel=1e-5)
-    assert 0 in said
-    distances = [b - a for a, b in zip(axis["tickvals"], axis["tickvals"][1:], strict=False)]
-    assert min(distances, default=math.inf) >= gap * (high - low)
 
 
 class Visit(NamedTuple):
@@ -230,12 +210,13 @@ class Visit(NamedTuple):
     requests: list[str]
 
 
-def visit(path: Path, home: Path) -> Visit:
+def visit(path: Path, home: Path, dark: bool = False) -> Visit:
     assert CHROMIUM is not None
     log = home / "net.json"
     command = f"""{CHROMIUM} --headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-extensions
         --disable-background-networking --disable-component-update --disable-sync --user-data-dir={home / "profile"}
-        --window-size=1280,3000 --virtual-time-budget=10000 --enable-logging=stderr --v=0 --log-net-log={log} --dump-dom"""
+        --window-size=1280,3000 --virtual-time-budget=10000 --enable-logging=stderr --v=0 --log-net-log={log} --dump-dom
+        --blink-settings=preferredColorScheme={0 if dark else 1}"""
     nowhere = "--host-resolver-rules=MAP * ~NOTFOUND"
     done = subprocess.run([*command.split(), nowhere, path.as_uri()], capture_output=True, text=True, timeout=180, check=True)
     events = json.loads(log.read_text())
@@ -274,7 +255,7 @@ def test_in_a_browser(make, tmp_path):
     file.write_text(html.replace("</body>", walk))
     seen = visit(file, tmp_path)
     assert seen.requests == []
-    if make is not not_finite:  # its last stop has nothing to draw
+    if make not in (not_finite, nulls):  # its last stop has nothing to draw
         assert seen.errors == []
     assert [line for line in seen.errors if '"empty' not in line] == []
     assert f'<p id="walked">{html.count("data-chart=")}</p>' in seen.dom
@@ -282,6 +263,24 @@ def test_in_a_browser(make, tmp_path):
     assert drawn.tags.count("script") == 4  # with the one above: none came from a name
     assert "img" not in drawn.tags
     assert all(link.startswith("https://arxiv.org") for link in drawn.links)
+
+
+@needs_chromium
+@pytest.mark.parametrize("dark", [False, True])
+def test_light_and_dark(dark, tmp_path):
+    """Paper, text and every colour of a chart change, and only as the style says."""
+    say = """<script>
+    const rgb = getComputedStyle(document.body).backgroundColor;
+    const charts_drawn = [...document.querySelectorAll("[data-chart]")].map(div => JSON.stringify([div.data, div.layout]));
+    document.body.append("said " + JSON.stringify([rgb, charts_drawn.join("").match(/#[0-9a-f]{6}/g)]));
+    </script></body>"""
+    file = tmp_path / "page.html"
+    file.write_text(page(audited_run()).replace("</body>", say))
+    paper, colours = json.loads(Parsed(visit(file, tmp_path, dark).dom).text.split("said ")[-1])
+    style = DARK if dark else COLOUR
+    assert paper == f"rgb({', '.join(str(int(style['paper'][i : i + 2], 16)) for i in (1, 3, 5))})"
+    diverging = IN_THE_DARK.values() if dark else IN_THE_DARK.keys()
+    assert {style[name] for name in ("paper", "ink", "measured", "resummed", "first")} <= set(colours) <= {*diverging}
 
 
 @needs_chromium

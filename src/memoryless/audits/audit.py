@@ -10,31 +10,32 @@ and for each measure S of the loss the relative change per step that each of the
 regularizes S if it lowers it, anti-regularizes if it raises it.
 """
 
-import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from memoryless.audits.effect import Effect, Validity, Vectors, agreement, effect_on, in_words
+from memoryless.audits.effect import COSINE, ERROR, Effect, Validity, Vectors, agreement, effect_on, in_words
 from memoryless.corrections.correction import batch_sequence
 from memoryless.corrections.expansion import Expansion, expansion
 from memoryless.errors import BadInput
 from memoryless.flat import norm
 from memoryless.loss.loss import Loss
-from memoryless.loss.measures import MEASURES, Differentiable, Value, evaluate, label
+from memoryless.loss.measures import MEASURES, Differentiable, Value, evaluate
 from memoryless.loss.point import Point
 from memoryless.methods import live_optimizer
 from memoryless.methods.method import AnyOptimizer
+from memoryless.render.numbers import label, percent
+from memoryless.render.result import Result, plain
 
 UNKNOWN_PAST = "several batches: the measured effect is memory's alone only if every past step used their mean gradient"
 
 
 @dataclass(frozen=True)
-class Audit:
+class Audit(Result):
     """The effect of memory at one theta; effects are updates, theta_next = theta - lr * effect.
 
     Attributes:
@@ -82,7 +83,7 @@ class Audit:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers and text, without the vectors."""
-        plain = {
+        found = {
             "method": self.method,
             "step": self.step,
             "lr": self.lr,
@@ -96,19 +97,15 @@ class Audit:
                     ("resummed", self.resummed),
                 )
             },
-            "effects": [asdict(e) | {"word": e.word} for e in self.effects],
-            "validity": asdict(self.validity),
+            "effects": [plain(e) | {"word": e.word} for e in self.effects],
+            "validity": plain(self.validity) | {"limits": {"cosine": COSINE, "error": ERROR}},
             "verdict": self.verdict,
         }
         for name in ("first", "resummed"):
-            found = getattr(self.validity, name)
-            if found is not None:
-                plain["validity"][name]["holds"] = found.holds
-        return plain
-
-    def to_json(self) -> str:
-        """`as_dict` as JSON text."""
-        return json.dumps(self.as_dict(), indent=2)
+            agreed = getattr(self.validity, name)
+            if agreed is not None:
+                found["validity"][name]["holds"] = agreed.holds
+        return plain(found)
 
     def to_html(self) -> str:
         """One self-contained page."""
@@ -246,10 +243,3 @@ def _sentence(effect: Effect) -> str:
     if effect.word == "neutral":
         return f"Neutral for the {name}: {percent(effect.best)} per step ({how}), no more than a random direction would do."
     return f"Memory {effect.word} the {name}: {percent(effect.best)} per step ({how})."
-
-
-def percent(change: float) -> str:
-    """A relative change per step, signed, in per cent with two digits."""
-    if not change:
-        return "0 %"
-    return f"{100 * change:+.2g} %" if abs(change) < 1 else f"{100 * change:+,.0f} %"

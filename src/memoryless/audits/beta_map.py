@@ -5,7 +5,6 @@ age moments e_l, so the map is sum_l e_l <grad S, dphi/dm_l dg_l w>: one inner p
 resummed and the measured (shadow) maps need phi at every pair (`audits.grid`).
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,12 +25,13 @@ from memoryless.loss.measures import Differentiable, Value, evaluate
 from memoryless.loss.point import Point
 from memoryless.methods import kernel
 from memoryless.methods.method import AnyOptimizer, Index, Momentum
+from memoryless.render.result import Result, plain
 
 Order = Literal["first", "resummed", "measured"]
 
 
 @dataclass(frozen=True)
-class BetaMap:
+class BetaMap(Result):
     """Relative change per step that memory would cause, over (beta_1, beta_2).
 
     Attributes:
@@ -59,12 +59,7 @@ class BetaMap:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers and text."""
-        changes = {name: change.tolist() for name, change in self.changes.items()}
-        return {"betas_1": self.betas_1, "betas_2": self.betas_2, "order": self.order, "changes": changes}
-
-    def to_json(self) -> str:
-        """`as_dict` as JSON text."""
-        return json.dumps(self.as_dict())
+        return plain({"betas_1": self.betas_1, "betas_2": self.betas_2, "order": self.order, "changes": self.changes})
 
 
 def beta_map(

@@ -4,7 +4,6 @@ A run is theta[n+1] = theta[n] - lr F[n] by the optimizer's own `update`, from t
 it makes next, less the frozen one, as in `audits.audit`.
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,10 +18,11 @@ from memoryless.loss.measures import MEASURES, Differentiable, evaluate
 from memoryless.loss.point import Point
 from memoryless.methods.method import AnyOptimizer
 from memoryless.progress import OnStep, silent
+from memoryless.render.result import Result, plain
 
 
 @dataclass(frozen=True)
-class Compared:
+class Compared(Result):
     """One optimizer of a comparison.
 
     Attributes:
@@ -37,11 +37,11 @@ class Compared:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers and text."""
-        return {"name": self.name, "reason": self.reason, "audit": self.audit.as_dict() if self.audit else None}
+        return plain({"name": self.name, "reason": self.reason, "audit": self.audit})
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Result):
     """Several optimizers on one loss.
 
     Attributes:
@@ -58,11 +58,7 @@ class Comparison:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers and text."""
-        return {"steps": self.steps, "rows": [row.as_dict() for row in self.rows]}
-
-    def to_json(self) -> str:
-        """`as_dict` as JSON text."""
-        return json.dumps(self.as_dict(), indent=2)
+        return plain({"steps": self.steps, "rows": self.rows})
 
 
 def compare(

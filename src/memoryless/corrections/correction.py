@@ -18,13 +18,14 @@ from memoryless.errors import BadInput
 from memoryless.loss.loss import Loss
 from memoryless.loss.point import Point
 from memoryless.methods.method import AnyOptimizer
+from memoryless.render.result import Result, plain
 
 Order = Literal["first", "resummed"] | int
 ORDERS = ("first", "resummed")
 
 
 @dataclass(frozen=True)
-class Correction:
+class Correction(Result):
     """The memoryless step theta - lr * (F + M) at one theta.
 
     Attributes:
@@ -61,6 +62,11 @@ class Correction:
             BadInput: the correction is of order R, not an expansion's.
         """
         return self._outside()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain numbers and text, the vectors too."""
+        names = ("F", "M", "order", "step", "products", "steps", "way", "reason")
+        return plain({"method": str(self.method)} | {name: getattr(self, name) for name in names})
 
 
 def correction(

@@ -28,6 +28,7 @@ from memoryless.loss.loss import Loss
 from memoryless.methods.catalogue import AdamW
 from memoryless.methods.method import Method, Momentum
 from memoryless.paths.trajectory import iterates
+from memoryless.render.result import Result, plain
 
 WIDTH = 64
 DECAY = 1e-3
@@ -220,7 +221,7 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Fig1:
+class Fig1(Result):
     """The whole figure: what was run on which data, in the order of optimizers, betas, lrs, seeds."""
 
     data: str
@@ -235,10 +236,10 @@ class Fig1:
         return [Comparison(group) for group in groups.values()]
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: four digits; None for a distance that is not finite."""
+        """What was run, and distances with four digits; None for one that is not finite."""
 
-        def plain(x: Any) -> Any:
-            return [plain(y) for y in x] if np.ndim(x) else float(f"{x:.4g}") if math.isfinite(x) else None
+        def short(x: Any) -> Any:
+            return [short(y) for y in x] if np.ndim(x) else float(f"{x:.4g}")
 
         def comparison(c: Comparison) -> dict[str, Any]:
             closer = {kind: c.closer(kind) for kind in KINDS[1:]}
@@ -250,14 +251,14 @@ class Fig1:
                 "eps": c.setting.eps,
                 "seeds": [run.setting.seed for run in c.runs],
                 "closer_than_frozen": {
-                    kind: {"end": plain(x.end), "average": plain(x.average), "claim": x.verdict} for kind, x in closer.items()
+                    kind: {"end": short(x.end), "average": short(x.average), "claim": x.verdict} for kind, x in closer.items()
                 },
                 "diverged": [run.diverged for run in c.runs],
                 "steps": c.setting.recorded,
-                "distances": {kind: plain(c.distances(kind)) for kind in KINDS},
+                "distances": {kind: short(c.distances(kind)) for kind in KINDS},
             }
 
-        return {"data": self.data, "comparisons": [comparison(c) for c in self.comparisons]}
+        return plain({"data": self.data, "comparisons": [comparison(c) for c in self.comparisons]})
 
 
 def settings(

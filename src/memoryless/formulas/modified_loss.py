@@ -22,10 +22,11 @@ from memoryless.formulas.derive import derive
 from memoryless.formulas.formulas import Derivation
 from memoryless.loss.loss import Loss
 from memoryless.methods.method import AnyOptimizer, Method
+from memoryless.render.result import Result, plain
 
 
 @dataclass(frozen=True)
-class ModifiedLoss:
+class ModifiedLoss(Result):
     """The loss L~(theta) with F + M = lambda theta + P(theta) grad L~, steady state.
 
     Attributes:
@@ -48,6 +49,12 @@ class ModifiedLoss:
             A scalar in the units of the loss.
         """
         return _Value.apply(theta, self._loss, self._compiled)  # type: ignore[return-value]
+
+    def as_dict(self) -> dict[str, Any]:
+        """L~, P and lambda, formulas in SymPy's notation."""
+        a = self.derivation.net_age
+        formulas = {"modified_loss": str(self.formula), "preconditioner": str(a.P), "decay": str(a.decay)}
+        return plain({"method": self.derivation.name, "lr": self._method.lr} | formulas)
 
     @property
     def _compiled(self) -> Callable[..., Tensor]:

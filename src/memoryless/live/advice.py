@@ -4,7 +4,7 @@ import math
 
 from memoryless.corrections.expected.estimate import Samples
 from memoryless.live.batch_sizes import AtSize, BatchSizes, beside
-from memoryless.loss.measures import label
+from memoryless.render.numbers import label
 
 
 def advice(found: BatchSizes, size: AtSize, k: int) -> list[str]:

@@ -32,6 +32,7 @@ from memoryless.loss.point import Point
 from memoryless.methods import live_optimizer
 from memoryless.methods.method import AnyOptimizer
 from memoryless.progress import OnStep, silent
+from memoryless.render.result import Result
 
 BETAS_1 = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99)
 BETAS_2 = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
@@ -69,7 +70,7 @@ class AtSize:
 
 
 @dataclass(frozen=True)
-class BatchSizes:
+class BatchSizes(Result):
     """Maps at several batch sizes, from one theta.
 
     Attributes:

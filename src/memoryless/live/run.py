@@ -6,7 +6,6 @@ for the live optimizer, and for others by shadow memories of the same stream of 
 F[n] is that of the same batches replayed at the present theta (`live.lags`), which tells memory from noise.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from memoryless.audits.audit import UNKNOWN_PAST, Audit, inspect, percent
+from memoryless.audits.audit import UNKNOWN_PAST, Audit, inspect
 from memoryless.audits.beta_map import BetaMap, measured_map, predicted_maps
 from memoryless.audits.effect import Validity, Vectors, effect_on
 from memoryless.audits.grid import BETAS_1, BETAS_2, Grid, inner_products, update_of
@@ -30,11 +29,13 @@ from memoryless.live import lags as replayed
 from memoryless.live import loop
 from memoryless.live.loop import Sight
 from memoryless.loss.loss import Loss
-from memoryless.loss.measures import MEASURES, Differentiable, Value, evaluate, label
+from memoryless.loss.measures import MEASURES, Differentiable, Value, evaluate
 from memoryless.loss.point import Point
 from memoryless.methods import catalogue, live_optimizer
 from memoryless.methods.method import AnyOptimizer, Index, Method, Momentum
 from memoryless.progress import OnStep, silent
+from memoryless.render.numbers import label, percent
+from memoryless.render.result import Result
 
 REPLAYED = "measured against the same batches, replayed at the present theta"
 
@@ -61,7 +62,7 @@ class Other:
 
 
 @dataclass(frozen=True)
-class Stop:
+class Stop(Result):
     """One audited step: the live optimizer, the others, and the beta maps (none for a method without a pair of betas)."""
 
     audit: Audit
@@ -88,7 +89,7 @@ class Stop:
 
 
 @dataclass
-class Run:
+class Run(Result):
     """An audited run.
 
     Attributes:
@@ -153,10 +154,6 @@ class Run:
             "betas_2": self.betas_2,
             "stops": [stop.as_dict() for stop in self.stops],
         }
-
-    def to_json(self) -> str:
-        """`as_dict` as JSON text."""
-        return json.dumps(self.as_dict())
 
     def to_html(self) -> str:
         """One self-contained page with charts."""

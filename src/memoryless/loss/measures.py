@@ -85,11 +85,6 @@ def sharpness(point: Point) -> tuple[Tensor, Tensor]:
 MEASURES = {f.__name__: f for f in (gradient_1_norm, gradient_norm_squared, sharpness)}
 
 
-def label(name: str) -> str:
-    """The name as people write it."""
-    return name.replace("_", " ").replace("1 norm", "1-norm")
-
-
 def evaluate(measures: Sequence[str | Differentiable], point: Point) -> list[Value]:
     """Value and gradient of each measure at a point.
 

@@ -15,6 +15,7 @@ weighted by their size keep it unbiased: tr(Sigma) = sum_i b_i |g_i - g_B|^2 / (
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,13 +27,14 @@ from memoryless.errors import BadInput
 from memoryless.flat import dot
 from memoryless.loss.loss import Loss
 from memoryless.progress import OnStep, silent
+from memoryless.render.result import Result, plain
 
 LEVEL = 0.95
 """Of the confidence interval."""
 
 
 @dataclass(frozen=True)
-class GradientNoise:
+class GradientNoise(Result):
     """The noise of the gradient at one theta.
 
     Attributes:
@@ -54,6 +56,19 @@ class GradientNoise:
     def scale(self) -> float:
         """B_simple = tr(Sigma) / |g|^2, in samples: at that batch size noise and gradient are as long as each other."""
         return self.trace / self.gradient_norm_squared if self.gradient_norm_squared > 0 else math.inf
+
+    def as_dict(self) -> dict[str, Any]:
+        """Attributes and the noise scale; None for an end of the interval that there is not."""
+        return plain(
+            {
+                "trace": self.trace,
+                "gradient_norm_squared": self.gradient_norm_squared,
+                "scale": self.scale,
+                "interval": self.interval,
+                "batches": self.batches,
+                "batch_size": self.batch_size,
+            }
+        )
 
     @classmethod
     def of_two_sizes(cls, small: ArrayLike, small_size: int, big: ArrayLike, big_size: int) -> "GradientNoise":

@@ -10,6 +10,7 @@ import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,10 +20,11 @@ from memoryless.loss.loss import Loss
 from memoryless.methods.method import AnyOptimizer
 from memoryless.paths.trajectory import Kind, iterates
 from memoryless.progress import OnStep, silent
+from memoryless.render.result import Result, plain
 
 
 @dataclass(frozen=True)
-class Accuracy:
+class Accuracy(Result):
     """Distance between a memoryless iteration and the optimizer, by step size.
 
     Attributes:
@@ -48,6 +50,19 @@ class Accuracy:
         """The slope at the finest pair whose errors both exceed the floor; NaN if none does."""
         judged = [slope for slope, error in zip(self.slopes, self.errors[1:], strict=True) if error > self.floor]
         return judged[-1] if judged else math.nan
+
+    def as_dict(self) -> dict[str, Any]:
+        """Attributes, slopes and order; None for a slope that there is not."""
+        return plain(
+            {
+                "kind": self.kind,
+                "lrs": self.lrs,
+                "errors": self.errors,
+                "slopes": self.slopes,
+                "order": self.order,
+                "floor": self.floor,
+            }
+        )
 
 
 def order_of_accuracy(

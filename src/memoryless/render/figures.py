@@ -1,4 +1,4 @@
-"""The charts of the page, from the plain numbers of `Run.as_dict`."""
+"""The charts of an audited run's page, from the plain numbers of `Run.as_dict`."""
 
 import html
 import math
@@ -9,51 +9,37 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from memoryless.render.numbers import SignedLog, cosine, number, percent
+from memoryless.render.numbers import SignedLog, cosine, finite, label, number, percent, share
+from memoryless.render.result import plain
+from memoryless.render.style import BAND, COLOUR, DIVERGING, FONT, KINDS, MARK
 
-KINDS = {"measured": "measured", "resummed": "resummed prediction", "first": "first-order prediction"}
-"""Where a number comes from, with its name, in the order of the charts."""
-
-INK, GRID, NEUTRAL = "#1b1f24", "#e4e7eb", "#8a939d"
-REGULARIZES, ANTI = "#0063a6", "#c04a00"
-"""Blue and vermilion: told apart with any colour vision, and nowhere used for anything but the direction of an effect."""
-
-LOOK = {
-    "measured": {"color": INK, "symbol": "circle", "dash": "solid", "size": 9},
-    "resummed": {"color": "#00876c", "symbol": "diamond", "dash": "solid", "size": 9},
-    "first": {"color": "#aa4499", "symbol": "triangle-up", "dash": "dot", "size": 8},
-}
-DIVERGING = [
-    [0.0, "#003f73"],
-    [0.28, "#2e7ebc"],
-    [0.445, "#a6cbe6"],
-    [0.5, "#ffffff"],
-    [0.555, "#f6c6a3"],
-    [0.72, "#d9692b"],
-    [1.0, "#7f2f00"],
-]
 BETAS = (0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9999)
 MOST_TENSORS = 20
 
 TEMPLATE = go.layout.Template(
     layout={
-        "font": {"family": "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif", "size": 13, "color": INK},
-        "paper_bgcolor": "white",
-        "plot_bgcolor": "white",
+        "font": {"family": FONT, "size": 13, "color": COLOUR["ink"]},
+        "paper_bgcolor": COLOUR["paper"],
+        "plot_bgcolor": COLOUR["paper"],
         "margin": {"l": 12, "r": 16, "t": 36, "b": 12},
         "dragmode": False,
         "hovermode": "closest",
-        "hoverlabel": {"bgcolor": "white", "bordercolor": NEUTRAL, "font": {"color": INK}, "align": "left"},
+        "hoverlabel": {
+            "bgcolor": COLOUR["paper"],
+            "bordercolor": COLOUR["axis"],
+            "font": {"color": COLOUR["ink"]},
+            "align": "left",
+        },
         "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.0, "yanchor": "bottom", "tracegroupgap": 0},
         **{
             axis: {
-                "gridcolor": GRID,
-                "linecolor": NEUTRAL,
-                "zerolinecolor": INK,
+                "gridcolor": COLOUR["grid"],
+                "linecolor": COLOUR["axis"],
+                "zerolinecolor": COLOUR["ink"],
                 "zerolinewidth": 1.5,
                 "automargin": True,
                 "ticks": "outside",
-                "tickcolor": GRID,
+                "tickcolor": COLOUR["grid"],
                 "title": {"standoff": 10},
             }
             for axis in ("xaxis", "yaxis")
@@ -63,15 +49,51 @@ TEMPLATE = go.layout.Template(
 """Sent once, for all charts."""
 
 
-def plain(figure: go.Figure) -> dict[str, Any]:
-    """A figure as JSON values: no NaN, and without the template that all charts share.
+def charts(run: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Every variant of every chart: by its name and "measure", "measure/stop" or "" for the only one.
 
     Args:
-        figure: any.
+        run: whole, with at least one stop.
+
+    Returns:
+        Figures as JSON values, without the template that all share.
     """
-    found = figure.to_plotly_json()
-    found["layout"].pop("template", None)
-    return _jsonable(found)
+    stops = run["stops"]
+    measures = [effect["measure"] for effect in stops[0]["effects"]]
+    found: dict[str, dict[str, Any]] = {}
+
+    def add(chart: str, variant: str, figure: go.Figure) -> None:
+        values = figure.to_plotly_json()
+        values["layout"].pop("template", None)
+        found.setdefault(chart, {})[variant] = plain(values)
+
+    if len(stops) > 1:
+        add("radius", "", radius_along_run(stops))
+        if any(stop["validity"]["resummed"] for stop in stops):
+            add("agreement", "", agreement_along_run(stops))
+        for k in range(len(measures)):
+            add("effect", f"{k}", effect_along_run(stops, k))
+    elif measures:
+        effects = stops[0]["effects"]
+        changes = {kind: [e[kind] for e in effects] for kind in KINDS}
+        add("effect", "", dots([label(name) for name in measures], changes, [e["random"] for e in effects]))
+    for s, stop in enumerate(stops):
+        for k, (name, effect) in enumerate(zip(measures, stop["effects"], strict=True)):
+            maps = [m for m in stop["maps"] if m["measure"] == name]
+            limit = colour_limit(maps)
+            for each in maps:
+                add(f"map {each['kind']}", f"{k}/{s}", beta_map(run, each["change"], limit))
+            if stop["others"]:
+                add("others", f"{k}/{s}", _others(stop, effect))
+            add("tensors", f"{k}/{s}", by_tensor(effect["layers"]))
+    return found
+
+
+def _others(stop: dict[str, Any], effect: dict[str, Any]) -> go.Figure:
+    """This run's change of a measure above the other methods'."""
+    rows = [effect, *(other["changes"][effect["measure"]] for other in stop["others"])]
+    names = [other["method"] + ("" if other["same_update"] else " (indicative only)") for other in stop["others"]]
+    return dots([f"{stop['method']} (this run)", *names], {kind: [row[kind] for row in rows] for kind in KINDS})
 
 
 def effect_along_run(stops: Sequence[dict[str, Any]], k: int) -> go.Figure:
@@ -84,14 +106,14 @@ def effect_along_run(stops: Sequence[dict[str, Any]], k: int) -> go.Figure:
     effects = [stop["effects"][k] for stop in stops]
     steps = [stop["step"] for stop in stops]
     random = [e["random"] for e in effects]
-    axis = SignedLog.of([*(e[kind] for e in effects for kind in KINDS), *random, *(-r for r in random)])
-    known = [(s, axis.place([-r, r])) for s, r in zip(steps, random, strict=True) if math.isfinite(r)]
+    axis = SignedLog.of([*(e[kind] for e in effects for kind in KINDS), *_both(random)])
+    known = [(s, axis.place([-r, r])) for s, r in zip(steps, random, strict=True) if finite(r)]
     figure = go.Figure(layout={"height": 400})
     figure.add_scatter(
         x=[s for s, _ in known] + [s for s, _ in reversed(known)],
         y=[band[0] for _, band in known] + [band[1] for _, band in reversed(known)],
         fill="toself",
-        fillcolor="rgba(138,147,157,0.18)",
+        fillcolor=BAND,
         line={"width": 0},
         mode="lines",
         hoverinfo="skip",
@@ -137,7 +159,7 @@ def radius_along_run(stops: Sequence[dict[str, Any]]) -> go.Figure:
     """
     steps = [stop["step"] for stop in stops]
     shares = [stop["validity"]["outside"] for stop in stops]
-    text = [f"step {s}<br>{number(100 * share)} % outside" for s, share in zip(steps, shares, strict=True)]
+    text = [f"step {s}<br>{share(part)} outside" for s, part in zip(steps, shares, strict=True)]
     figure = go.Figure(layout={"height": 320})
     figure.add_scatter(x=steps, y=shares, text=text, **(_line("first") | {"showlegend": False}))
     figure.update_xaxes(**_steps(steps))
@@ -145,7 +167,9 @@ def radius_along_run(stops: Sequence[dict[str, Any]]) -> go.Figure:
     return figure
 
 
-def dots(labels: Sequence[str], changes: Mapping[str, Sequence[float | None]], random: Sequence[float] = ()) -> go.Figure:
+def dots(
+    labels: Sequence[str], changes: Mapping[str, Sequence[float | None]], random: Sequence[float | None] = ()
+) -> go.Figure:
     """Measured and predicted change of some rows, each row one method or one measure.
 
     Args:
@@ -153,17 +177,17 @@ def dots(labels: Sequence[str], changes: Mapping[str, Sequence[float | None]], r
         changes: by kind, one per row.
         random: half width of each row's neutral zone, if known.
     """
-    axis = SignedLog.of([*(c for values in changes.values() for c in values), *random, *(-r for r in random)])
+    axis = SignedLog.of([*(c for values in changes.values() for c in values), *_both(random)])
     wrapped = ["<br>".join(map(_text, textwrap.wrap(label, 34))) for label in labels]
     lines = max(label.count("<br>") + 1 for label in wrapped)
     figure = go.Figure(layout={"height": 110 + (26 + 14 * lines) * len(labels)})
     if random:
-        ends = [axis.place([-r, r]) for r in random]
+        ends = [axis.place([-r, r]) if finite(r) else [None, None] for r in random]
         figure.add_scatter(
             x=[x for pair in ends for x in (*pair, None)],
             y=[y for row in range(len(ends)) for y in (row, row, None)],
             mode="lines",
-            line={"color": "rgba(138,147,157,0.3)", "width": 16},
+            line={"color": BAND, "width": 16},
             hoverinfo="skip",
             name="neutral: no more than chance",
         )
@@ -179,18 +203,18 @@ def dots(labels: Sequence[str], changes: Mapping[str, Sequence[float | None]], r
     return figure
 
 
-def by_tensor(layers: dict[str, float]) -> go.Figure:
+def by_tensor(layers: dict[str, float | None]) -> go.Figure:
     """Contribution of each parameter tensor; the smallest of many are summed.
 
     Args:
         layers: change per step by name of the tensor, in the model's order.
     """
-    finite = {name: change for name, change in layers.items() if math.isfinite(change)}
-    largest = sorted(finite, key=lambda name: -abs(finite[name]))[:MOST_TENSORS]
-    shown = {name: finite[name] for name in finite if name in set(largest)}
-    rest = len(finite) - len(shown)
+    known = {name: change for name, change in layers.items() if finite(change)}
+    largest = sorted(known, key=lambda name: -abs(known[name]))[:MOST_TENSORS]
+    shown = {name: known[name] for name in known if name in set(largest)}
+    rest = len(known) - len(shown)
     if rest:
-        shown[f"the other {rest}"] = sum(finite.values()) - sum(shown.values())
+        shown[f"the other {rest}"] = sum(known.values()) - sum(shown.values())
     names = [_text(name) for name in shown]
     changes = list(shown.values())
     figure = go.Figure(layout={"height": 110 + 26 * len(shown), "margin": {"t": 12}, "bargap": 0.35})
@@ -198,7 +222,7 @@ def by_tensor(layers: dict[str, float]) -> go.Figure:
         x=[100 * c for c in changes],
         y=list(range(len(shown))),
         orientation="h",
-        marker={"color": [REGULARIZES if c < 0 else ANTI for c in changes]},
+        marker={"color": [COLOUR["regularizes" if c < 0 else "anti-regularizes"] for c in changes]},
         text=[percent(c) for c in changes],
         textposition="outside",
         cliponaxis=False,
@@ -233,9 +257,9 @@ def beta_map(run: dict[str, Any], change: Sequence[Sequence[float]], limit: floa
         limit: relative change at which the colours end.
     """
     z = 100 * np.asarray(change, dtype=np.float32).T
-    finite = z[np.isfinite(z)]
+    known = z[np.isfinite(z)]
     figure = go.Figure(layout={"height": 440, "margin": {"t": 34, "l": 8, "r": 8}})
-    shades = {"colorscale": DIVERGING, "zmin": -100 * limit, "zmax": 100 * limit, "zmid": 0}
+    shades = {"colorscale": [list(stop) for stop in DIVERGING], "zmin": -100 * limit, "zmax": 100 * limit, "zmid": 0}
     bar = {
         "orientation": "h",
         "thickness": 10,
@@ -249,16 +273,16 @@ def beta_map(run: dict[str, Any], change: Sequence[Sequence[float]], limit: floa
     hover = "%{text}<br>%{z:+.2~g} % per step<extra></extra>"
     z = np.where(np.isfinite(z), z, np.nan)
     figure.add_heatmap(z=z, hovertemplate=hover, colorbar=bar | {"yanchor": "top"}, **shades)
-    if min(z.shape) > 1 and len(finite) and finite.min() < 0 < finite.max():
+    if min(z.shape) > 1 and len(known) and known.min() < 0 < known.max():
         zero = {"start": 0, "end": 0, "size": 1, "coloring": "none"}
-        figure.add_contour(contours=zero, line={"color": INK, "width": 1.5}, hoverinfo="skip", showscale=False)
+        figure.add_contour(contours=zero, line={"color": COLOUR["ink"], "width": 1.5}, hoverinfo="skip", showscale=False)
     own = run["betas"]
     if own:
-        marker = {"symbol": "x", "size": 12, "color": "white", "line": {"width": 2, "color": INK}}
+        marker = {"symbol": "x", "size": 12, "color": COLOUR["paper"], "line": {"width": 2, "color": COLOUR["ink"]}}
         hover = f"this run: β₁ {own[0]:g}, β₂ {own[1]:g}<extra></extra>"
         figure.add_scatter(x=[_memory(own[0])], y=[_memory(own[1])], mode="markers", marker=marker, hovertemplate=hover)
-    if len(finite):
-        ends = f"{percent(float(finite.min()) / 100)} … {percent(float(finite.max()) / 100)}"
+    if len(known):
+        ends = f"{percent(float(known.min()) / 100)} … {percent(float(known.max()) / 100)}"
         figure.update_layout(
             title={"text": f"from {ends}", "font": {"size": 12}, "x": 0.5, "y": 1, "yanchor": "top", "pad_t": 8}
         )
@@ -282,14 +306,19 @@ def colour_limit(maps: Sequence[dict[str, Any]]) -> float:
     return 1.0
 
 
+def _both(random: Sequence[float | None]) -> list[float]:
+    """The ends of the neutral zones."""
+    return [sign * r for r in random if finite(r) for sign in (-1, 1)]
+
+
 def _line(kind: str) -> dict[str, Any]:
-    look = LOOK[kind]
+    mark = MARK[kind]
     return {
         "name": KINDS[kind],
         "mode": "lines+markers",
         "hoverinfo": "text",
-        "line": {"color": look["color"], "dash": look["dash"], "width": 2},
-        "marker": {"color": look["color"], "symbol": look["symbol"], "size": look["size"]},
+        "line": {"color": COLOUR[kind], "dash": mark.dash, "width": 2},
+        "marker": {"color": COLOUR[kind], "symbol": mark.symbol, "size": mark.size},
     }
 
 
@@ -331,13 +360,3 @@ def _betas(betas: Sequence[float], own: float | None) -> dict[str, Any]:
 def _text(name: str) -> str:
     """Plotly reads a subset of HTML in every label: take it literally instead."""
     return html.escape(str(name), quote=False)
-
-
-def _jsonable(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _jsonable(v) for key, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_jsonable(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

@@ -7,11 +7,20 @@ The axis is signed-logarithmic: the position of a change c is asinh(c / scale), 
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
 NOTHING, MINUS, SPACE = "\N{EN DASH}", "\N{MINUS SIGN}", "\N{NO-BREAK SPACE}"
+
+
+def finite(value: float | None) -> TypeGuard[float]:
+    """Whether there is a finite number.
+
+    Args:
+        value: of JSON, None where it was not finite.
+    """
+    return value is not None and math.isfinite(value)
 
 
 def percent(change: float | None) -> str:
@@ -20,9 +29,18 @@ def percent(change: float | None) -> str:
     Args:
         change: of 1.
     """
-    if change is None or not math.isfinite(change):
+    if not finite(change):
         return NOTHING
     return f"{number(100 * change, sign=True)}{SPACE}%"
+
+
+def share(part: float) -> str:
+    """A part of 1 in per cent with two digits.
+
+    Args:
+        part: in [0, 1].
+    """
+    return f"{number(100 * part)}{SPACE}%"
 
 
 def number(value: float | None, digits: int = 2, sign: bool = False) -> str:
@@ -33,7 +51,7 @@ def number(value: float | None, digits: int = 2, sign: bool = False) -> str:
         digits: significant ones.
         sign: show the plus, too.
     """
-    if value is None or not math.isfinite(value):
+    if not finite(value):
         return NOTHING
     if value == 0:
         return "0"
@@ -51,7 +69,29 @@ def cosine(value: float | None) -> str:
     Args:
         value: in [-1, 1].
     """
-    return NOTHING if value is None or not math.isfinite(value) else f"{value:.2f}".replace("-", MINUS)
+    return f"{value:.2f}".replace("-", MINUS) if finite(value) else NOTHING
+
+
+def label(name: str) -> str:
+    """The name of a measure or an attribute as people write it.
+
+    Args:
+        name: such as "gradient_1_norm".
+    """
+    return name.replace("_", " ").replace("1 norm", "1-norm")
+
+
+def cell(value: float | str | None) -> str:
+    """A value of a table whose columns are not known beforehand: four digits, no trailing zeros; yes or no; text as it is.
+
+    Args:
+        value: of JSON, no list or dictionary.
+    """
+    if value is None:
+        return NOTHING
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.4g}".replace("-", MINUS) if isinstance(value, float) else str(value)
 
 
 @dataclass(frozen=True)
@@ -69,13 +109,13 @@ class SignedLog:
         Args:
             changes: to show; those that are not finite are left out.
         """
-        finite = np.array([c for c in changes if c is not None and math.isfinite(c)] or [0.0])
-        sizes = np.abs(finite[finite != 0])
+        known = np.array([c for c in changes if finite(c)] or [0.0])
+        sizes = np.abs(known[known != 0])
         if not len(sizes):
             return cls(1e-2, -1e-2, 1e-2)
         decade = math.floor(math.log10(np.quantile(sizes, 0.15)))
         decade = max(decade, math.floor(math.log10(sizes.max())) - 6)
-        return cls(10.0**decade, min(0.0, finite.min()), max(0.0, finite.max()))
+        return cls(10.0**decade, min(0.0, known.min()), max(0.0, known.max()))
 
     def place(self, changes: Iterable[float | None]) -> list[float | None]:
         """Positions on the axis.
@@ -83,7 +123,7 @@ class SignedLog:
         Args:
             changes: relative changes.
         """
-        return [None if c is None or not math.isfinite(c) else math.asinh(c / self.scale) for c in changes]
+        return [math.asinh(c / self.scale) if finite(c) else None for c in changes]
 
     @property
     def ends(self) -> list[float]:

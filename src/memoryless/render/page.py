@@ -1,35 +1,98 @@
-"""One self-contained HTML page of an audited run: nothing is loaded, which its own security policy enforces."""
+"""Self-contained HTML pages: nothing is loaded, which each page's own security policy enforces.
 
+All stand in one frame, `frame.html.j2`: colours for light and dark paper, and a foot that says what made the page, and when.
+"""
+
+import datetime
+from importlib.metadata import version
 from typing import Any
 
 import jinja2
-import numpy as np
 from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
-import memoryless
-from memoryless.audits.audit import COSINE, ERROR
 from memoryless.errors import BadInput
-from memoryless.loss.measures import label
-from memoryless.render import figures
-from memoryless.render.figures import KINDS
-from memoryless.render.numbers import cosine, number, percent
+from memoryless.render.numbers import cell, cosine, finite, label, number, percent, share
+from memoryless.render.style import COLOUR, DARK, FONT, IN_THE_DARK, KINDS
+
+MOST = 12
+"""Numbers of a list that a table of plain data shows; longer ones are folded."""
+
+
+def scalar(value: Any) -> bool:
+    """Whether a value of JSON is one number or text, or nothing.
+
+    Args:
+        value: of JSON.
+    """
+    return not isinstance(value, (dict, list))
+
+
+def flat(value: Any) -> bool:
+    """Whether a value of JSON is a list of such.
+
+    Args:
+        value: of JSON.
+    """
+    return isinstance(value, list) and all(map(scalar, value))
+
+
+def records(value: list[Any]) -> list[list[Any]]:
+    """A list of dictionaries as a table: their keys, then a row each, with empty text where a key is missing.
+
+    Args:
+        value: of JSON.
+
+    Returns:
+        Nothing where anything but dictionaries is in it, or nothing in them.
+    """
+    if not all(isinstance(row, dict) for row in value):
+        return []
+    names = list(dict.fromkeys(key for row in value for key in row))
+    return [names, *([row.get(name, "") for name in names] for row in value)] if names else []
+
 
 _ENVIRONMENT = jinja2.Environment(
-    loader=jinja2.PackageLoader("memoryless", "report"),
+    loader=jinja2.PackageLoader("memoryless", "."),
     autoescape=True,
     trim_blocks=True,
     lstrip_blocks=True,
     undefined=jinja2.StrictUndefined,
 )
-_ENVIRONMENT.filters |= {"percent": percent, "number": number, "label": label, "cosine": cosine}
+_ENVIRONMENT.filters |= {f.__name__: f for f in (cell, cosine, label, number, percent, records, share)}
+_ENVIRONMENT.tests |= {f.__name__: f for f in (scalar, flat)}
+
+
+def fill(template: str, /, **values: Any) -> str:
+    """A page from its template.
+
+    Args:
+        template: path in the package, such as "report/atlas.html.j2"; it extends "render/frame.html.j2".
+        **values: what the template asks for, `title` and `description` among it; `command` is the command line for the foot.
+
+    Returns:
+        HTML; a <meta name="generator"> says memoryless.
+    """
+    made = {"memoryless": version("memoryless"), "torch": version("torch"), "date": datetime.date.today().isoformat()}
+    frame = {"made": made, "font": FONT, "light": COLOUR, "dark": DARK, "command": None}
+    return _ENVIRONMENT.get_template(template).render(frame | values)
+
+
+def tables(title: str, description: str, data: dict[str, Any]) -> str:
+    """A page of plain data as nested tables.
+
+    Args:
+        title: its head.
+        description: one line below.
+        data: numbers, text and None in dictionaries and lists.
+    """
+    return fill("render/tables.html.j2", title=title, description=description, data=data, most=MOST)
 
 
 def page(run: dict[str, Any]) -> str:
-    """The page.
+    """The page of an audited run, with charts.
 
     Args:
-        run: from `Run.as_dict`.
+        run: from `Run.as_dict`; "command" in its `about` goes to the foot, the rest to the head.
 
     Returns:
         HTML; a <meta name="generator"> says memoryless.
@@ -40,10 +103,19 @@ def page(run: dict[str, Any]) -> str:
     stops = run["stops"]
     if not stops:
         raise BadInput("expected a run with at least one audited stop, got none")
+    from plotly.offline import get_plotlyjs  # half a second, which only charts need
+
+    from memoryless.render import figures
+
     measures = [effect["measure"] for effect in stops[0]["effects"]]
     last = stops[-1]
-    return _ENVIRONMENT.get_template("page.html.j2").render(
-        run=run,
+    return fill(
+        "render/run.html.j2",
+        title=f"Memory of {last['method']}",
+        description=run["verdict"],
+        command=run["about"].get("command"),
+        about={name: text for name, text in run["about"].items() if name != "command"},
+        betas=run["betas"],
         stops=stops,
         last=last,
         measures=measures,
@@ -55,64 +127,32 @@ def page(run: dict[str, Any]) -> str:
         tensors=len(last["effects"][0]["layers"]) if measures else 0,
         most_tensors=figures.MOST_TENSORS,
         kinds=KINDS,
-        limits={"cosine": COSINE, "error": ERROR},
-        charts=_charts(run, measures),
+        charts=figures.charts(run),
         template=figures.TEMPLATE,
         axes=figures.beta_axes(run),
+        in_the_dark=IN_THE_DARK,
         plotly=Markup(get_plotlyjs()),
-        version=memoryless.__version__,
     )
 
 
-def _best(effect: dict[str, Any]) -> float:
+def _best(effect: dict[str, Any]) -> float | None:
     """The measured change, or the resummed one where nothing is measured."""
     return effect["resummed"] if effect["measured"] is None else effect["measured"]
+
+
+def _size(stop: dict[str, Any], k: int) -> float:
+    """Of the change of measure k; -1 where that is not known."""
+    change = _best(stop["effects"][k])
+    return abs(change) if finite(change) else -1.0
 
 
 def _summary(stops: list[dict[str, Any]], k: int) -> dict[str, Any]:
     """What the page says of measure k: at the last stop, how often each way, and where most."""
     words = [stop["effects"][k]["word"] for stop in stops]
-    peak = max(stops, key=lambda stop: np.nan_to_num(abs(_best(stop["effects"][k])), nan=-1.0))
+    peak = max(stops, key=lambda stop: _size(stop, k))
     return {
         "effect": stops[-1]["effects"][k],
         "change": _best(stops[-1]["effects"][k]),
         "counts": {word: words.count(word) for word in dict.fromkeys(words)},
         "peak": {"step": peak["step"], "change": _best(peak["effects"][k])},
     }
-
-
-def _label(other: dict[str, Any]) -> str:
-    return other["method"] if other["same_update"] else f"{other['method']} (indicative only)"
-
-
-def _charts(run: dict[str, Any], measures: list[str]) -> dict[str, dict[str, Any]]:
-    """Every variant of every chart, by its name and "measure", "measure/stop" or "" for the only one."""
-    stops = run["stops"]
-    charts: dict[str, dict[str, Any]] = {}
-
-    def add(chart: str, variant: str, figure: figures.go.Figure) -> None:
-        charts.setdefault(chart, {})[variant] = figures.plain(figure)
-
-    if len(stops) > 1:
-        add("radius", "", figures.radius_along_run(stops))
-        if any(stop["validity"]["resummed"] for stop in stops):
-            add("agreement", "", figures.agreement_along_run(stops))
-        for k in range(len(measures)):
-            add("effect", f"{k}", figures.effect_along_run(stops, k))
-    elif measures:
-        effects = stops[0]["effects"]
-        changes = {kind: [e[kind] for e in effects] for kind in KINDS}
-        names = [label(name) for name in measures]
-        add("effect", "", figures.dots(names, changes, [e["random"] for e in effects]))
-    for s, stop in enumerate(stops):
-        for k, (name, effect) in enumerate(zip(measures, stop["effects"], strict=True)):
-            maps = [m for m in stop["maps"] if m["measure"] == name]
-            limit = figures.colour_limit(maps)
-            for found in maps:
-                add(f"map {found['kind']}", f"{k}/{s}", figures.beta_map(run, found["change"], limit))
-            if stop["others"]:
-                rows = [{kind: effect[kind] for kind in KINDS}, *(other["changes"][name] for other in stop["others"])]
-                labels = [f"{stop['method']} (this run)", *map(_label, stop["others"])]
-                add("others", f"{k}/{s}", figures.dots(labels, {kind: [row[kind] for row in rows] for kind in KINDS}))
-            add("tensors", f"{k}/{s}", figures.by_tensor(effect["layers"]))
-    return charts

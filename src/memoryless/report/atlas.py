@@ -13,8 +13,9 @@ from rich.text import Text
 import memoryless
 from memoryless.experiments.atlas.rows import KINDS, PROBLEMS, SEEDS, Row
 from memoryless.experiments.atlas.ways import AGREE, STEP
-from memoryless.loss.measures import MEASURES, label
-from memoryless.render.numbers import NOTHING, number, percent
+from memoryless.loss.measures import MEASURES
+from memoryless.render.numbers import NOTHING, label, number, percent
+from memoryless.render.style import TERMINAL
 
 SIGN = {"regularizes": "▼", "anti-regularizes": "▲", "neutral": "●"}
 RESUMMED = ("flat", "corner")
@@ -193,7 +194,7 @@ def table(rows: Sequence[Row]) -> Table:
     for row in ordered(rows):
         name = f"{row['library']} {row['name']}"
         if row["kind"] == "refused":
-            shown.add_row(name, "refused", "", Text(_reason(row), style="yellow"))
+            shown.add_row(name, "refused", "", Text(_reason(row), style=TERMINAL["doubt"]))
             continue
         found, where = _told(row)
         changes = [change(found, k) for k in range(len(MEASURES))]

@@ -5,11 +5,11 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from memoryless.audits.audit import Agreement, Audit, percent
+from memoryless.audits.audit import Agreement, Audit
 from memoryless.live.run import Run
-from memoryless.loss.measures import label
+from memoryless.render.numbers import label, percent
+from memoryless.render.style import TERMINAL
 
-STYLE = {"regularizes": "green", "anti-regularizes": "red", "neutral": "dim"}
 MOST = 12
 """Parameters listed one by one."""
 
@@ -27,7 +27,7 @@ def print_run(run: Run, console: Console) -> None:
         console.print(part)
     console.print(Text(run.verdict, style="bold"))
     for note in run.stops[-1].audit.validity.notes:
-        console.print(Text(f"Note: {note}.", style="yellow"))
+        console.print(Text(f"Note: {note}.", style=TERMINAL["doubt"]))
 
 
 def _table(title: str, caption: str, *columns: str) -> Table:
@@ -42,8 +42,8 @@ def _changes(run: Run, k: int) -> Table:
     title = f"Change of the {label(effects[0][1].measure)} S per step caused by memory"
     table = _table(title, "", "step", "S", "measured", "resummed", "first order", "memory")
     for audit, e in effects:
-        changes = (_percent(c) for c in (e.measured, e.resummed, e.first))
-        table.add_row(_step(audit), f"{e.value:.3g}", *changes, Text(e.word, style=STYLE[e.word]))
+        changes = (percent(c) for c in (e.measured, e.resummed, e.first))
+        table.add_row(_step(audit), f"{e.value:.3g}", *changes, Text(e.word, style=TERMINAL[e.word]))
     return table
 
 
@@ -59,10 +59,6 @@ def _agreements(run: Run) -> Table:
 
 def _step(audit: Audit) -> str:
     return "steady" if audit.step is None else str(audit.step)
-
-
-def _percent(change: float | None) -> str:
-    return "-" if change is None else percent(change)
 
 
 def _agreement(agreement: Agreement | None) -> str:

@@ -20,15 +20,13 @@ from rich.text import Text
 from memoryless.corrections.expected.estimate import Samples
 from memoryless.live.advice import advice, said, with_error
 from memoryless.live.batch_sizes import AtSize, BatchSizes
-from memoryless.loss.measures import label
 from memoryless.loss.noise_scale import GradientNoise
-from memoryless.render.figures import DIVERGING, INK, NEUTRAL
-from memoryless.render.numbers import number
-from memoryless.report.audit import STYLE
+from memoryless.render.numbers import label, number
+from memoryless.render.style import COLOUR, DIVERGING, PICTURE, SERIES, TERMINAL
 
 KINDS = ("measured", "predicted")
 TITLE = {"measured": "measured", "predicted": "first order"}
-COLOURS = LinearSegmentedColormap.from_list("effect", [tuple(stop) for stop in DIVERGING])
+COLOURS = LinearSegmentedColormap.from_list("effect", DIVERGING)
 
 
 def as_dict(found: BatchSizes) -> dict[str, Any]:
@@ -70,7 +68,7 @@ def print_advice(stages: Sequence[BatchSizes], console: Console) -> None:
                 measured, predicted = (maps.at((*stage.own, k)) for maps in (size.measured, size.predicted))
                 numbers = (with_error(change) for change in (size.resummed[stage.own].at((k,)), predicted))
                 steps = [f"{stage.taken + stage.steps:,}"] * several
-                table.add_row(*steps, _name(size), Text(with_error(measured), style=STYLE[said(measured)]), *numbers)
+                table.add_row(*steps, _name(size), Text(with_error(measured), style=TERMINAL[said(measured)]), *numbers)
         console.print(table)
     for k, name in enumerate(last.measures):
         steps = f"after {last.taken:,} steps of training and {last.steps:,} at each batch size"
@@ -117,7 +115,7 @@ def picture(stages: Sequence[BatchSizes]) -> Figure:
     """
     last = stages[-1]
     columns, several = len(last.sizes), len(stages) > 1
-    with matplotlib.rc_context({"font.size": 9.5, "axes.edgecolor": NEUTRAL, "text.color": INK}):
+    with matplotlib.rc_context(PICTURE):
         figure = Figure(figsize=(3.1 * columns + 1.2, 6.6 + 3.0 * several), layout="constrained")
         what = f"Change of the {label(last.measures[0])} per step caused by memory"
         how = (
@@ -153,16 +151,22 @@ def _map(panel: Axes, found: BatchSizes, maps: Samples, norm: SymLogNorm) -> Non
     panel.pcolormesh(change, cmap=COLOURS, norm=norm)
     x, y = np.meshgrid(np.arange(change.shape[1]) + 0.5, np.arange(change.shape[0]) + 0.5)
     if change.min() < 0 < change.max() and min(change.shape) > 1:
-        panel.contour(x, y, change, levels=[0.0], colors=INK, linewidths=1.3)
+        panel.contour(x, y, change, levels=[0.0], colors=COLOUR["ink"], linewidths=1.3)
     unknown = np.abs(change) <= 2 * error
-    panel.plot(x[unknown], y[unknown], ".", color=NEUTRAL, markersize=3)
+    panel.plot(x[unknown], y[unknown], ".", color=COLOUR["axis"], markersize=3)
     panel.plot(
-        found.own[1] + 0.5, found.own[0] + 0.5, "o", color=INK, markerfacecolor="none", markersize=11, markeredgewidth=1.6
+        found.own[1] + 0.5,
+        found.own[0] + 0.5,
+        "o",
+        color=COLOUR["ink"],
+        markerfacecolor="none",
+        markersize=11,
+        markeredgewidth=1.6,
     )
     panel.set_xticks(np.arange(len(found.betas_2)) + 0.5, [f"{b:g}" for b in found.betas_2], rotation=60, fontsize=8)
     panel.set_yticks(np.arange(len(found.betas_1)) + 0.5, [f"{b:g}" for b in found.betas_1], fontsize=8)
     panel.set_xlabel("beta 2")
-    panel.tick_params(length=2, color=NEUTRAL)
+    panel.tick_params(length=2, color=COLOUR["axis"])
 
 
 def _over_training(panel: Axes, stages: Sequence[BatchSizes]) -> None:
@@ -175,9 +179,17 @@ def _over_training(panel: Axes, stages: Sequence[BatchSizes]) -> None:
             mean, error = (np.array([100 * float(getattr(s, of)) for s in series]) for of in ("mean", "standard_error"))
             name = f"{'full batch' if size.size is None else f'batch size {size.size}'}, {TITLE[kind]}"
             panel.errorbar(
-                steps, mean, error, fmt=f"o{style}", color=f"C{j}", label=name, markersize=4, capsize=2, linewidth=1.3
+                steps,
+                mean,
+                error,
+                fmt=f"o{style}",
+                color=SERIES[j % len(SERIES)],
+                label=name,
+                markersize=4,
+                capsize=2,
+                linewidth=1.3,
             )
-    panel.axhline(0, color=INK, linewidth=0.8)
+    panel.axhline(0, color=COLOUR["ink"], linewidth=0.8)
     panel.set_xscale("log")
     panel.set_xticks(steps, [f"{step:,}" for step in steps])
     panel.minorticks_off()

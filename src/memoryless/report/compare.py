@@ -9,12 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from memoryless.audits.audit import percent
 from memoryless.audits.compare import Compared
-from memoryless.loss.measures import label
-from memoryless.report.audit import STYLE
-
-COLOURS = {"measured": "#1b1f24", "resummed": "#008a6a", "first order": "#c04a00"}
+from memoryless.render.numbers import label, percent
+from memoryless.render.style import COLOUR, PICTURE, TERMINAL
 
 
 def print_comparison(rows: Sequence[Compared], about: str, console: Console) -> None:
@@ -35,13 +32,12 @@ def print_comparison(rows: Sequence[Compared], about: str, console: Console) -> 
             table.add_column(column, justify="right", no_wrap=True)
         for name, audit in done:
             e = audit.effects[k]
-            measured = "-" if e.measured is None else percent(e.measured)
-            changes = measured, percent(e.resummed), percent(e.first)
-            table.add_row(_short(name), f"{e.value:.3g}", *changes, Text(e.word, style=STYLE[e.word]))
+            changes = map(percent, (e.measured, e.resummed, e.first))
+            table.add_row(_short(name), f"{e.value:.3g}", *changes, Text(e.word, style=TERMINAL[e.word]))
         console.print(table)
     for row in rows:
         if row.reason is not None:
-            console.print(Text(f"{row.name}: {row.reason}", style="yellow"))
+            console.print(Text(f"{row.name}: {row.reason}", style=TERMINAL["doubt"]))
 
 
 def _short(name: str) -> str:
@@ -59,25 +55,23 @@ def picture(rows: Sequence[Compared], about: str) -> Figure:
     """
     done = [(row.name, row.audit) for row in rows if row.audit is not None]
     measures = [e.measure for e in done[0][1].effects]
-    with matplotlib.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
+    with matplotlib.rc_context(PICTURE | {"axes.spines.top": False, "axes.spines.right": False}):
         figure = Figure(figsize=(4.2 * len(measures) + 1.5, 0.62 * len(done) + 2.2), layout="constrained")
         figure.suptitle(f"Memory's change of the loss's shape, per step\n{about}", x=0.01, ha="left", fontsize=11)
         panels = figure.subplots(1, len(measures), sharey=True, squeeze=False)[0]
         for k, (panel, measure) in enumerate(zip(panels, measures, strict=True)):
             effects = [audit.effects[k] for _, audit in done]
             reach = 1.6 * max((abs(c) for e in effects for c in (e.measured, e.resummed) if c is not None), default=1) or 1
-            for j, (name, colour) in enumerate(COLOURS.items()):
-                changes = [
-                    {"measured": e.measured, "resummed": e.resummed, "first order": e.first}[name] or 0.0 for e in effects
-                ]
+            for j, (kind, name) in enumerate({"measured": "measured", "resummed": "resummed", "first": "first order"}.items()):
+                changes = [getattr(e, kind) or 0.0 for e in effects]
                 places = [i + 0.26 * (j - 1) for i in range(len(done))]
                 shown = [max(-reach, min(reach, c)) for c in changes]
-                panel.barh(places, [100 * c for c in shown], height=0.22, color=colour, label=name)
+                panel.barh(places, [100 * c for c in shown], height=0.22, color=COLOUR[kind], label=name)
                 for place, change, cut in zip(places, changes, shown, strict=True):
                     if change != cut:
                         side = "right" if cut > 0 else "left"
                         panel.text(100 * cut, place, f" {percent(change)} ", va="center", ha=side, fontsize=7, color="white")
-            panel.axvline(0, color="#57606a", linewidth=0.8)
+            panel.axvline(0, color=COLOUR["soft"], linewidth=0.8)
             panel.set_xlim(-100 * reach, 100 * reach)
             panel.set_title(label(measure), loc="left", fontsize=10)
             panel.set_xlabel("% per step: regularizes < 0 < anti-regularizes", fontsize=8)

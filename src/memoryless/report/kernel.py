@@ -14,11 +14,8 @@ from rich.text import Text
 from scipy.optimize import isotonic_regression
 
 from memoryless.methods.fading.tails import IMPULSE, Array, MemoryProfile
-from memoryless.render.figures import GRID, INK, NEUTRAL
+from memoryless.render.style import COLOUR, PICTURE, SERIES, TERMINAL
 
-COLORS = "#0072b2", "#d55e00", "#00876c", "#aa4499", "#8c6d00", "#56b4e9"
-"""Of the pieces: told apart with any colour vision (Okabe and Ito, https://jfly.uni-koeln.de/color/)."""
-MUTED = "#56606a"
 SHOWN = 1, 10, 100, 1000
 """Ages in the table."""
 LOWEST = 1e-4
@@ -42,7 +39,7 @@ def print_profile(profile: MemoryProfile, console: Console) -> None:
         table.add_row(name, number(age), number(half), *(_share(profile, kernel, k) for k in SHOWN))
     console.print(table)
     verdict = "Memory decays" if profile.decays else "Memory does NOT decay as the theory needs (Assumption 3.1)"
-    console.print(Text(f"{verdict}: {profile.evidence}.", style="green" if profile.decays else "red"))
+    console.print(Text(f"{verdict}: {profile.evidence}.", style=TERMINAL["holds" if profile.decays else "fails"]))
 
 
 def number(steps: float) -> str:
@@ -67,10 +64,10 @@ def picture(profile: MemoryProfile) -> Figure:
     Args:
         profile: to draw.
     """
-    curves = [("update", profile.kernel, profile.mean_age, profile.half_life, INK)]
+    curves = [("update", profile.kernel, profile.mean_age, profile.half_life, COLOUR["ink"])]
     for i, piece in enumerate(profile.pieces):
-        curves.append((piece.name, piece.kernel, piece.mean_age, piece.half_life, COLORS[i % len(COLORS)]))
-    with mpl.rc_context({"font.family": "sans-serif", "font.size": 9.5, "axes.edgecolor": NEUTRAL, "text.color": INK}):
+        curves.append((piece.name, piece.kernel, piece.mean_age, piece.half_life, SERIES[i % len(SERIES)]))
+    with mpl.rc_context(PICTURE):
         figure = Figure(figsize=(9, 5.2), dpi=160)
         ax = figure.add_axes((0.085, 0.125, 0.6, 0.71))
         ax.set_yscale("log")
@@ -82,19 +79,19 @@ def picture(profile: MemoryProfile) -> Figure:
         if len(profile.impulse) and profile.impulse.any():
             shown = np.where(profile.impulse > 0, profile.impulse / profile.impulse.max(), np.nan)
             label = f"update, after one gradient\n{IMPULSE:g} times as large"
-            ax.plot(profile.impulse_ages, shown, color=MUTED, linewidth=1.2, linestyle=(0, (1, 1)), label=label)
-        ax.axhline(0.5, color=NEUTRAL, linewidth=0.8, linestyle=(0, (4, 2)), zorder=0)
+            ax.plot(profile.impulse_ages, shown, color=COLOUR["soft"], linewidth=1.2, linestyle=(0, (1, 1)), label=label)
+        ax.axhline(0.5, color=COLOUR["axis"], linewidth=0.8, linestyle=(0, (4, 2)), zorder=0)
         ax.set_xlabel("age $k$ of the gradient, steps")
         ax.set_ylabel("weight, relative to the largest")
-        ax.grid(True, color=GRID, linewidth=0.8)
+        ax.grid(True, color=COLOUR["grid"], linewidth=0.8)
         ax.spines[["top", "right"]].set_visible(False)
-        ax.tick_params(colors=MUTED, labelcolor=INK, which="both", length=3)
+        ax.tick_params(colors=COLOUR["soft"], labelcolor=COLOUR["ink"], which="both", length=3)
         ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
         _label(ax)
         verdict = "memory decays" if profile.decays else "memory does not decay as the theory needs"
         figure.text(0.03, 0.945, profile.method, fontsize=12, weight="bold", va="center")
         about = f"{verdict}; {profile.way}; ring: half-life, triangle: mean age"
-        figure.text(0.03, 0.895, about, color=MUTED, va="center")
+        figure.text(0.03, 0.895, about, color=COLOUR["soft"], va="center")
     return figure
 
 

@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 
 from memoryless.experiments.fig1 import KINDS, Closer, Comparison, Fig1
-from memoryless.render.figures import GRID, INK, LOOK, NEUTRAL
+from memoryless.render.style import COLOUR, PICTURE
 
 NAMES = {"frozen": "frozen", "first": "first order", "resummed": "resummed"}
-COLORS = {"frozen": INK, "first": LOOK["first"]["color"], "resummed": LOOK["resummed"]["color"]}
 DASHES = "solid", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5))
 """One per learning rate."""
 
@@ -102,7 +101,7 @@ def picture(fig1: Fig1) -> Figure:
     rows = list(dict.fromkeys(c.setting.betas for c in fig1.comparisons))
     lrs = list(dict.fromkeys(c.setting.lr for c in fig1.comparisons))
     seeds = len(fig1.comparisons[0].runs)
-    with mpl.rc_context({"font.family": "sans-serif", "font.size": 9.5, "axes.edgecolor": NEUTRAL, "text.color": INK}):
+    with mpl.rc_context(PICTURE):
         height = 1.35 + 3.55 * len(rows)
         figure = Figure(figsize=(12, height), dpi=150)
         axes = figure.subplots(len(rows), len(columns), sharex=True, sharey=True, squeeze=False)
@@ -122,7 +121,7 @@ def picture(fig1: Fig1) -> Figure:
         about += f"mean and range of {seeds} seeds" if seeds > 1 else "one seed"
         about += "; † diverged" if any(run.diverged for run in fig1.runs) else ""
         figure.text(0.062, 1 - 0.3 / height, title, fontsize=13, weight="bold", va="center")
-        figure.text(0.062, 1 - 0.55 / height, about, color="#56606a", va="center")
+        figure.text(0.062, 1 - 0.55 / height, about, color=COLOUR["soft"], va="center")
     return figure
 
 
@@ -134,17 +133,17 @@ def _panel_of(ax: Axes, comparisons: Sequence[Comparison], lrs: Sequence[float])
         for kind in KINDS:
             d = c.distances(kind)
             d = np.where(np.isfinite(d) & (d > 0), d, np.nan)
-            ax.fill_between(steps, d.min(axis=0), d.max(axis=0), color=COLORS[kind], alpha=0.13, linewidth=0)
+            ax.fill_between(steps, d.min(axis=0), d.max(axis=0), color=COLOUR[kind], alpha=0.13, linewidth=0)
             lost = " †" if any(kind in run.diverged for run in c.runs) else ""
             label = f"{NAMES[kind]}, lr {_power(c.setting.lr)}{lost}"
             ax.plot(
-                steps, d.mean(axis=0), color=COLORS[kind], linestyle=DASHES[lrs.index(c.setting.lr)], linewidth=1.6, label=label
+                steps, d.mean(axis=0), color=COLOUR[kind], linestyle=DASHES[lrs.index(c.setting.lr)], linewidth=1.6, label=label
             )
     ax.set_xlim(0, comparisons[0].setting.steps)
     ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    ax.grid(True, color=GRID, linewidth=0.8)
+    ax.grid(True, color=COLOUR["grid"], linewidth=0.8)
     ax.spines[["top", "right"]].set_visible(False)
-    ax.tick_params(colors="#56606a", labelcolor=INK, which="both", labelleft=True, length=3)
+    ax.tick_params(colors=COLOUR["soft"], labelcolor=COLOUR["ink"], which="both", labelleft=True, length=3)
     ax.set_axisbelow(True)
 
 

@@ -17,13 +17,14 @@ from rich.text import Text
 from memoryless.experiments.theorem import Verification, holds, label, power
 from memoryless.paths.accuracy import Accuracy
 from memoryless.paths.trajectory import Kind
+from memoryless.render.style import COLOUR, MARK, SERIES, TERMINAL
 
-WORD = {True: ("holds", "green"), False: ("not reached", "red"), None: ("not judged", "yellow")}
+WORD = {True: ("holds", TERMINAL["holds"]), False: ("not reached", TERMINAL["fails"]), None: ("not judged", TERMINAL["doubt"])}
 
-INK, MUTED, ROUNDING = "#1b1f24", "#66707a", "#eceff2"
-LOOK = {"frozen": ("#66707a", "s", 6.5), "first": ("#c04a00", "^", 10), "resummed": ("#00876c", "D", 5)}
-ORDERS = (("#0063a6", "o", 7), ("#8e3a80", "v", 7.5), ("#8a6d00", "P", 7.5), ("#1b1f24", "X", 7.5))
-"""Dark enough for text on white, told apart with any colour vision; first shows behind resummed, which it may equal."""
+SIZES = {"frozen": 6.5, "first": 10.0, "resummed": 5.0}
+"""First shows behind resummed, which it may equal."""
+LOOK = {kind: (COLOUR[kind], MARK[kind].marker, size) for kind, size in SIZES.items()}
+ORDERS = tuple(zip(SERIES, ("o", "v", "P", "X", "*"), (7.0, 7.5, 7.5, 7.5, 9.0), strict=True))
 
 GAP = 0.062
 """Least distance between the labels of two lines, in heights of the axes."""
@@ -47,7 +48,7 @@ def print_verification(found: Verification, chosen: dict[str, Any], console: Con
         console.print(Text(found.verdict, style="bold"))
     if found.dtype != "float64" and found.accuracies:
         floor = f"Note: {found.dtype} rounds at {found.floor:.1e}; errors below that say nothing. Use float64 (model.double())."
-        console.print(Text(floor, style="yellow"))
+        console.print(Text(floor, style=TERMINAL["doubt"]))
 
 
 def _about(found: Verification) -> str:
@@ -104,8 +105,8 @@ def draw(found: Verification, path: Path) -> None:
     name = found.method.partition("(")[0]
     title = f"Distance to {name} falls with the theorem's power of lr" if found.holds else f"Distance to {name}, by step size"
     about = f"{found.method}\n{found.loss}, d = {found.parameters:,}, {found.dtype}; dashed: the theorem's slope"
-    axes.set_title(about, loc="left", fontsize=10, color=MUTED)
-    axes.annotate(title, (0, 1), (0, 40), "axes fraction", "offset points", fontsize=14, fontweight="bold", color=INK)
+    axes.set_title(about, loc="left", fontsize=10, color=COLOUR["soft"])
+    axes.annotate(title, (0, 1), (0, 40), "axes fraction", "offset points", fontsize=14, fontweight="bold", color=COLOUR["ink"])
     version = f"memoryless {importlib.metadata.version('memoryless')}"
     figure.savefig(path, dpi=160, metadata={"Creator" if path.suffix == ".pdf" else "Software": version})
 
@@ -125,16 +126,18 @@ def _frame(axes: Axes, found: Verification) -> None:
     axes.set_xticks(found.lrs, [f"{lr:g}" for lr in found.lrs])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.set_xlabel("learning rate", color=INK)
-    axes.set_ylabel(f"largest distance of any coordinate, up to time {found.horizon:g}", color=INK)
-    axes.grid(color="#e4e7eb", linewidth=0.8)
+    axes.set_xlabel("learning rate", color=COLOUR["ink"])
+    axes.set_ylabel(f"largest distance of any coordinate, up to time {found.horizon:g}", color=COLOUR["ink"])
+    axes.grid(color=COLOUR["grid"], linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.tick_params(colors=MUTED, length=0)
+    axes.tick_params(colors=COLOUR["soft"], length=0)
     for side, spine in axes.spines.items():
         spine.set_visible(side == "bottom")
-        spine.set_color(MUTED)
-    axes.axhspan(low / 8, found.floor, color=ROUNDING, zorder=0)
-    axes.text(0.985, found.floor / 1.3, "rounding", transform=axes.get_yaxis_transform(), ha="right", va="top", color=MUTED)
+        spine.set_color(COLOUR["soft"])
+    axes.axhspan(low / 8, found.floor, color=COLOUR["selected"], zorder=0)
+    axes.text(
+        0.985, found.floor / 1.3, "rounding", transform=axes.get_yaxis_transform(), ha="right", va="top", color=COLOUR["soft"]
+    )
 
 
 def _reference(axes: Axes, a: Accuracy, color: str) -> None:
@@ -154,7 +157,9 @@ def _name(axes: Axes, drawn: list[tuple[Accuracy, str, str, float]]) -> None:
     heights = _apart([at[a.kind] for a, *_ in ends])
     name, slope, theorem = 1.015, 1.27, 1.41
     for x, column in ((slope, "slope"), (theorem, "theorem")):
-        axes.text(x, max(heights, default=0) + GAP, column, transform=axes.transAxes, ha="right", va="center", color=MUTED)
+        axes.text(
+            x, max(heights, default=0) + GAP, column, transform=axes.transAxes, ha="right", va="center", color=COLOUR["soft"]
+        )
     for height, (a, color, *_) in zip(heights, ends, strict=True):
         row: dict[str, Any] = {"transform": axes.transAxes, "va": "center", "color": color, "fontsize": 11}
         axes.text(name, height, label(a.kind), fontweight="bold", **row)

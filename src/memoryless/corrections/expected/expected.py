@@ -15,7 +15,7 @@ The split: with the full batch at every step M would be `full_batch`; the rest o
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -30,11 +30,13 @@ from memoryless.corrections.sequences import Order, Pool, random_order
 from memoryless.errors import BadInput, TooFewSamples
 from memoryless.flat import norm
 from memoryless.loss.loss import Loss
-from memoryless.loss.measures import Differentiable, Value, evaluate, label
+from memoryless.loss.measures import Differentiable, Value, evaluate
 from memoryless.loss.point import Point
 from memoryless.methods import kernel
 from memoryless.methods.method import AnyOptimizer, variables_of
 from memoryless.progress import OnStep, silent
+from memoryless.render.numbers import label
+from memoryless.render.result import Result, plain
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class ExpectedEffect:
 
 
 @dataclass(frozen=True)
-class ExpectedCorrection:
+class ExpectedCorrection(Result):
     """F and M at one theta, averaged over the random order of the batches.
 
     Attributes:
@@ -105,6 +107,15 @@ class ExpectedCorrection:
     def noise(self) -> Tensor:
         """M less `full_batch`: the part that the noise of the batches makes, shape (d,)."""
         return self.M - self.full_batch
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain numbers and text, the vectors too."""
+        names = ("F", "M", "standard_error", "full_batch", "noise", "order", "step", "samples", "products")
+        effects = [
+            {key: getattr(e, key) for key in ("measure", "value", "mean", "standard_error", "full_batch", "noise", "word")}
+            for e in self.effects
+        ]
+        return plain({"method": str(self.method)} | {name: getattr(self, name) for name in names} | {"effects": effects})
 
     @property
     def relative_error(self) -> float:
