@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from memoryless.cli.options import writable
+from memoryless.cli.options import writable, write
 from memoryless.errors import BadInput
 
 
@@ -80,13 +80,17 @@ class Atlas:
             console.print(line, soft_wrap=True, markup=False)
         for path, text in ((html, report.page), (document, report.markdown)):
             if path is not None:
-                path.write_text(text(found), encoding="utf-8")
-                print(f"wrote {path}", file=sys.stderr)
+                write(path, text(found))
 
 
 def _document(name: str | None) -> Path | None:
     """The Markdown file to write: a new one, or an atlas."""
     path = None if name is None else Path(name)
-    if path is None or (path.is_file() and path.read_text(encoding="utf-8", errors="replace").startswith("# Atlas")):
-        return path
+    if path is None:
+        return None
+    try:
+        if path.is_file() and path.read_bytes().startswith(b"# Atlas"):
+            return path
+    except OSError as error:
+        raise BadInput(f"--markdown {name} cannot be read: {error.strerror}") from error
     return writable("--markdown", name)

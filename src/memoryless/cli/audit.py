@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from memoryless.cli.options import device_of, dtype_of, writable
+from memoryless.cli.options import device_of, dtype_of, progress, writable
 from memoryless.errors import BadInput, Diverged
 
 
@@ -14,15 +14,16 @@ from memoryless.errors import BadInput, Diverged
 class Audit:
     """Audit an optimizer along a full-batch run: what its memory does to the loss, measured and predicted.
 
-    Without a script, a small GELU network on the digits images that scikit-learn carries, with AdamW.
+    Such as: memoryless audit train.py:setup --optimizer torch.optim.Adamax
     """
 
-    script: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="SCRIPT.py:FUNCTION")] = None
-    """such as train.py:setup; setup() returns model, criterion, batches, optimizer."""
+    problem: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROBLEM")] = "digits"
+    """SCRIPT.py:FUNCTION such as train.py:setup; setup() returns model, criterion, batches, optimizer. Default: digits, a small
+    GELU network on the digits images that scikit-learn carries."""
     checkpoint: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     """File with the state dicts 'model' and 'optimizer' to start from."""
-    optimizer: Annotated[str | None, tyro.conf.arg(metavar="NAME(OPTIONS)")] = None
-    """sgd, adam, adamw, nadam, rmsprop, with options: "adamw(lr=1e-3, betas=(0.9, 0.99))". Default: adamw, or the script's."""
+    optimizer: Annotated[str | None, tyro.conf.arg(metavar="OPTIMIZER")] = None
+    """Such as "adamw(lr=1e-3, betas=(0.9, 0.99))" or torch.optim.Adamax. Default: the script's, or adamw."""
     steps: int = 1000
     """Steps to run."""
     stops: int = 10
@@ -33,8 +34,8 @@ class Audit:
         "sharpness",
     )
     """What memory acts on: gradient_1_norm, gradient_norm_squared, sharpness."""
-    compare: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="[NAME(OPTIONS) ...]")] = None
-    """Other methods, at the same lr unless they say theirs: lion "adamw(betas=(0.9, 0.95))". Default: a choice of six."""
+    compare: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="[OPTIMIZER ...]")] = None
+    """Others, in momentum form, at the same lr if they say none: lion "adamw(betas=(0.9, 0.95))". Default: six of them."""
     seed: int = 0
     """Of the initial parameters."""
     device: str = "cpu"
@@ -48,58 +49,38 @@ class Audit:
 
     def run(self) -> None:
         """Run the audit and show it."""
-        import torch
-        from rich.console import Console
-        from rich.progress import Progress
-
-        from memoryless.experiments import problems
-        from memoryless.live.run import audit_run, log_spaced
-        from memoryless.loss.loss import Loss
-        from memoryless.methods import named
-
         page = writable("--html", self.html)
         for option, value in (("steps", self.steps), ("stops", self.stops)):
             if value < 1:
                 raise BadInput(f"--{option} must be at least 1, got {value}")
         device, dtype = device_of(self.device), dtype_of(self.dtype)
-        console = Console(stderr=self.json)
-        with Progress(console=Console(stderr=True), transient=True) as progress:
-            task = progress.add_task("setting up", total=self.steps)
-            if self.script is None:
-                # A network this small gains little from a second thread, and loses much on a busy machine.
-                torch.set_num_threads(1)
-                problem = problems.digits_mlp(self.seed, dtype=dtype or torch.float64)
-                model, criterion, batches = problem
-                optimizer = torch.optim.AdamW(model.parameters())
-            else:
-                model, criterion, batches, optimizer = named.load_setup(self.script, self.seed)
-            if device.type != "cpu" or dtype is not None:
-                model.to(device, dtype)
-                batches = named.Moved(batches, device, dtype)
-            if self.optimizer is not None:
-                optimizer = named.parse_optimizer(self.optimizer, model.parameters())
-            if self.checkpoint is not None:
-                named.load_checkpoint(self.checkpoint, model, optimizer)
-            loss = Loss(model, criterion, batches)
+
+        import torch
+        from rich.console import Console
+
+        from memoryless.cli import setup
+        from memoryless.live.run import audit_run, log_spaced
+
+        failure = None
+        with progress("auditing") as on_step:
+            work = setup.load(self.problem, self.seed, setup.FULL_BATCH, device, dtype)
+            optimizer, loss = setup.optimizer_of(work, self.optimizer, "adamw", self.checkpoint), work.loss
             lr = float(optimizer.param_groups[0]["lr"])
-            compare = None if self.compare is None else [named.parse_method(text, lr) for text in self.compare]
-            stops = log_spaced(self.steps, self.stops)
-            failure = None
             try:
                 run = audit_run(
                     optimizer,
                     loss,
                     self.steps,
-                    stops,
-                    self.measures,
-                    compare,
-                    on_step=lambda step: progress.update(task, completed=step, description=f"step {step}"),
+                    stops=log_spaced(self.steps, self.stops),
+                    measures=self.measures,
+                    compare=None if self.compare is None else [_rival(text, loss, lr) for text in self.compare],
+                    on_step=on_step,
                 )
             except Diverged as error:
                 run, failure = error.so_far, error
         run.about = {
-            "problem": self.script or "digits images of scikit-learn, GELU network 64-64-10",
-            "parameters": f"{sum(p.numel() for p in loss.parameters):,} in {loss.parameters[0].dtype}".replace("torch.", ""),
+            "problem": work.about,
+            "parameters": f"{loss.layout.d:,} in {loss.theta.dtype}".replace("torch.", ""),
             "batches": str(len(loss)),
             "optimizer": type(optimizer).__name__,
             "steps": str(self.steps),
@@ -107,7 +88,7 @@ class Audit:
             "torch": str(torch.__version__),
         }
         if run.stops:
-            self._show(run, page, console)
+            self._show(run, page, Console(stderr=self.json))
         if failure is not None:
             raise failure
 
@@ -121,3 +102,13 @@ class Audit:
         if page is not None:
             page.write_text(run.to_html(), encoding="utf-8")
             console.print(f"Charts and beta maps: {page}", soft_wrap=True)
+
+
+def _rival(text: str, loss: Any, lr: float) -> Any:
+    """A method for a shadow memory, which needs it in momentum form: torch's own in the form that they are recognised as."""
+    from memoryless.methods.live_optimizer import recognised
+    from memoryless.methods.named import resolve
+
+    named = resolve(text)
+    method = named.method(loss.shapes, lr)
+    return method if method.parts else recognised(named.live(loss.layout.tensors, lr), loss.layout)

@@ -1,13 +1,12 @@
 """memoryless betas."""
 
 import json
-import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import tyro
 
-from memoryless.cli.options import device_of, dtype_of, writable
+from memoryless.cli.options import device_of, dtype_of, picture, progress, save
 from memoryless.errors import BadInput
 
 
@@ -16,18 +15,19 @@ class Betas:
     """At my batch size, which betas? What memory does over pairs of betas at several batch sizes, measured and predicted.
 
     The optimizer goes on from the checkpoint at each batch size for --steps steps; memory is measured over the last quarter of
-    them, and predicted where they end. Without a script: a small GELU network on the digits images, AdamW, lr 3e-4, batches of
-    32.
+    them, and predicted where they end.
 
     Such as: memoryless betas train.py:setup --checkpoint run.pt --batch-sizes 8,32,128,full --png betas.png
     """
 
-    script: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="SCRIPT.py:FUNCTION")] = None
-    """such as train.py:setup; setup() returns model, criterion, batches, optimizer."""
+    problem: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROBLEM")] = "digits"
+    """SCRIPT.py:FUNCTION such as train.py:setup; setup() returns model, criterion, batches, optimizer. Default: digits, a small
+    GELU network on the digits images, in batches of 32."""
     checkpoint: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     """File with the state dicts 'model' and 'optimizer' to start from."""
-    optimizer: Annotated[str | None, tyro.conf.arg(metavar="NAME(OPTIONS)")] = None
-    """adam, adamw or nadam with options: "adamw(lr=1e-3, betas=(0.9, 0.99))". Default: the script's."""
+    optimizer: Annotated[str | None, tyro.conf.arg(metavar="OPTIMIZER")] = None
+    """In momentum form with a pair of betas, such as "adamw(lr=1e-3, betas=(0.9, 0.99))". Default: the script's, or
+    "adamw(lr=3e-4)"."""
     batch_sizes: Annotated[str, tyro.conf.arg(metavar="N,N,...")] = "8,32,128,full"
     """Samples in a batch; full is all of them."""
     stages: Annotated[str | None, tyro.conf.arg(metavar="N,N,...")] = None
@@ -56,73 +56,44 @@ class Betas:
 
     def run(self) -> None:
         """Measure, predict, advise."""
-        path = writable("--png", self.png)
-        if path is not None and path.suffix != ".png":
-            raise BadInput(f"--png must end in .png, got {self.png}")
+        path = picture("--png", self.png)
         sizes = [None if text == "full" else _whole("--batch-sizes", text) for text in self.batch_sizes.split(",")]
-        default = "100" if self.script is None else "0"
+        default = "100" if self.problem == "digits" else "0"
         stages = sorted({_whole("--stages", text, 0) for text in (self.stages or default).split(",")})
-        axes = [_betas("--betas1", self.betas1), _betas("--betas2", self.betas2)]
+        axes = _betas("--betas1", self.betas1), _betas("--betas2", self.betas2)
         device, dtype = device_of(self.device), dtype_of(self.dtype)
 
-        import torch
         from rich.console import Console
-        from rich.progress import Progress
 
-        from memoryless import __version__
-        from memoryless.experiments import problems
-        from memoryless.live.batch_sizes import BETAS_1, BETAS_2, audit_batch_sizes, train
-        from memoryless.methods import named
+        from memoryless.audits.grid import BETAS_1, BETAS_2
+        from memoryless.cli import setup
+        from memoryless.live.batch_sizes import audit_batch_sizes, train
         from memoryless.report import betas as report
 
-        if self.script is None:
-            torch.set_num_threads(1)
-            model, criterion, batches = problems.digits_batches(self.seed, dtype=dtype or torch.float64)
-            optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4)
-        else:
-            model, criterion, batches, optimizer = named.load_setup(self.script, self.seed)
-        if device.type != "cpu" or dtype is not None:
-            model.to(device, dtype)
-            batches = list(named.Moved(batches, device, dtype))
-        if self.optimizer is not None:
-            optimizer = named.parse_optimizer(self.optimizer, model.parameters())
-        if self.checkpoint is not None:
-            named.load_checkpoint(self.checkpoint, model, optimizer)
+        work = setup.load(self.problem, self.seed, setup.MINI_BATCHES, device, dtype)
+        optimizer, loss = setup.optimizer_of(work, self.optimizer, "adamw(lr=3e-4)", self.checkpoint), work.loss
         found: list[Any] = []
-        with Progress(console=Console(stderr=True), transient=True) as progress:
-            task = progress.add_task("training", total=len(stages))
-            taken = 0
+        with progress("measuring") as on_step:
             for j, stage in enumerate(stages):
-                train(model, criterion, batches, optimizer, stage - taken, self.seed + j)
-                taken = stage
-
-                def told(what: str, share: float, j: int = j, stage: int = stage) -> None:
-                    progress.update(task, completed=j + share, description=f"after {stage} steps, {what}")
-
-                found.append(
-                    audit_batch_sizes(
-                        model,
-                        criterion,
-                        batches,
-                        optimizer,
-                        sizes,
-                        measures=self.measures,
-                        betas_1=axes[0] or BETAS_1,
-                        betas_2=axes[1] or BETAS_2,
-                        samples=self.samples,
-                        steps=self.steps,
-                        seed=self.seed,
-                        taken=taken,
-                        on_progress=told,
-                    )
+                train(optimizer, loss, stage - (stages[j - 1] if j else 0), self.seed + j)
+                maps = audit_batch_sizes(
+                    optimizer,
+                    loss,
+                    sizes,
+                    measures=self.measures,
+                    betas=(axes[0] or BETAS_1, axes[1] or BETAS_2),
+                    samples=self.samples,
+                    steps=self.steps,
+                    seed=self.seed,
+                    on_step=lambda done, total, j=j: on_step(j * total + done, len(stages) * total),
                 )
+                found.append(replace(maps, taken=stage))
         if self.json:
             print(json.dumps({"stages": [report.as_dict(each) for each in found]}))
         else:
             report.print_advice(found, Console())
         if path is not None:
-            report.picture(found).savefig(path, dpi=130, metadata={"Software": f"memoryless {__version__}"})
-            print(f"wrote {path}", file=sys.stderr)
+            save(report.picture(found), path, dpi=130)
 
 
 def _whole(option: str, text: str, least: int = 1) -> int:

@@ -1,13 +1,12 @@
 """memoryless compare."""
 
 import json
-import sys
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
-from memoryless.cli.options import writable
+from memoryless.cli.options import picture, progress, save
 from memoryless.errors import BadInput
 
 
@@ -19,7 +18,7 @@ class Compare:
     """
 
     optimizers: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="OPTIMIZER ...")]
-    """Of the catalogue, lion or "adamw(betas=(0.9, 0.95))", or a torch optimizer's class by its path."""
+    """Such as lion, "adamw(betas=(0.9, 0.95))", torch.optim.Adamax, my.py:NAME."""
     problem: str = "digits"
     """digits: a small GELU network on the digits images of scikit-learn; or SCRIPT.py:FUNCTION as for audit."""
     steps: int = 100
@@ -41,51 +40,37 @@ class Compare:
 
     def run(self) -> None:
         """Run each, audit, print."""
-        sys.path.insert(0, "")  # a module of the user's own, where the command is run
-        path = writable("--png", self.png)
-        if path is not None and path.suffix != ".png":
-            raise BadInput(f"--png must end in .png, got {self.png}")
+        path = picture("--png", self.png)
         if self.lr is not None and not self.lr > 0:
             raise BadInput(f"--lr must be positive, got {self.lr}")
+        if not self.optimizers:
+            raise BadInput("expected at least one optimizer, such as adamw")
 
-        import torch
         from rich.console import Console
-        from rich.progress import Progress
 
-        from memoryless import __version__
-        from memoryless.audits.compare import compare, parse
-        from memoryless.experiments import problems
-        from memoryless.loss.loss import Loss
-        from memoryless.methods import named
+        from memoryless.audits.compare import Compared, compare
+        from memoryless.cli import setup
+        from memoryless.methods.named import resolve
         from memoryless.report import compare as report
 
-        torch.set_num_threads(1)
-        if self.problem == "digits":
-            loss = problems.digits_mlp(self.seed, dtype=torch.float64).loss
-        else:
-            setup = named.load_setup(self.problem, self.seed)
-            loss = Loss(setup.model, setup.criterion, setup.batches)
-        methods: dict[str, Any] = {}
+        loss = setup.load(self.problem, self.seed, setup.FULL_BATCH).loss
+        methods, refused = {}, {}
         for text in self.optimizers:
             try:
-                methods[text] = parse(text, loss, self.lr)
-            except ValueError as error:
-                methods[text] = error
-        if all(isinstance(method, Exception) for method in methods.values()):
-            raise next(iter(methods.values()), ValueError("expected at least one optimizer, such as adamw"))
-        with Progress(console=Console(stderr=True), transient=True) as progress:
-            task = progress.add_task("running", total=self.steps * len(methods))
-
-            def on_step(name: str, step: int) -> None:
-                progress.update(task, completed=self.steps * list(methods).index(name) + step, description=name)
-
-            rows = compare(methods, loss, self.steps, self.measures, on_step)
-        size = f"{loss.theta.numel():,} parameters, full batch"
+                methods[text] = resolve(text).method(loss.shapes, self.lr)
+            except BadInput as error:
+                refused[text] = error
+        if not methods:
+            raise next(iter(refused.values()))
+        with progress("running") as on_step:
+            found = compare(methods, loss, steps=self.steps, measures=self.measures, on_step=on_step)
+        rows = {row.name: row for row in found} | {name: Compared(name, None, str(error)) for name, error in refused.items()}
+        rows = [rows[text] for text in dict.fromkeys(self.optimizers)]
+        size = f"{loss.layout.d:,} parameters, full batch"
         about = f"{self.problem}, {size}, after {self.steps} steps of each optimizer's own run"
         if self.json:
             print(json.dumps({"problem": self.problem, "steps": self.steps, "rows": [row.as_dict() for row in rows]}, indent=2))
         else:
             report.print_comparison(rows, about, Console())
         if path is not None and any(row.audit for row in rows):
-            report.picture(rows, about).savefig(path, dpi=130, metadata={"Software": f"memoryless {__version__}"})
-            print(f"wrote {path}", file=sys.stderr)
+            save(report.picture(rows, about), path, dpi=130)

@@ -10,17 +10,18 @@ from memoryless.cli.audit import Audit
 from memoryless.cli.betas import Betas
 from memoryless.cli.compare import Compare
 from memoryless.cli.derive import Derive
-from memoryless.cli.kernel import Profile
+from memoryless.cli.kernel import Kernel
 from memoryless.cli.reproduce import Reproduce
 from memoryless.cli.verify import Verify
+from memoryless.errors import BadInput
 
 COMMANDS = {
     "audit": Audit,
-    "betas": Betas,
     "compare": Compare,
+    "betas": Betas,
     "derive": Derive,
     "verify": Verify,
-    "profile": Profile,
+    "kernel": Kernel,
     "atlas": Atlas,
     "reproduce": Reproduce,
 }
@@ -29,28 +30,32 @@ DESCRIPTION = """What an optimizer's memory does to the loss: measured, predicte
 
 Examples:
   memoryless audit
-  memoryless betas --batch-sizes 8,32,128,full
   memoryless compare adamw lion "torch.optim.Muon(lr=1e-3)"
+  memoryless betas --batch-sizes 8,32,128,full
   memoryless derive adamw --set eps=0
   memoryless verify adamw
-  memoryless profile torch.optim.AdamW
+  memoryless kernel torch.optim.AdamW
   memoryless atlas --only Adam Lion
   memoryless reproduce fig1
   memoryless audit --optimizer "sgd(lr=0.1, momentum=0.9)" --steps 300
   memoryless audit train.py:setup --checkpoint run.pt --steps 200 --json > audit.json
+
+Every command takes an optimizer as lion, "adamw(lr=1e-3, betas=(0.9, 0.95))", torch.optim.Adamax, "torch.optim.Muon(lr=1e-3)",
+or as module:NAME or script.py:NAME of a class, a memoryless.Method, or a function that makes one.
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command; bad input is one line on stderr and exit code 2.
+    """Run a command; `errors.BadInput` is one line on stderr and exit code 2, anything else is a bug and keeps its traceback.
 
     Args:
         arguments: default those of the process.
     """
     command = tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="memoryless", description=DESCRIPTION, args=arguments)
+    sys.path.insert(0, "")  # modules of the user's own, where the command is run
     try:
         command.run()
-    except (ValueError, TypeError, OSError) as error:
+    except BadInput as error:
         print(f"memoryless: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
 

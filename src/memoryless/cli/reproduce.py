@@ -2,13 +2,12 @@
 
 import math
 import os
-import sys
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import tyro
 
-from memoryless.cli.options import writable
+from memoryless.cli.options import picture, progress, save
 from memoryless.errors import BadInput
 
 
@@ -43,9 +42,7 @@ class Reproduce:
 
     def run(self) -> None:
         """Run all settings, show and write what was found."""
-        picture = writable("--picture", self.picture)
-        if picture is not None and picture.suffix not in (".png", ".pdf"):
-            raise BadInput(f"--picture must end in .png or .pdf, got {self.picture}")
+        path = picture("--picture", self.picture, (".png", ".pdf"))
         for option, value, least in (("steps", self.steps, 2), ("seeds", self.seeds, 1), ("jobs", self.jobs, 1)):
             if value < least:
                 raise BadInput(f"--{option} must be at least {least}, got {value}")
@@ -58,10 +55,7 @@ class Reproduce:
         import json
 
         import torch
-        from rich.console import Console
-        from rich.progress import Progress
 
-        from memoryless import __version__
         from memoryless.experiments.fig1 import fig1, settings
         from memoryless.experiments.images import load
         from memoryless.report import reproduce as report
@@ -69,11 +63,8 @@ class Reproduce:
         wanted = settings(betas, lrs, self.seeds, self.eps, self.steps)
         images = load(self.data)
         torch.set_num_threads(1)
-        with Progress(console=Console(stderr=True), transient=True) as progress:
-            task = progress.add_task(f"{len(wanted)} runs of {self.steps} steps", total=len(wanted) * self.steps)
-            found = fig1(wanted, images, self.jobs, lambda taken: progress.update(task, completed=taken))
+        with progress(f"{len(wanted)} runs of {self.steps} steps") as on_step:
+            found = fig1(wanted, images, self.jobs, lambda done, *_: on_step(done, len(wanted) * self.steps))
         print(json.dumps(found.as_dict()) if self.json else "\n".join(report.lines(found)))
-        if picture is not None:
-            key = "Software" if picture.suffix == ".png" else "Creator"
-            report.picture(found).savefig(picture, metadata={key: f"memoryless {__version__}"})
-            print(f"wrote {picture}", file=sys.stderr)
+        if path is not None:
+            save(report.picture(found), path)

@@ -8,7 +8,6 @@ is the term of the next order, whose share grows as lr times the age of the memo
 memory and a larger eps show the same power sooner.
 """
 
-import inspect
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -17,15 +16,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from memoryless.audits.compare import optimizer_class, parse
 from memoryless.corrections.correction import is_order
 from memoryless.errors import BadInput, Diverged
 from memoryless.experiments import problems
 from memoryless.loss.loss import Loss
-from memoryless.methods import named
-from memoryless.methods.method import AnyOptimizer, Method, TorchMethod
-from memoryless.paths.accuracy import Accuracy, order_of_accuracy
+from memoryless.methods.method import AnyOptimizer
+from memoryless.methods.named import resolve
+from memoryless.paths.accuracy import Accuracy, order_of_accuracy, steps_to
 from memoryless.paths.trajectory import Kind
+from memoryless.progress import OnStep, silent
+from memoryless.render.result import Result, plain
 
 POWER = {"frozen": 1, "first": 2, "resummed": 2}
 """What the theorem says of each kind that has a name; an integer R has power R."""
@@ -87,7 +87,7 @@ def label(kind: Kind) -> str:
 
 
 @dataclass(frozen=True)
-class Verification:
+class Verification(Result):
     """Errors of several iterations over the same step sizes, and whether they follow the theorem.
 
     Attributes:
@@ -135,33 +135,31 @@ class Verification:
         return " ".join(parts)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain numbers and strings, as for JSON; None where there is no number."""
-        return {
-            "method": self.method,
-            "loss": self.loss,
-            "parameters": self.parameters,
-            "dtype": self.dtype,
-            "horizon": self.horizon,
-            "lrs": list(self.lrs),
-            "floor": _number(self.floor),
-            "kinds": [
-                {
-                    "kind": a.kind,
-                    "errors": list(a.errors),
-                    "slopes": [_number(slope) for slope in a.slopes],
-                    "order": _number(a.order),
-                    "theorem": power(a.kind),
-                    "tolerance": tolerance(a.kind),
-                    "holds": holds(a),
-                }
-                for a in self.accuracies
-            ],
-            "holds": self.holds,
-        }
-
-
-def _number(x: float) -> float | None:
-    return None if math.isnan(x) else x
+        """Plain numbers and text; None where there is no number."""
+        return plain(
+            {
+                "method": self.method,
+                "loss": self.loss,
+                "parameters": self.parameters,
+                "dtype": self.dtype,
+                "horizon": self.horizon,
+                "lrs": self.lrs,
+                "floor": self.floor,
+                "kinds": [
+                    {
+                        "kind": a.kind,
+                        "errors": a.errors,
+                        "slopes": a.slopes,
+                        "order": a.order,
+                        "theorem": power(a.kind),
+                        "tolerance": tolerance(a.kind),
+                        "holds": holds(a),
+                    }
+                    for a in self.accuracies
+                ],
+                "holds": self.holds,
+            }
+        )
 
 
 def verify(
@@ -171,7 +169,7 @@ def verify(
     horizon: float | None = None,
     kinds: Iterable[Kind] = KINDS,
     about: str = "the loss",
-    on_step: Callable[[Kind, int], None] = lambda kind, step: None,
+    on_step: OnStep = silent,
 ) -> Verification:
     """Measure the power of lr with which each kind of iteration approaches the optimizer.
 
@@ -182,7 +180,7 @@ def verify(
         horizon: time n lr up to which paths are compared; default 32 steps of the largest lr, of a black box 16.
         kinds: "frozen", "first", "resummed" and integer orders.
         about: the loss in words.
-        on_step: called with the kind at work and the number of steps taken for it, for progress.
+        on_step: told the pairs of steps taken, over all kinds and step sizes, and their number.
 
     Returns:
         Errors and slopes, and the verdict.
@@ -197,7 +195,7 @@ def verify(
         >>> print(verify(HeavyBall(lr=0.02, momentum=0.5), loss, horizon=0.2, kinds=["frozen", "first"]).verdict)
         As the theorem says: frozen 0.96, first 1.92.
     """
-    halvings, steps = BLACK_BOX if isinstance(method, TorchMethod) else (HALVINGS, STEPS)
+    halvings, steps = (HALVINGS, STEPS) if method.parts else BLACK_BOX
     lrs = tuple(method.lr / 2**k for k in range(halvings + 1)) if lrs is None else tuple(lrs)
     horizon = steps * max(lrs, default=0.0) if horizon is None else horizon
     kinds = tuple(kinds)
@@ -205,21 +203,19 @@ def verify(
         raise BadInput(f"kinds must name at least one of {', '.join(POWER)}, or an integer order, got none")
     for kind in kinds:
         power(kind)
-    description = method.describe(omit=("lr",)) if isinstance(method, Method) else str(method)
-    theta, found = loss.theta, []
+    theta, found, taken = loss.theta, [], 0
 
     def verification() -> Verification:
         dtype = str(theta.dtype).removeprefix("torch.")
-        return Verification(description, about, theta.numel(), dtype, horizon, lrs, tuple(found))
+        return Verification(method.describe(omit=("lr",)), about, theta.numel(), dtype, horizon, lrs, tuple(found))
+
+    def stepped(done: int, total: int) -> None:
+        nonlocal taken
+        taken = done
+        on_step(len(found) * total + done, len(kinds) * total)
 
     for kind in kinds:
         taken = 0
-
-        def stepped(step: int, kind: Kind = kind) -> None:
-            nonlocal taken
-            taken = step
-            on_step(kind, step)
-
         try:
             found.append(order_of_accuracy(method, loss, horizon, lrs, kind, on_step=stepped))
         except Diverged as error:
@@ -231,7 +227,7 @@ def verify(
 def _lr_at(taken: int, horizon: float, lrs: tuple[float, ...]) -> float:
     """The step size that was running when so many steps had been taken over all of them."""
     for lr in lrs:
-        taken -= math.floor(horizon / lr * (1 + 1e-12))
+        taken -= steps_to(horizon, lr)
         if taken < 0:
             return lr
     return lrs[-1]
@@ -241,7 +237,7 @@ def visible(text: str, loss: Loss) -> tuple[AnyOptimizer, dict[str, Any]]:
     """A method from its description; what that leaves open is chosen so that the powers show at moderate lrs.
 
     Args:
-        text: "adamw", "adamw(betas=(0.9, 0.95))" or a class, "torch.optim.Adamax", as for `audits.compare.parse`.
+        text: "adamw", "adamw(betas=(0.9, 0.95))", "torch.optim.Adamax", for `methods.named.resolve`.
         loss: gives a black box the shapes of its parameters.
 
     Returns:
@@ -255,20 +251,14 @@ def visible(text: str, loss: Loss) -> tuple[AnyOptimizer, dict[str, Any]]:
         >>> chosen
         {'lr': 0.002, 'betas': (0.5, 0.7)}
     """
-    name, given = named.call(text)
-    if "." in name:
-        known = {option: p.default for option, p in inspect.signature(optimizer_class(name)).parameters.items()}
-    else:
-        known = named.parse_method(text, LR).hyper
+    named = resolve(text)
+    known = named.defaults
     # An update linear in the gradient is not normalized to the size of 1: at the same lr its errors drown in rounding.
     choice = {"lr": LR if known.keys() & {"eps", "smoothing"} else 4 * LR} | VISIBLE
-    chosen = {
-        option: value
-        for option, value in choice.items()
-        if option in known and option not in given and np.shape(known[option]) == np.shape(value)  # some have three betas
-    }
-    options = ", ".join(f"{option}={value!r}" for option, value in (given | chosen).items())
-    return parse(f"{name}({options})", loss, None), chosen
+    # Some optimizers have three betas: of another shape, they are left alone.
+    fitting = [option for option in choice if option in known and np.shape(known[option]) == np.shape(choice[option])]
+    chosen = {option: choice[option] for option in fitting if option not in named.options}
+    return named.given(**chosen).method(loss.shapes), chosen
 
 
 @dataclass(frozen=True)
@@ -294,24 +284,3 @@ PROBLEMS = {
     "quadratic": Example("random convex quadratic", lambda seed: _quadratic(seed, 0.0)),
     "smooth": Example("random convex quadratic plus cosines", lambda seed: _quadratic(seed, 0.2)),
 }
-
-
-def load(name: str, seed: int) -> tuple[Loss, str]:
-    """A problem by its name, or a user's own.
-
-    Args:
-        name: of `PROBLEMS`, or script.py:function as for `memoryless audit`; the optimizer it returns plays no part.
-        seed: of the initial parameters.
-
-    Returns:
-        The loss, and what it is in words.
-
-    Raises:
-        BadInput: unknown, or the script fails; says where.
-    """
-    if name in PROBLEMS:
-        return PROBLEMS[name].loss(seed), PROBLEMS[name].about
-    if ":" not in name:
-        raise BadInput(f"problem must be one of {', '.join(PROBLEMS)}, or script.py:function, got {name!r}")
-    setup = named.load_setup(name, seed)
-    return Loss(setup.model, setup.criterion, setup.batches), name

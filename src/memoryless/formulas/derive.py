@@ -6,10 +6,8 @@
 # pyright: reportIncompatibleMethodOverride=false, reportOptionalMemberAccess=false, reportIndexIssue=false
 
 import ast
-import importlib
 import inspect
 import math
-import runpy
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -26,8 +24,9 @@ from memoryless.formulas.symbols import Beta, Functions, Symbolic, formula, g, h
 from memoryless.formulas.variable import Variable
 from memoryless.methods.catalogue import CATALOGUE
 from memoryless.methods.kernel import require_fading
-from memoryless.methods.live_optimizer import method_of
+from memoryless.methods.live_optimizer import recognised
 from memoryless.methods.method import Groups, Method, is_number
+from memoryless.methods.named import resolve
 
 _beta, _beta1, _beta2, _rho1, _rho2 = (Beta(name, positive=True) for name in ["beta", "beta_1", "beta_2", "rho_1", "rho_2"])
 _eps, _lam = Symbol("epsilon", positive=True), Symbol("lamda", positive=True)
@@ -54,9 +53,8 @@ def derive(method: Any, step: int | str | None = None, **values: Any) -> Derivat
     """The formulas of a method: F, M, the resummed correction, the modified loss where one exists, the modified flow.
 
     Args:
-        method: a name such as "adamw"; a `Method`, a function or class that makes one, or a torch optimizer or its class that
-            `method_of` recognises; the path of any of them, "module:attribute" or
-            "script.py:attribute".
+        method: text such as "adamw", "adamw(eps=0)", "torch.optim.AdamW", "module:name" or "script.py:name"; a `Method`, a
+            function or class that makes one, or a torch optimizer or its class in momentum form.
         step: None for the steady state, an integer n, or "n" for a symbolic one.
         **values: hyperparameters by their names (betas=(0.9, 0.999), or one by one, beta1=0.9); a number, or the name of
             another symbol (beta2="beta1"). What is not given stays a symbol, but the number of a `Method` or an optimizer.
@@ -75,6 +73,9 @@ def derive(method: Any, step: int | str | None = None, **values: Any) -> Derivat
         >>> derive("adamw", eps=0, weight_decay=0).modified_loss
         L + h*(beta_1 - beta_2)*Total(Abs(g))/((1 - beta_1)*(1 - beta_2))
     """
+    if isinstance(method, str):
+        named = resolve(method)
+        method, values = named.target, {**named.options, **values}
     make, given = _maker(method)
     given = _assign(make, given, values, method)
     return _derive(make, given, _step(step))
@@ -109,14 +110,12 @@ def _without_coupling(variables: tuple[Variable, ...]) -> tuple[tuple[Variable, 
 
 def _maker(method: Any) -> tuple[Callable[..., Any], dict[str, Any]]:
     """A function that builds the method, and its arguments: symbols or numbers."""
-    if isinstance(method, str):
-        return _named(method)
     if isinstance(method, type) and issubclass(method, Optimizer):
         make, given = _maker(_with_defaults(method))
         return make, given | next(SYMBOLS[name] for name, known in CATALOGUE.items() if known is make)
     if isinstance(method, Optimizer):
         try:
-            method = method_of(method)
+            method = recognised(method)
         except NotRecognised as error:
             raise NotDerivable(f"{type(method).__name__} is a black box, which has no formula: {error}") from error
     if isinstance(method, Groups):
@@ -126,7 +125,7 @@ def _maker(method: Any) -> tuple[Callable[..., Any], dict[str, Any]]:
             return lambda: method, {}
         return method.make, {key: _exact(value) for key, value in method.hyper.items()}
     if method in CATALOGUE.values():
-        return _named(next(name for name, make in CATALOGUE.items() if make is method))
+        return method, dict(SYMBOLS[next(name for name, make in CATALOGUE.items() if make is method)])
     if callable(method):
         return method, _customary(method)
     name = getattr(method, "__name__", type(method).__name__)
@@ -141,23 +140,6 @@ def _with_defaults(optimizer: type[Optimizer]) -> Optimizer:
     except (TypeError, ValueError) as error:
         black_box = f"{optimizer.__name__} is a black box, which has no formula"
         raise NotDerivable(f"{black_box}; its defaults alone do not make one ({error})") from error
-
-
-def _named(name: str) -> tuple[Callable[..., Any], dict[str, Any]]:
-    if name in CATALOGUE:
-        return CATALOGUE[name], dict(SYMBOLS[name])
-    module, _, attribute = name.rpartition(":" if ":" in name else ".")
-    if not module:
-        raise BadInput(f"unknown method '{name}'; expected one of {', '.join(CATALOGUE)}, module:NAME, script.py:NAME")
-    try:
-        names = runpy.run_path(module) if module.endswith(".py") else vars(importlib.import_module(module))
-    except (ImportError, OSError) as error:
-        raise BadInput(f"{name} not found: {error}") from error
-    except Exception as error:
-        raise BadInput(f"{name}: running {module} raised {type(error).__name__}: {error}") from error
-    if attribute not in names:
-        raise BadInput(f"{name} not found: {module} has no '{attribute}'")
-    return _maker(names[attribute])
 
 
 def _customary(make: Callable[..., Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from memoryless.flat import Layout
 from memoryless.methods import catalogue
 from memoryless.methods.black_box.torch_method import TorchMethod
 from memoryless.methods.method import AnyOptimizer, Groups, Index, Method, Part
+from memoryless.methods.method_optimizer import MethodOptimizer
 
 
 def _sgd(group: dict[str, Any]) -> Method:
@@ -53,6 +54,7 @@ _RECOGNISED: dict[type[Optimizer], Callable[[dict[str, Any]], Method]] = {
     AdamW: _adam,
     NAdam: _nadam,
     RMSprop: _rmsprop,
+    MethodOptimizer: lambda group: group["method"].at_lr(float(group["lr"])),
 }
 
 
@@ -94,7 +96,7 @@ def recognised(optimizer: Optimizer, layout: Layout | None = None) -> Method | G
     """
     recognise = _RECOGNISED.get(type(optimizer))
     if recognise is None:
-        known = ", ".join(cls.__name__ for cls in _RECOGNISED)
+        known = ", ".join(cls.__name__ for cls in _RECOGNISED if cls is not MethodOptimizer)
         raise NotRecognised(f"{type(optimizer).__name__} is not recognised; expected one of torch's {known}")
     made = [recognise(group) for group in optimizer.param_groups]
     if layout is None and len(made) == 1:

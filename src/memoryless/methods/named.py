@@ -1,216 +1,290 @@
-"""Load what is to be audited: a user's script, a checkpoint, an optimizer or a method by its description."""
+"""Every way to say an optimizer in text, read once for all commands.
+
+    adamw    "adamw(lr=1e-3, betas=(0.9, 0.95))"    torch.optim.Adamax    "torch.optim.Muon(lr=1e-3)"
+    module:name    script.py:name    "script.py:name(option=value, ...)"
+
+A bare name is of the catalogue, or sgd, which is torch's. A path leads to a torch optimizer's class, to a `Method`, to a
+function or class that makes a `Method`, or to a function that makes an optimizer from a list of parameters. The last is told by
+its first argument: it has no default, is not lr, and is not among the options given.
+"""
 
 import ast
-import pickle
+import importlib
+import inspect
 import runpy
 import sys
-import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from inspect import Parameter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer, RMSprop
 
 from memoryless.errors import BadInput
-from memoryless.loss.batches import map_tensors
+from memoryless.methods.black_box.torch_method import TorchMethod
 from memoryless.methods.catalogue import CATALOGUE
-from memoryless.methods.method import Method
+from memoryless.methods.method import AnyOptimizer, Method
+from memoryless.methods.method_optimizer import MethodOptimizer
 
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "sgd": torch.optim.SGD,
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-    "nadam": torch.optim.NAdam,
-    "rmsprop": torch.optim.RMSprop,
-}
+TORCH: dict[str, type[Optimizer]] = {"sgd": SGD, "adam": Adam, "adamw": AdamW, "nadam": NAdam, "rmsprop": RMSprop}
+"""Names that are torch's where a live optimizer is wanted, with torch's options and defaults."""
 
+LR = 1e-3
+"""Of a method, where nobody gives it."""
 
-class Setup(NamedTuple):
-    """What `setup()` of a script returns."""
-
-    model: nn.Module
-    criterion: Callable[[nn.Module, Any], Tensor]
-    batches: Iterable[Any]
-    optimizer: torch.optim.Optimizer
+EXPECTED = "expected a torch optimizer's class, a memoryless.Method, or a function that makes one"
 
 
-def load_setup(target: str, seed: int) -> Setup:
-    """Run a function of a script that sets up the work to be audited.
+@dataclass(frozen=True)
+class Named:
+    """An optimizer as text names it, not made yet.
 
-    Args:
-        target: "path/to/script.py:function"; the function takes nothing and returns model, criterion, batches, optimizer.
-        seed: of torch's generators, set before.
-
-    Returns:
-        What the function returned, its criterion made to say in one line where it failed.
-
-    Raises:
-        BadInput: script or function not found, or raising, or returning something else.
+    Attributes:
+        text: as given, for messages.
+        path: the text without its options.
+        target: what the path leads to.
+        options: given in brackets.
     """
-    path, colon, name = target.rpartition(":")
-    if not colon or not path.endswith(".py"):
-        raise BadInput(f"expected path/to/script.py:function, got {target!r}")
-    if not Path(path).is_file():
-        raise BadInput(f"script not found: {path}")
-    torch.manual_seed(seed)
-    sys.path.insert(0, str(Path(path).resolve().parent))
-    names = _attempt(path, lambda: runpy.run_path(path))
-    if not callable(function := names.get(name)):
-        found = ", ".join(k for k, v in names.items() if callable(v) and getattr(v, "__module__", "") == "<run_path>")
-        raise BadInput(f"no function '{name}' in {path}; it defines {found or 'none'}")
-    returned = _attempt(target, function)
-    expected = "expected model, criterion, batches, optimizer"
-    if not isinstance(returned, Sequence) or len(returned) != 4:
-        got = f"{len(returned)} things" if isinstance(returned, Sequence) else type(returned).__name__
-        raise BadInput(f"{target} returned {got}; {expected}")
-    model, criterion, batches, optimizer = returned
-    if not (isinstance(model, nn.Module) and callable(criterion) and isinstance(optimizer, torch.optim.Optimizer)):
-        raise BadInput(f"{target} returned {', '.join(type(x).__name__ for x in returned)}; {expected}")
 
-    def checked(model: nn.Module, batch: Any) -> Tensor:
-        return _attempt(f"criterion of {target}", lambda: criterion(model, batch))
+    text: str
+    path: str
+    target: Any
+    options: Mapping[str, Any]
 
-    return Setup(model, checked, batches, optimizer)
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Its hyperparameters with their defaults, `inspect.Parameter.empty` where there is none."""
+        if isinstance(self.target, Method):
+            return dict(self.target.hyper)
+        return {name: parameter.default for name, parameter in _parameters(self.target).items()}
+
+    def given(self, **options: Any) -> "Named":
+        """The same with further options; they win over those in the text.
+
+        Args:
+            **options: by name.
+        """
+        return replace(self, options={**self.options, **options})
+
+    def method(self, shapes: Sequence[Sequence[int]], lr: float | None = None) -> AnyOptimizer:
+        """A method in momentum form, or a black box of these shapes; one that takes matrices only leaves the others alone.
+
+        Args:
+            shapes: of the parameters.
+            lr: where the options give none; None is a class's own default, 1e-3 for the catalogue.
+
+        Raises:
+            BadInput: it refuses an option, its value, or the shapes.
+        """
+        make = self._maker(lr)
+        if isinstance(make, Method):
+            return make
+        probe = [nn.Parameter(torch.zeros(tuple(shape), dtype=torch.float64)) for shape in shapes]
+
+        def whole() -> TorchMethod:
+            self._over(probe, make)  # refuses in words that name the text
+            return TorchMethod(make, shapes)
+
+        return _or_matrices(probe, whole, lambda: TorchMethod(lambda parameters: make(_matrices(parameters)), shapes))
+
+    def live(self, parameters: Iterable[Tensor], lr: float | None = None) -> Optimizer:
+        """A torch optimizer over the trainable parameters, or over the matrices among them if it takes nothing else.
+
+        Args:
+            parameters: of a model.
+            lr: where the options give none; None is a class's own default, 1e-3 for a method.
+
+        Raises:
+            BadInput: it refuses an option, its value, or the parameters.
+        """
+        trainable = [p for p in parameters if p.requires_grad]
+        make = replace(self, target=TORCH.get(self.path, self.target))._maker(lr)
+        if isinstance(make, Method):
+            return MethodOptimizer(trainable, make)
+        made = _or_matrices(trainable, lambda: self._over(trainable, make), lambda: self._over(_matrices(trainable), make))
+        if not isinstance(made, Optimizer):
+            raise BadInput(f"{self.text} makes a {type(made).__name__}; expected a torch optimizer")
+        for group in made.param_groups:
+            if not group.get("lr", LR) > 0:
+                raise BadInput(f"{self.text}: lr must be positive, got {group['lr']}")
+        return made
+
+    def takes(self, shapes: Sequence[Sequence[int]]) -> bool:
+        """Whether it is made from parameters of all these shapes, rather than of the matrices alone.
+
+        Args:
+            shapes: of the parameters.
+        """
+        make = self._maker(None)
+        try:
+            return isinstance(make, Method) or bool(self._over([nn.Parameter(torch.zeros(tuple(s))) for s in shapes], make))
+        except BadInput:
+            return False
+
+    def _maker(self, lr: float | None) -> Method | Callable[[list[Any]], Any]:
+        """The method, or what makes an optimizer from parameters; options checked."""
+        target: Any = self.target
+        options = dict(self.options)
+        if isinstance(target, Method):
+            return target.with_hyper(**options) if options else target
+        optimizer = _is_class(target, Optimizer)
+        if not callable(target) or (_is_class(target, object) and not (optimizer or _is_class(target, Method))):
+            what = "a class of another kind" if _is_class(target, object) else f"a {type(target).__name__}"
+            raise BadInput(f"{self.text} is {what}; {EXPECTED}")
+        parameters = _parameters(target)
+        free = any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters.values())
+        if unknown := [] if free else [name for name in options if name not in parameters]:
+            known = ", ".join(name for name in parameters if name != "params")
+            raise BadInput(f"{self.text}: no option '{unknown[0]}'; expected some of {known or 'none'}")
+        if "lr" in parameters or free:
+            if lr is None and not optimizer and (self.path in CATALOGUE or _required(parameters.get("lr"))):
+                lr = LR
+            options = ({} if lr is None else {"lr": lr}) | options
+        needed = [name for name, parameter in parameters.items() if _required(parameter) and name not in options]
+        if optimizer or needed == list(parameters)[:1] != []:
+            return lambda parameters: target(parameters, **options)
+        if needed:
+            raise BadInput(f"{self.text} needs {', '.join(needed)}; write {self.path}({needed[0]}=...)")
+        made = attempt(self.text, lambda: target(**options))
+        if _is_class(made, Optimizer):
+            return replace(self, target=made, options={})._maker(lr)
+        if isinstance(made, Method) or (callable(made) and not _is_class(made, object)):
+            return made
+        raise BadInput(f"{self.text} gave a {type(made).__name__}; {EXPECTED}")
+
+    def _over(self, parameters: list[Any], make: Callable[[list[Any]], Any]) -> Any:
+        return attempt(self.text, lambda: make(parameters))
 
 
-def _attempt(what: str, action: Callable[[], Any]) -> Any:
-    """Run the user's code; whatever it raises becomes one line, with the original behind it."""
-    try:
-        return action()
-    except Exception as error:
-        place = error.__traceback__
-        while place is not None and place.tb_next is not None:
-            place = place.tb_next
-        where = f" (line {place.tb_lineno} of {place.tb_frame.f_code.co_filename})" if place else ""
-        message = str(error).splitlines()[0] if str(error) else ""
-        raise BadInput(f"{what} raised {type(error).__name__}: {message}{where}") from error
-
-
-def load_checkpoint(path: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Load state dicts into a model and an optimizer; both stay as they were if anything does not fit.
+def resolve(text: str) -> Named:
+    """Find what a text names; nothing is made yet.
 
     Args:
-        path: written by `torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, path)`; keys
-            ending in "_state_dict" are understood too. Read with `weights_only=True`.
-        model: to load into.
-        optimizer: to load into.
+        text: "adamw", "adamw(betas=(0.9, 0.95))", "torch.optim.Muon(lr=1e-3)", "module:name", "script.py:name".
 
     Raises:
-        BadInput: missing, truncated, not a plain state dict, or of another model or optimizer.
-    """
-    expected = "expected torch.save({'model': model.state_dict(), 'optimizer': optimizer.state_dict()}, path)"
-    if not Path(path).is_file():
-        raise BadInput(f"checkpoint not found: {path}")
-    try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise BadInput(f"checkpoint {path} is not made of plain tensors and numbers; {expected}") from error
-    except (RuntimeError, EOFError, OSError, KeyError, zipfile.BadZipFile) as error:
-        raise BadInput(f"checkpoint {path} is damaged or truncated ({str(error).splitlines()[0]})") from error
-    if not isinstance(stored, Mapping):
-        raise BadInput(f"checkpoint {path} holds a {type(stored).__name__}; {expected}")
-    parts = {key: stored.get(key, stored.get(f"{key}_state_dict")) for key in ("model", "optimizer")}
-    for key, part in parts.items():
-        if not isinstance(part, Mapping):
-            raise BadInput(f"checkpoint {path} has no '{key}', only {', '.join(map(str, stored))[:200]}; {expected}")
-    own = model.state_dict()
-    for name in sorted(set(own) ^ set(parts["model"])):
-        side = "lacks" if name in own else "has an extra"
-        raise BadInput(f"checkpoint {path} is of another model: it {side} '{name}'")
-    for name, tensor in own.items():
-        if tensor.shape != parts["model"][name].shape:
-            shapes = f"{tuple(parts['model'][name].shape)} there, {tuple(tensor.shape)} in the model"
-            raise BadInput(f"checkpoint {path} is of another model: '{name}' is {shapes}")
-    groups = [len(group["params"]) for group in optimizer.param_groups]
-    theirs = [len(group.get("params", ())) for group in parts["optimizer"].get("param_groups", ())]
-    if groups != theirs:
-        raise BadInput(f"checkpoint {path} is of another optimizer: parameters per group {theirs} there, {groups} here")
-    model.load_state_dict(parts["model"])
-    optimizer.load_state_dict(dict(parts["optimizer"]))
-
-
-def parse_method(text: str, lr: float) -> Method:
-    """A catalogue method from its description, at the given lr unless it says its own.
-
-    Args:
-        text: "lion" or "adamw(betas=(0.9, 0.95), eps=1e-6)".
-        lr: default step size.
-
-    Raises:
-        BadInput: unknown method or option, or a value out of range.
+        BadInput: not of that form, there is nothing of that name, or importing it fails.
 
     Example:
-        >>> print(parse_method("signum(momentum=0.95)", lr=1e-3))
+        >>> print(resolve("signum(momentum=0.95)").method([(2,)]))
         signum(lr=0.001, momentum=0.95)
+        >>> print(resolve("torch.optim.Adamax(lr=0.1)").method([(2,)]))
+        Adamax(lr=0.1, betas=(0.9, 0.999))
     """
-    name, options = call(text, CATALOGUE)
-    return _built(text, CATALOGUE[name], {"lr": lr} | options)
+    path, options = _call(text)
+    names = TORCH | CATALOGUE
+    if path not in names and "." not in path and ":" not in path:
+        known = ", ".join([*CATALOGUE, "sgd"])
+        raise BadInput(f"unknown optimizer '{path}'; expected one of {known}, or torch.optim.NAME, module:NAME, script.py:NAME")
+    return Named(text, path, names[path] if path in names else found(path), options)
 
 
-def parse_optimizer(text: str, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
-    """A torch optimizer from its description.
+def found(path: str) -> Any:
+    """What is at a path; a script runs for it, its folder first on the path of imports.
 
     Args:
-        text: "adamw" or "sgd(lr=0.1, momentum=0.9)".
-        parameters: to optimize.
+        path: "module.name", "module:name" or "path/to/script.py:name".
 
     Raises:
-        BadInput: unknown optimizer or option, or a value out of range.
+        BadInput: there is no such module, script or name, or running it fails; says where.
     """
-    name, options = call(text, OPTIMIZERS)
-    if isinstance(lr := options.get("lr"), (int, float)) and not lr > 0:
-        raise BadInput(f"{text}: lr must be positive, got {lr}")
-    trainable = [p for p in parameters if p.requires_grad]
-    return _built(text, lambda **options: OPTIMIZERS[name](trainable, **options), options)
+    place, _, name = path.rpartition(":" if ":" in path else ".")
+    if place.endswith(".py"):
+        if not Path(place).is_file():
+            raise BadInput(f"script not found: {place}")
+        sys.path.insert(0, str(Path(place).resolve().parent))
+        names = attempt(place, lambda: runpy.run_path(place))
+        if name not in names:
+            own = [key for key, value in names.items() if callable(value) and getattr(value, "__module__", "") == "<run_path>"]
+            raise BadInput(f"no function '{name}' in {place}; it defines {', '.join(own) or 'none'}")
+        return names[name]
+    try:
+        module = importlib.import_module(place)
+    except ModuleNotFoundError as error:
+        raise BadInput(f"{path} not found: {error}") from error
+    except Exception as error:
+        raise _raised(place, error) from error
+    if not hasattr(module, name):
+        raise BadInput(f"{path} not found: {place} has no '{name}'")
+    return getattr(module, name)
 
 
-def call(text: str, known: Mapping[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
-    """Name and options of "name" or "name(key=literal, ...)"; a name may have dots.
+def attempt(what: str, action: Callable[[], Any]) -> Any:
+    """Run the user's code, or code with the user's arguments; whatever it raises becomes one line.
 
     Args:
-        text: to parse.
-        known: names to expect; None for any.
+        what: runs, for the line.
+        action: takes nothing.
+
+    Returns:
+        What the action returns.
 
     Raises:
-        BadInput: not of that form, or unknown.
+        BadInput: it raised; says what and where, with the original behind it.
     """
     try:
-        node = ast.parse(text.strip(), mode="eval").body
-        function = node.func if isinstance(node, ast.Call) else node
+        return action()
+    except BadInput:
+        raise
+    except Exception as error:
+        raise _raised(what, error) from error
+
+
+def _raised(what: str, error: Exception) -> BadInput:
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    where = f" (line {place.tb_lineno} of {place.tb_frame.f_code.co_filename})" if place else ""
+    message = str(error).splitlines()[0] if str(error) else ""
+    return BadInput(f"{what} raised {type(error).__name__}: {message}{where}")
+
+
+def _call(text: str) -> tuple[str, dict[str, Any]]:
+    """Path and options of "path" or "path(option=literal, ...)"."""
+    path = text.partition("(")[0].strip()
+    try:
+        node = ast.parse("f" + text.strip()[len(path) :], mode="eval").body
         keywords = node.keywords if isinstance(node, ast.Call) and not node.args else []
-        name = ast.unparse(function)
-        if not all(part.isidentifier() for part in name.split(".")) or (isinstance(node, ast.Call) and node.args):
-            raise ValueError
-        options = {k.arg: ast.literal_eval(k.value) for k in keywords if k.arg}
-    except (ValueError, SyntaxError):
-        raise BadInput(f"expected a name or name(option=value, ...), got {text!r}") from None
-    if known is not None and name not in known:
-        raise BadInput(f"unknown optimizer '{name}'; expected one of {', '.join(known)}")
-    return name, options
+        options = {keyword.arg: ast.literal_eval(keyword.value) for keyword in keywords if keyword.arg}
+    except (SyntaxError, ValueError):
+        node, keywords, options = None, [], {}
+    plain = isinstance(node, ast.Name) or (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args)
+    if not path or not plain or len(options) != len(keywords):
+        raise BadInput(f"expected a name or name(option=value, ...), got {text!r}")
+    return path, options
 
 
-def _built(text: str, make: Callable[..., Any], options: dict[str, Any]) -> Any:
+def _or_matrices(parameters: list[Any], whole: Callable[[], Any], matrices: Callable[[], Any]) -> Any:
+    """What `whole` gives; if it refuses some matrices among other parameters, what `matrices` gives, or the first refusal."""
     try:
-        return make(**options)
-    except TypeError as error:
-        raise BadInput(f"{text}: {str(error).replace('.__init__()', '')}") from None
+        return whole()
+    except BadInput:
+        if 0 < len(_matrices(parameters)) < len(parameters):
+            with suppress(BadInput):
+                return matrices()
+        raise
 
 
-class Moved:
-    """Batches with their tensors on a device, and the floating-point ones in a dtype; moved one at a time, when asked for.
+def _is_class(target: Any, base: type) -> bool:
+    return isinstance(target, type) and issubclass(target, base)
 
-    Args:
-        batches: tensors in tuples, lists and dictionaries.
-        device: where to.
-        dtype: None leaves it as it is.
-    """
 
-    def __init__(self, batches: Iterable[Any], device: torch.device, dtype: torch.dtype | None):
-        self.batches, self.device, self.dtype = batches, device, dtype
+def _matrices(parameters: Iterable[Any]) -> list[Any]:
+    return [p for p in parameters if p.ndim == 2]
 
-    def __iter__(self) -> Iterator[Any]:
-        return map(self._move, iter(self.batches))
 
-    def _move(self, batch: Any) -> Any:
-        return map_tensors(lambda x: x.to(self.device, self.dtype if x.is_floating_point() else None), batch)
+def _parameters(target: Any) -> Mapping[str, Parameter]:
+    try:
+        return inspect.signature(target).parameters
+    except (TypeError, ValueError):  # not callable, or written in C
+        return {}
+
+
+def _required(parameter: Parameter | None) -> bool:
+    if parameter is None or parameter.kind in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD):
+        return False
+    return parameter.default is Parameter.empty

@@ -5,7 +5,8 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from memoryless.audits.audit import Agreement, Audit
+from memoryless.audits.audit import Audit
+from memoryless.audits.effect import Agreement
 from memoryless.live.run import Run
 from memoryless.render.numbers import label, percent
 from memoryless.render.style import TERMINAL
@@ -53,7 +54,7 @@ def _agreements(run: Run) -> Table:
     for stop in run.stops:
         validity = stop.audit.validity
         agreements = (_agreement(a) for a in (validity.resummed, validity.first))
-        table.add_row(_step(stop.audit), f"{stop.audit.loss:.3g}", *agreements, f"{validity.outside:.0%}")
+        table.add_row(_step(stop.audit), f"{stop.audit.loss:.3g}", *agreements, _share(validity.outside))
     return table
 
 
@@ -65,6 +66,10 @@ def _agreement(agreement: Agreement | None) -> str:
     return "-" if agreement is None else f"{agreement.cosine:.2f}, {agreement.error:.2g}"
 
 
+def _share(share: float | None) -> str:
+    return "-" if share is None else f"{share:.0%}"
+
+
 def _others(run: Run) -> RenderableType:
     last = run.stops[-1]
     if not last.others:
@@ -73,8 +78,8 @@ def _others(run: Run) -> RenderableType:
     caption = "measured by shadow memory on this run; (*) has another F, would take another path: indicative only"
     table = _table(title, caption, "method", "measured", "resummed", "first order", "outside")
     for other in last.others:
-        changes = (percent(c[0]) for c in (other.measured, other.resummed, other.first))
-        table.add_row(other.method + ("" if other.same_update else " (*)"), *changes, f"{other.outside:.0%}")
+        changes = ("-" if c is None else percent(c[0]) for c in (other.measured, other.resummed, other.first))
+        table.add_row(other.method + ("" if other.same_update else " (*)"), *changes, _share(other.outside))
     return table
 
 

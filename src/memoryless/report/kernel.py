@@ -22,7 +22,7 @@ LOWEST = 1e-4
 """Share of the largest weight down to which weights are drawn."""
 
 
-def print_profile(profile: MemoryProfile, console: Console) -> None:
+def print_kernel(profile: MemoryProfile, console: Console) -> None:
     """Print ages and half-lives of the memory, in all and of each piece, and whether it decays.
 
     Args:

@@ -1,9 +1,7 @@
 """A verification as a table for the terminal and as a picture."""
 
-import importlib.metadata
 import itertools
 import math
-from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -85,12 +83,11 @@ def _slope(slope: float) -> str:
     return "  - " if math.isnan(slope) else f"{slope:.2f}"
 
 
-def draw(found: Verification, path: Path) -> None:
-    """Write the errors against lr as a picture, both axes logarithmic.
+def picture(found: Verification) -> Figure:
+    """The errors against lr, both axes logarithmic.
 
     Args:
         found: with at least one kind.
-        path: ends in .png or .pdf.
     """
     figure = Figure(figsize=(8.4, 5.4))
     axes = figure.add_axes((0.1, 0.1, 0.61, 0.74))
@@ -107,8 +104,7 @@ def draw(found: Verification, path: Path) -> None:
     about = f"{found.method}\n{found.loss}, d = {found.parameters:,}, {found.dtype}; dashed: the theorem's slope"
     axes.set_title(about, loc="left", fontsize=10, color=COLOUR["soft"])
     axes.annotate(title, (0, 1), (0, 40), "axes fraction", "offset points", fontsize=14, fontweight="bold", color=COLOUR["ink"])
-    version = f"memoryless {importlib.metadata.version('memoryless')}"
-    figure.savefig(path, dpi=160, metadata={"Creator" if path.suffix == ".pdf" else "Software": version})
+    return figure
 
 
 def _looks(kinds: list[Kind]) -> dict[Kind, tuple[str, str, float]]:
