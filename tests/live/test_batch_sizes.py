@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 import memoryless as ml
-from memoryless.cli.main import main
 from memoryless.corrections.expected.estimate import Samples
 from memoryless.corrections.sequences import random_order
 from memoryless.live.advice import advice, with_error
@@ -131,55 +130,6 @@ def test_plain_numbers_and_picture(found):
     figure = picture([found, found])
     titles = [ax.get_title() for row in figure.subfigs for ax in row.axes]
     assert titles.count("measured, batch size 4") == titles.count("first order, full batch") == 1
-
-
-def test_command(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    options = [
-        "--batch-sizes",
-        "600,full",
-        "--steps",
-        "12",
-        "--samples",
-        "2",
-        "--stages",
-        "2,4",
-        "--measures",
-        "gradient_1_norm",
-    ]
-    options += ["--betas1", "0.9", "--betas2", "0.99"]
-    main(["betas", *options, "--png", "b.png", "--json"])
-    out = json.loads(capsys.readouterr().out)
-    assert [stage["taken"] for stage in out["stages"]] == [2, 4]
-    assert (tmp_path / "b.png").stat().st_size > 10_000
-    main(["betas", *options, "--png", "b.png"])
-    text = capsys.readouterr().out
-    assert "Change of the gradient 1-norm per step caused by memory" in text
-    assert "600 (" in text
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--batch-sizes", "8,none"], "--batch-sizes takes whole numbers"),
-        (["--batch-sizes", "2000"], "a batch size must lie in 1..896"),
-        (["--stages", "a"], "--stages takes whole numbers"),
-        (["--steps", "2"], "at least 8 steps"),
-        (["--samples", "1"], "2 samples"),
-        (["--betas1", "0.9,x"], "--betas1 takes numbers"),
-        (["--betas2", "1.5"], "every beta must lie in [0, 1)"),
-        (["--optimizer", "sgd(lr=0.1)"], "a pair of betas"),
-        (["--png", "b.pdf"], "--png must end in .png"),
-        (["--measures", "beauty"], "unknown measure 'beauty'"),
-    ],
-)
-def test_bad_input(arguments, message, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as stop:
-        main(["betas", *arguments])
-    assert stop.value.code == 2
-    assert message in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
 
 
 def test_structures():

@@ -8,7 +8,7 @@ from torch import Tensor
 
 import memoryless as ml
 from memoryless.errors import BadInput, Diverged
-from memoryless.experiments.theorem import load, visible
+from memoryless.experiments.theorem import PROBLEMS, visible
 from memoryless.paths.accuracy import Accuracy, order_of_accuracy
 from memoryless.paths.trajectory import trajectory
 from tests.problems import METHODS, Wave, groups, quartic
@@ -33,7 +33,7 @@ NAMES = ("heavy_ball", "nesterov", "rmsprop", "adamw", "adamw(eps_inside_root=Tr
 @pytest.mark.parametrize("problem", ["smooth", "digits"])
 def test_order_of_accuracy(problem, name, kind):
     """With the hyperparameters, the problems and the horizon of `memoryless verify`, the digits' network among them."""
-    loss, _ = load(problem, 0)
+    loss = PROBLEMS[problem].loss(0)
     method, _ = visible(name, loss)
     power, tolerance = POWER[kind]
     finest = method.lr / (8 if problem == "digits" else 4)
@@ -59,7 +59,7 @@ def test_order_of_accuracy_of_a_black_box(kind):
 
 @pytest.mark.parametrize("kind", POWER)
 def test_order_of_accuracy_of_a_black_box_on_a_network(kind):
-    loss, _ = load("digits", 0)
+    loss = PROBLEMS["digits"].loss(0)
     method, _ = visible("torch.optim.Adamax(betas=(0.2, 0.3))", loss)
     power, tolerance = POWER[kind]
     result = order_of_accuracy(method, loss, 0.024, (1e-3, 5e-4), kind)

@@ -133,7 +133,7 @@ class Named:
             return target.with_hyper(**options) if options else target
         optimizer = _is_class(target, Optimizer)
         if not callable(target) or (_is_class(target, object) and not (optimizer or _is_class(target, Method))):
-            what = "a class of another kind" if _is_class(target, object) else f"a {type(target).__name__}"
+            what = "a class of another kind" if _is_class(target, object) else f"of type {type(target).__name__}"
             raise BadInput(f"{self.text} is {what}; {EXPECTED}")
         parameters = _parameters(target)
         free = any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters.values())
@@ -154,7 +154,7 @@ class Named:
             return replace(self, target=made, options={})._maker(lr)
         if isinstance(made, Method) or (callable(made) and not _is_class(made, object)):
             return made
-        raise BadInput(f"{self.text} gave a {type(made).__name__}; {EXPECTED}")
+        raise BadInput(f"{self.text} returned {type(made).__name__}; {EXPECTED}")
 
     def _over(self, parameters: list[Any], make: Callable[[list[Any]], Any]) -> Any:
         return attempt(self.text, lambda: make(parameters))

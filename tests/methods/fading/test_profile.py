@@ -1,8 +1,6 @@
 """How far back optimizers remember: closed forms, experiments on torch's own, and what forgets too slowly or never."""
 
-import json
 import math
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,12 +28,11 @@ from torch.optim import (
 from torch.optim.lr_scheduler import LambdaLR
 
 import memoryless as ml
-from memoryless.cli.kernel import Profile
 from memoryless.methods.black_box.torch_method import TorchMethod
 from memoryless.methods.fading.profile import memory_kernel
 from memoryless.methods.fading.tails import MemoryProfile, half_life, log_ages, mean_age, tail
 from memoryless.methods.method import Momentum
-from memoryless.report.kernel import picture, print_profile
+from memoryless.report.kernel import picture, print_kernel
 from tests.problems import METHODS
 
 SHAPES = [(3, 2), (2,)]
@@ -203,49 +200,6 @@ def test_sums_over_log_spaced_ages():
     assert half_life(ages, values) == pytest.approx(math.log(0.5) / math.log(0.999), rel=1e-9)
 
 
-def command(capsys: pytest.CaptureFixture[str], *arguments: Any, **options: Any) -> str:
-    Profile(*arguments, horizon=128, **options).run()
-    return capsys.readouterr().out
-
-
-def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    file, shown = str(tmp_path / "adamw.png"), ""
-    for _ in range(2):  # its own picture may be overwritten
-        shown = command(capsys, "torch.optim.AdamW", ("betas=0.9,0.999", "lr=1e-3"), png=file)
-    for text in ("exp_avg_sq", "999", "692.8", "Memory decays"):
-        assert text in shown
-    found = json.loads(command(capsys, "torch.optim.Muon", ("momentum=0.8",), json=True))
-    assert found["pieces"][0]["mean_age"] == pytest.approx(4)
-    found = json.loads(command(capsys, "torch.optim.Adagrad", json=True))
-    assert found["mean_age"] is None
-    assert "m_1, of g, beta 0.95" in command(capsys, "nadam(betas=(0.95, 0.99))")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "options", "message"),
-    [
-        (("torch.optim.Nothing",), {}, "torch.optim has no 'Nothing'"),
-        (("nowhere.Adam",), {}, "No module named 'nowhere'"),
-        (("torch.nn.Linear",), {}, "torch.nn.Linear is no class of torch optimizers"),
-        (("torch.optim.Adam", ("betas=2,3",)), {}, "torch.optim.Adam raised ValueError: Invalid beta parameter"),
-        (("torch.optim.Adam", ("rho=2",)), {}, "unexpected keyword argument 'rho'"),
-        (("torch.optim.Muon",), {"shapes": "8,6:6"}, "Muon only supports 2D parameters"),
-        (("torch.optim.LBFGS",), {}, "LBFGS"),
-        (("torch.optim.SparseAdam",), {}, "SparseAdam"),
-        (("muon",), {}, "unknown optimizer 'muon'"),
-        (("adam", ("rho=2",)), {}, "adam has no rho"),
-        (("adam", ("betas",)), {}, "--set expects NAME=VALUE"),
-        (("adam",), {"shapes": "8x6"}, "--shapes expects sizes"),
-        (("adam",), {"png": "a.pdf"}, "--png must end in .png"),
-    ],
-)
-def test_bad_input_is_one_line(arguments: tuple, options: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    with pytest.raises(ValueError, match=r".") as caught:
-        Profile(*arguments, **options).run()
-    assert message in str(caught.value)
-
-
 def test_bad_arguments():
     with pytest.raises(TypeError, match="expected a method or a TorchMethod, got str"):
         memory_kernel("adam")  # pyright: ignore[reportArgumentType]
@@ -258,4 +212,4 @@ def test_pictures_of_what_ends_and_what_does_not(tmp_path: Path):
         found = profile(make)
         picture(found).savefig(tmp_path / "x.png")
         console = Console(width=140, record=True, quiet=True)
-        print_profile(found, console)
+        print_kernel(found, console)

@@ -1,0 +1,59 @@
+"""`memoryless betas` as a user meets it, in-process."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from memoryless.cli.main import main
+
+
+def test_command(folder: Path, capsys: pytest.CaptureFixture[str]):
+    options = [
+        "--batch-sizes",
+        "600,full",
+        "--steps",
+        "12",
+        "--samples",
+        "2",
+        "--stages",
+        "2,4",
+        "--measures",
+        "gradient_1_norm",
+    ]
+    options += ["--betas1", "0.9", "--betas2", "0.99"]
+    main(["betas", *options, "--png", "b.png", "--json"])
+    out = json.loads(capsys.readouterr().out)
+    assert [stage["taken"] for stage in out["stages"]] == [2, 4]
+    assert (folder / "b.png").stat().st_size > 10_000
+    main(["betas", *options, "--png", "b.png"])
+    text = capsys.readouterr().out
+    assert "Change of the gradient 1-norm per step caused by memory" in text
+    assert "600 (" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--batch-sizes", "8,none"], "--batch-sizes takes whole numbers"),
+        (["--batch-sizes", "2000"], "a batch size must lie in 1..896"),
+        (["--stages", "a"], "--stages takes whole numbers"),
+        (["--steps", "2"], "at least 8 steps"),
+        (["--samples", "1"], "2 samples"),
+        (["--betas1", "0.9,x"], "--betas1 takes numbers"),
+        (["--betas2", "1.5"], "every beta must lie in [0, 1)"),
+        (["--optimizer", "sgd(lr=0.1)"], "a pair of betas"),
+        (["--png", "b.pdf"], "--png must end in .png"),
+        (["--measures", "beauty"], "unknown measure 'beauty'"),
+    ],
+)
+def test_bad_input(arguments: list[str], message: str, refused: Callable[..., str]):
+    assert message in refused("betas", *arguments)
+
+
+def test_a_script_of_the_users_own(folder: Path, capsys: pytest.CaptureFixture[str]):
+    options = ["--batch-sizes", "10", "--steps", "8", "--samples", "2", "--png", "None", "--json"]
+    main(["betas", "base.py:setup", *options, "--dtype", "float64", "--betas1", "0.5", "--betas2", "0.9"])
+    (stage,) = json.loads(capsys.readouterr().out)["stages"]
+    assert (stage["taken"], stage["lr"], stage["own"]) == (0, 0.01, [0.9, 0.999])

@@ -1,0 +1,63 @@
+"""What holds of every command: help, errors, exit codes."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from memoryless.cli.audit import Audit
+from memoryless.cli.main import COMMANDS, main
+from memoryless.errors import BadInput, Diverged, NotRecognised
+
+
+@pytest.mark.parametrize("arguments", [["--step"], ["--betas", "1"], ["--steps", "many"], ["--no-such"]])
+def test_unknown_options_exit_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as caught:
+        main(["audit", *arguments])
+    assert caught.value.code == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [BadInput("what\n  came"), Diverged("what came", 3), NotRecognised("what came")])
+def test_bad_input_is_one_line(error: BadInput, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Audit, "run", _raising(error))
+    assert refused("audit") == "memoryless: what came"
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), TypeError("a bug"), OSError("a bug")])
+def test_a_bug_of_ours_keeps_its_traceback(error: Exception, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Audit, "run", _raising(error))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    with pytest.raises(type(error), match="a bug"):
+        main(["audit"])
+
+
+def _raising(error: Exception) -> Callable[[Audit], None]:
+    def run(self: Audit) -> None:
+        raise error
+
+    return run
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_does_not_wait_for_torch(command: str):
+    code = f"""
+import sys
+from memoryless.cli.main import main
+try:
+    main({[command] if command else []} + ["--help"])
+finally:
+    assert not {{"torch", "sympy", "matplotlib", "scipy"}} & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "Such as: memoryless" in done.stdout or "usage: memoryless" in done.stdout
+
+
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_examples_run(example: Path):
+    subprocess.run([sys.executable, str(example)], check=True, capture_output=True, cwd=example.parent)
