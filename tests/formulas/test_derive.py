@@ -621,7 +621,7 @@ NO_FORMULA = {
     "own_drifts": (lambda: ml.derive("lion", step=3).net_age, "the updates of the past are no multiples of the present one"),
 }
 BAD_VALUE = {
-    "name": (lambda: ml.derive("adamax"), "unknown method 'adamax'; expected one of heavy_ball, .*signum, module:NAME"),
+    "name": (lambda: ml.derive("adamax"), "unknown optimizer 'adamax'; expected one of heavy_ball, .*signum, .*module:NAME"),
     "module": (lambda: ml.derive("nowhere:adam"), "nowhere:adam not found: No module named 'nowhere'"),
     "attribute": (lambda: ml.derive("tests.problems:adam"), "tests.problems:adam not found: tests.problems has no 'adam'"),
     "hyperparameter": (

@@ -257,7 +257,7 @@ def _how() -> list[str]:
         f"* *random*: the mean of {SEEDS} seeds, the same for the frozen and the drifting history, ± its standard error.",
         "* *no memory*: the update is bit for bit the same after another past.",
         "* *another past*: a past at another theta, and one of gradients a million times as large.",
-        "* *mean ages*: steps, of past gradients' weight in the update and in the pieces of memory (`memoryless profile`).",
+        "* *mean ages*: steps, of past gradients' weight in the update and in the pieces of memory (`memoryless kernel`).",
         "* *1-norm at rest*: in the steady state n → infinity, resummed (first order).",
     ]
 
