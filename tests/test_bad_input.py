@@ -117,10 +117,10 @@ LOSS = {
     ),
     "theta_list": (lambda: ml.Loss.of(BATCHES, [1.0, 2.0]), BadType, r"shape \(d,\), got list"),  # pyright: ignore[reportArgumentType]
     "curvature": (
-        lambda: ml.Loss.of(BATCHES, THETA, curvature="fast"),
+        lambda: ml.Loss.of(BATCHES, THETA, curvature="fast"),  # pyright: ignore[reportArgumentType]
         BadInput,
         "'exact' or 'difference', got 'fast'",
-    ),  # pyright: ignore[reportArgumentType]
+    ),
     "vector_criterion": (
         lambda: gradient(loss_of(criterion=lambda model, batch: model(batch))),
         BadType,

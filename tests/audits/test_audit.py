@@ -100,6 +100,8 @@ def test_heavy_ball_regularizes_and_adam_anti_regularizes_in_theory():
     loss = reference_loss()
     ball = ml.audit(ml.HeavyBall(0.01, 0.9), loss, measures=["gradient_norm_squared"])
     adam = ml.audit(ml.Adam(1e-5, (0.9, 0.999), 1e-12), loss, measures=["gradient_1_norm"])
+    assert ball.effects[0].first is not None
+    assert adam.effects[0].first is not None
     assert ball.effects[0].first < 0
     assert adam.effects[0].first > 0
     # -h <H sign g, -h dt |g|^-1 H sign g> / |g|_1
@@ -128,6 +130,8 @@ def test_memory_that_does_nothing_is_neutral_for_every_optimizer_without_memory(
     found = ml.audit(optimizer, loss, step=3)
     assert found.measured is not None
     assert found.measured.norm() < 1e-12 * found.F.norm()
+    assert found.first is not None
+    assert found.resummed is not None
     assert found.first.norm() == found.resummed.norm() == 0
 
 

@@ -117,14 +117,14 @@ def test_odd_ones(monkeypatch, oddity, kind):
 
 
 def test_the_literal_way_catches_a_wrong_derivative(monkeypatch):
-    unrolled = atlas_ways.unrolled
+    expansion = atlas_ways.expansion
 
-    def wrong(method, loss, theta, step, order: Any = "first"):
-        found = unrolled(method, loss, theta, step, order)
-        found.M.mul_(1.01)
+    def wrong(method, point, step):
+        found = expansion(method, point, step)
+        found.first().value.mul_(1.01)
         return found
 
-    monkeypatch.setattr(atlas_ways, "unrolled", wrong)
+    monkeypatch.setattr(atlas_ways, "expansion", wrong)
     row = next(iter(atlas.examine("torch", "SGD")))
     assert row["kind"] == "refused"
     assert "differ by 0.01" in row["problems"]["network"]["reason"]

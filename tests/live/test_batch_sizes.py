@@ -17,7 +17,7 @@ from memoryless.loss.batches import cut, map_tensors, together
 from memoryless.report.betas import as_dict, picture
 
 LR = 1e-3
-AXES = {"betas": ((0.5, 0.8), (0.9,))}
+AXES = (0.5, 0.8), (0.9,)
 
 
 def problem():
@@ -34,7 +34,7 @@ def problem():
 
 @pytest.fixture(scope="module")
 def found() -> BatchSizes:
-    return audit_batch_sizes(*problem(), sizes=(4, None), steps=40, samples=12, **AXES)
+    return audit_batch_sizes(*problem(), sizes=(4, None), steps=40, samples=12, betas=AXES)
 
 
 def test_own_pair_is_on_the_grid(found):
@@ -45,7 +45,7 @@ def test_own_pair_is_on_the_grid(found):
 def test_nothing_of_the_users_is_changed():
     optimizer, loss = problem()
     before = loss.theta
-    audit_batch_sizes(optimizer, loss, sizes=(4,), steps=12, samples=2, **AXES)
+    audit_batch_sizes(optimizer, loss, sizes=(4,), steps=12, samples=2, betas=AXES)
     assert torch.equal(loss.theta, before)
     assert not optimizer.state
 
@@ -53,6 +53,8 @@ def test_nothing_of_the_users_is_changed():
 def test_predictions_are_the_expected_correction(found):
     """At the end of the run: the same seed draws the same orders."""
     optimizer, whole = problem()
+    assert whole.model is not None
+    assert whole.criterion is not None
     pieces = cut(together([batch for _, batch in whole.batches.select(None)]), 4)
     loss = whole.on(whole.model, pieces)
     order = random_order(len(loss), 40, np.random.default_rng((0, 4)))
@@ -77,7 +79,7 @@ def test_measured_and_predicted_agree_at_a_small_lr():
     """Where first order holds the two columns tell the same, from nothing in common."""
     optimizer, loss = problem()
     optimizer.param_groups[0]["lr"] = 1e-5
-    found = audit_batch_sizes(optimizer, loss, sizes=(4, None), steps=400, samples=600, **AXES)
+    found = audit_batch_sizes(optimizer, loss, sizes=(4, None), steps=400, samples=600, betas=AXES)
     for size in found.sizes:
         gap = np.abs(size.measured.mean - size.predicted.mean)
         error = np.hypot(size.measured.standard_error, size.predicted.standard_error)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import memoryless as ml
-from memoryless.live.run import Run
+from memoryless.live.run import Run, Stop
 from memoryless.render.page import page
 from memoryless.render.result import plain
 from memoryless.render.style import COLOUR, DARK, IN_THE_DARK
@@ -29,15 +29,15 @@ def audited_run() -> dict[str, Any]:
     batch = torch.randn(20, 3), torch.randint(2, (20,))
     loss = ml.Loss(model, lambda model, batch: torch.nn.functional.cross_entropy(model(batch[0]), batch[1]), [batch])
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    betas = {"betas_1": (0.0, 0.5, 0.9, 0.95), "betas_2": (0.5, 0.9, 0.99, 0.995, 0.999)}
-    run = ml.audit_run(optimizer, loss, 30, stops=[1, 5, 30], measures=["gradient_1_norm", "sharpness"], **betas)
+    betas = (0.0, 0.5, 0.9, 0.95), (0.5, 0.9, 0.99, 0.995, 0.999)
+    run = ml.audit_run(optimizer, loss, 30, stops=[1, 5, 30], measures=["gradient_1_norm", "sharpness"], betas=betas)
     run.about["Problem"] = "three inputs"
     return json.loads(run.to_json())
 
 
 def method_alone() -> dict[str, Any]:
     loss = ml.Loss.of(lambda theta: (theta**4).sum() / 4, torch.tensor([1.0, -2.0]))
-    return Run.of(ml.audit(ml.Adam(eps=1e-3), loss)).as_dict()
+    return Run([Stop(ml.audit(ml.Adam(eps=1e-3), loss))]).as_dict()
 
 
 def one_stop() -> dict[str, Any]:
@@ -48,7 +48,7 @@ def one_stop() -> dict[str, Any]:
 
 def no_measure() -> dict[str, Any]:
     loss = ml.Loss.of(lambda theta: (theta**4).sum() / 4, torch.tensor([1.0, -2.0]))
-    return Run.of(ml.audit(ml.HeavyBall(0.1, 0.9), loss, measures=[])).as_dict()
+    return Run([Stop(ml.audit(ml.HeavyBall(0.1, 0.9), loss, measures=[]))]).as_dict()
 
 
 def hostile() -> dict[str, Any]:

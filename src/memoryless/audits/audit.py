@@ -111,7 +111,8 @@ class Audit(Result):
         """One self-contained page."""
         from memoryless.render.page import page
 
-        return page({"stops": [self.as_dict()], "verdict": self.verdict})
+        stop = self.as_dict() | {"others": [], "maps": []}
+        return page({"about": {}, "verdict": self.verdict, "betas": None, "betas_1": (), "betas_2": (), "stops": [stop]})
 
 
 def audit(

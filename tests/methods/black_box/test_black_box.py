@@ -33,8 +33,7 @@ from torch.optim import (
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
 
 import memoryless as ml
-from memoryless.corrections.steady import steady
-from memoryless.corrections.unrolled import Response, unrolled
+from memoryless.corrections.correction import Correction
 from memoryless.errors import BadInput, BadType, NeverForgets, Reevaluates
 from memoryless.methods.black_box.torch_method import TorchMethod
 from memoryless.methods.method import Groups
@@ -42,6 +41,16 @@ from tests.problems import BATCHES, FULL_BATCH, THETA, Wave, quartic, reference_
 
 LR = 0.01
 SHAPES = [(2, 3)]
+
+
+def unrolled(method: TorchMethod, loss: ml.Loss, theta: Tensor, step: int, order: Any = "first", batches: Any = None) -> Correction:
+    return ml.correction(method, loss, theta, step=step, order=order, batches=batches)
+
+
+def steady(method: TorchMethod, loss: ml.Loss, theta: Tensor, order: Any = "first") -> Correction:
+    return ml.correction(method, loss, theta, order=order)
+
+
 STEPS = [0, 1, 2, 7, 30]
 
 # Betas and eps keep every memory and every second derivative moderate, so that all digits of a comparison count.
@@ -260,7 +269,7 @@ def test_steady_adam_costs_few_steps_and_one_product():
     method = TorchMethod(lambda params: Adam(params, betas=(0.9, 0.999)), SHAPES)
     found = steady(method, reference_loss(), THETA)
     close(found.M, ml.correction(ml.Adam(betas=(0.9, 0.999)), reference_loss()).M, 1e-9)
-    assert found.derivative == "forward mode"
+    assert found.way == "forward mode"
     assert found.products == 1
     assert found.steps <= 40
 
@@ -300,7 +309,7 @@ def test_steady_state_of_others_is_the_limit(name, order):
 @pytest.mark.parametrize("step", [7, None])
 @pytest.mark.parametrize("name", [name for name in TORCH if name != "rmsprop_centered"])
 def test_both_derivatives_agree(name, step, monkeypatch):
-    def M() -> Response:
+    def M() -> Correction:
         method = black_box(name)
         if step is None:
             return steady(method, reference_loss(), THETA)
@@ -313,24 +322,24 @@ def test_both_derivatives_agree(name, step, monkeypatch):
 
     monkeypatch.setattr(forward_ad, "make_dual", missing)
     other = M()
-    assert other.derivative == ("none" if (name, step) == ("sgd", None) else "difference")
-    assert "none" in other.derivative or "switched off" in other.derivative_reason
+    assert other.way == ("none" if (name, step) == ("sgd", None) else "difference")
+    assert "none" in other.way or "switched off" in other.reason
     close(other.M, usual.M, 1e-7)
 
 
 def test_a_dropped_tangent_is_caught():
     # Torch's first momentum buffer is a detached copy of the gradient.
     found = unrolled(black_box("heavy_ball"), reference_loss(), THETA, 1)
-    assert found.derivative == "difference"
-    assert "drops a tangent" in found.derivative_reason
-    assert unrolled(black_box("adamw"), reference_loss(), THETA, 1).derivative == "forward mode"
+    assert found.way == "difference"
+    assert "drops a tangent" in found.reason
+    assert unrolled(black_box("adamw"), reference_loss(), THETA, 1).way == "forward mode"
 
 
 def test_a_kernel_without_tangents_is_caught():
     method = black_box("adam", fused=True)
     for found in (steady(method, reference_loss(), THETA), unrolled(method, reference_loss(), THETA, 7)):
-        assert found.derivative == "difference"
-        assert "drops a tangent" in found.derivative_reason
+        assert found.way == "difference"
+        assert "drops a tangent" in found.reason
         # Not first believed, so that Newton's method would creep to rest at the optimizer's own pace.
         assert found.steps < 100
         close(found.M, ml.correction(catalogue("adam"), reference_loss(), step=found.step).M, 1e-7)
@@ -338,14 +347,14 @@ def test_a_kernel_without_tangents_is_caught():
 
 def test_a_dropped_tangent_is_caught_at_rest():
     found = steady(TorchMethod(OTHERS["amnesiac"], SHAPES), reference_loss(), THETA)
-    assert found.derivative == "difference"
-    assert "'m'" in found.derivative_reason
+    assert found.way == "difference"
+    assert "'m'" in found.reason
     close(found.M, ml.correction(ml.HeavyBall(LR, 0.9), reference_loss()).M, 1e-7)
 
 
 @pytest.mark.parametrize("step", [7, None])
 def test_muon_in_bfloat16(step, monkeypatch):
-    def corrections() -> list[Response]:
+    def corrections() -> list[Correction]:
         method = TorchMethod(lambda params: Muon(params, lr=LR, momentum=0.9), SHAPES)
         orders: list[Any] = ["first", "resummed"]
         if step is None:
@@ -353,8 +362,8 @@ def test_muon_in_bfloat16(step, monkeypatch):
         return [unrolled(method, reference_loss(), THETA, step, order) for order in orders]
 
     rounded = corrections()
-    assert all("float64 in place of torch.bfloat16" in c.derivative_reason for c in rounded)
-    assert rounded[0].derivative == "forward mode"
+    assert all("float64 in place of torch.bfloat16" in c.reason for c in rounded)
+    assert rounded[0].way == "forward mode"
     # Five Newton-Schulz iterations in three digits leave F one; of a derivative through them nothing.
     monkeypatch.setattr(Tensor, "bfloat16", lambda self: self.clone())
     for actual, expected in zip(rounded, corrections(), strict=True):
@@ -389,7 +398,7 @@ def test_a_dead_coordinate_does_not_move(step):
 def test_a_root_of_zero_inside_the_memory():
     loss = ml.Loss.of(lambda theta: quartic(theta[1:]), torch.tensor([1.0, -1.0, 2.0]))
     found = steady(TorchMethod(lambda params: RMSprop(params, lr=LR, momentum=0.5), [(3,)]), loss, loss.theta)
-    assert found.derivative == "forward mode"
+    assert found.way == "forward mode"
     assert found.M[0] == 0
     assert found.M.isfinite().all()
 
@@ -400,7 +409,7 @@ def test_differences_do_not_cross_the_corner_of_a_maximum():
     wave = Wave(FULL_BATCH.A, g - FULL_BATCH.A @ THETA, torch.zeros(6))
     method = TorchMethod(lambda params: Adamax(params, lr=LR, betas=(0.9, 0.95)), SHAPES)
     found = steady(method, ml.Loss.of(wave, THETA), THETA)
-    assert found.derivative == "difference"
+    assert found.way == "difference"
     # The maximum is that of the present gradient, so that only the momentum lags: M = lr beta/(1 - beta) H F / (|g| + eps).
     close(found.M, LR * 9 * (wave.A @ found.F) / (g.abs() + 1e-8), 1e-5)
 
@@ -526,7 +535,7 @@ def test_of_a_live_optimizer_orders_as_the_loss():
     model = nn.Linear(2, 3)
     loss = ml.Loss(model, lambda model, batch: model(batch).square().mean(), [torch.ones(2, 2)])
     optimizer = Adamax([{"params": [model.bias], "lr": 0.1}, {"params": [model.weight]}], lr=0.2)
-    method = TorchMethod.of(optimizer, loss)
+    method = TorchMethod.of(optimizer, loss.layout)
     _, F = method.update(method.init(loss.theta), loss.gradient(loss.theta), loss.theta)
     loss(loss.theta)
     model(torch.ones(2, 2)).square().mean().backward()
@@ -694,7 +703,7 @@ BAD = {
     "cycle": (at_rest(Resetting), BadInput, "'count' counts the steps in cycles"),
     "variance": (at_rest(TORCH["rmsprop_centered"]), BadInput, "not finite where its memory comes to rest"),
     "of_another": (
-        lambda: TorchMethod.of(SGD([nn.Parameter(THETA.clone())]), reference_loss()),
+        lambda: TorchMethod.of(SGD([nn.Parameter(THETA.clone())]), reference_loss().layout),
         BadInput,
         "none of the loss's parameters",
     ),

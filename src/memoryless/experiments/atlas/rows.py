@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import memoryless
 from memoryless.audits.audit import Effect
-from memoryless.corrections.steady import steady
+from memoryless.corrections.correction import correction
 from memoryless.errors import NeverForgets
 from memoryless.experiments.atlas import subjects
 from memoryless.experiments.atlas.subjects import Subject
@@ -217,7 +217,7 @@ def _effect(value: Value, lr: float, ways: list[Ways], draws: bool) -> Row:
     if draws:
         samples = torch.tensor([change(way.summed) for way in ways], dtype=torch.float64)
         error = float(samples.std() / len(ways) ** 0.5)
-        if abs(effect.resummed) <= 2 * error:
+        if abs(effect.best) <= 2 * error:
             word = "neutral"
     found = {"measure": value.name, "value": value.value, "first": known, "resummed": effect.resummed, "update": effect.update}
     return found | {"random": random, "standard_error": error, "word": word}
@@ -279,7 +279,8 @@ def _at_rest(machine: Machine, loss: Loss, profiled: bool) -> Iterator[Row]:
     assert method is not None
     first, unsettled = None, None
     try:
-        first = steady(method, loss, theta)
+        # A correction of its own for each order, so that the steps told are those of one.
+        first = correction(method, loss, theta)
     except ValueError as error:
         unsettled = error
     except Exception as error:
@@ -290,7 +291,7 @@ def _at_rest(machine: Machine, loss: Loss, profiled: bool) -> Iterator[Row]:
 
     found: Row = {} if unsettled is None else {"reason": reason_of(unsettled)}
     if first is not None:
-        found = {"F": float(first.F.norm()), "M": float(first.M.norm()), "way": first.derivative, "steps": first.steps}
+        found = {"F": float(first.F.norm()), "M": float(first.M.norm()), "way": first.way, "steps": first.steps}
         found |= {"effects": told(first=first.M), "resummed_reason": LATE}
     yield {"steady": found}
     if profiled:
@@ -298,7 +299,7 @@ def _at_rest(machine: Machine, loss: Loss, profiled: bool) -> Iterator[Row]:
     if first is None:
         return
     try:
-        summed = steady(method, loss, theta, "resummed")
+        summed = correction(method, loss, theta, order="resummed")
     except Exception as error:
         found["resummed_reason"] = reason_of(error)
     else:
