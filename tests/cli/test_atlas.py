@@ -44,6 +44,7 @@ def test_without_the_extra(monkeypatch, capsys):
         ({"limit": 0.0}, "--limit must be positive"),
         ({"limit": float("nan")}, "--limit must be positive"),
         ({"store": "nowhere/a.jsonl"}, "no folder nowhere"),
+        ({"store": "docs", "library": "torch"}, "docs cannot be read"),
         ({"html": "nowhere/a.html"}, "no folder nowhere"),
         ({"markdown": "README.md"}, "was not written by memoryless"),
         ({"store": "README.md", "library": "torch"}, "is no row of an atlas"),

@@ -96,9 +96,12 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
         The array.
 
     Raises:
-        BadInput: damaged, or of another format.
+        BadInput: it cannot be read, is damaged, or of another format.
     """
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read: {error.strerror}") from error
     if path.suffix == ".gz":
         try:
             data = gzip.decompress(data)

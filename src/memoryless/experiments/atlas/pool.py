@@ -41,13 +41,17 @@ class Store:
         path: of the file; made by the first row.
 
     Raises:
-        BadInput: a line is no row; the message says which. A last line without its end is what a kill leaves: it is dropped.
+        BadInput: it cannot be read, or a line is no row; the message says which. A last line without its end is what a kill
+            leaves: it is dropped.
     """
 
     def __init__(self, path: Path):
         self.path = path
         self.rows: dict[Key, Row] = {}
-        text = path.read_bytes() if path.exists() else b""
+        try:
+            text = path.read_bytes() if path.exists() else b""
+        except OSError as error:
+            raise BadInput(f"{path} cannot be read: {error.strerror}; give another file") from error
         whole = text.rfind(b"\n") + 1
         for number, line in enumerate(text[:whole].splitlines(), 1):
             row = _row(line)
