@@ -43,7 +43,9 @@ LR = 0.01
 SHAPES = [(2, 3)]
 
 
-def unrolled(method: TorchMethod, loss: ml.Loss, theta: Tensor, step: int, order: Any = "first", batches: Any = None) -> Correction:
+def unrolled(
+    method: TorchMethod, loss: ml.Loss, theta: Tensor, step: int, order: Any = "first", batches: Any = None
+) -> Correction:
     return ml.correction(method, loss, theta, step=step, order=order, batches=batches)
 
 
