@@ -12,10 +12,10 @@ from statistics import median
 import memoryless as ml
 from measuring import peak, ratio, rounds
 from memoryless.audits.beta_map import BETAS_1, BETAS_2
-from memoryless.corrections import history
-from memoryless.corrections.expansion import first_order, resummed
+from memoryless.corrections.expansion import expansion
 from memoryless.experiments import problems
 from memoryless.loss import measures
+from memoryless.loss.point import Point
 from output import save, show
 
 
@@ -24,18 +24,18 @@ def times() -> dict[str, float]:
     pairs = len(BETAS_1) * len(BETAS_2)
     assert pairs == 400
 
-    def corrected(respond: Callable) -> None:
-        theta = loss.theta
-        linearization = loss.linearize(theta)
-        respond(method, history.full_batch(method, linearization, theta, None), theta)
-        measures.evaluate(["gradient_1_norm"], loss, theta, *linearization)
+    def corrected(order: str) -> None:
+        point = Point(loss)
+        found = expansion(method, point)
+        (found.first if order == "first" else found.resummed)()
+        measures.evaluate(["gradient_1_norm"], point)
 
     contestants: dict[str, Callable[[], object]] = {
         "correction, resummed": lambda: ml.correction(method, loss, order="resummed"),
-        "correction, resummed, and its effect on a measure": lambda: corrected(resummed),
-        "correction, first, and its effect on a measure": lambda: corrected(first_order),
-        "map of 400 pairs, first": lambda: ml.beta_map(method, loss, kind="first"),
-        "map of 400 pairs, resummed": lambda: ml.beta_map(method, loss, kind="resummed"),
+        "correction, resummed, and its effect on a measure": lambda: corrected("resummed"),
+        "correction, first, and its effect on a measure": lambda: corrected("first"),
+        "map of 400 pairs, first": lambda: ml.beta_map(method, loss, order="first"),
+        "map of 400 pairs, resummed": lambda: ml.beta_map(method, loss, order="resummed"),
     }
     seconds = rounds(contestants, 60)
     found = {f"milliseconds: {name}": 1e3 * median(seconds[name]) for name in contestants}

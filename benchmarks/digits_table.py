@@ -52,8 +52,7 @@ def compare(betas: tuple[float, float], lr: float, steps: tuple[int, ...], seed:
                     "outside": first.outside,
                 },
             )
-        for p, part in zip(loss.parameters, loss.slices.values(), strict=True):
-            p.grad = gradient[part].view_as(p)
+        loss.layout.set_gradients(gradient)
         optimizer.step()
 
 

@@ -14,6 +14,7 @@ from memoryless.corrections.expected import expected
 from memoryless.corrections.sequences import random_order
 from memoryless.experiments.problems import Problem, digits_mlp
 from memoryless.loss.measures import evaluate
+from memoryless.loss.point import Point
 from memoryless.methods import kernel
 from output import save, show
 
@@ -64,7 +65,7 @@ def cost(problem: Problem, theta: torch.Tensor) -> dict[str, Any]:
     slowest = max(v.beta for v in method.variables)
     lags = int(np.ceil(np.log(LEFT_AWAY) / np.log(slowest)))
     start = seconds()
-    whole = ml.expected_correction(method, loss, theta, lags, WHOLE_ORDERS, whole=True, measures=[MEASURE])
+    whole = ml.expected_correction(method, loss, theta, step=lags, samples=WHOLE_ORDERS, whole=True, measures=[MEASURE])
     whole_wall, whole_cpu = seconds() - start
     spread = whole.relative_error * WHOLE_ORDERS**0.5
     enough = max(2, int(np.ceil((spread / WANTED) ** 2)))  # two at least, which show how far orders differ
@@ -96,13 +97,13 @@ def table(problem: Problem, theta: torch.Tensor) -> list[dict[str, Any]]:
     for betas in BETAS:
         method = ml.Adam(LR, betas)
         full = ml.correction(method, problem.loss, theta).M
-        (value,) = evaluate([MEASURE], problem.loss, theta, *problem.loss.linearize(theta))
+        (value,) = evaluate([MEASURE], Point(problem.loss, theta))
         scale = -1 / (LR * value.value)
         cells = [{"batch_size": "full", "change": scale * float(value.gradient @ full), "standard_error": 0.0}]
         for size in SIZES:
             loss = batches(problem, size)
             # Of the measure of all images, also of those that no batch of this size has.
-            found = expected.sampled(method, expected.Known.at(loss, theta, [value]), None, SAMPLES, 0)
+            found = expected.sampled(method, Point(loss, theta), [value], None, expected.Plan(SAMPLES, 0))
             (effect,) = found.effects
             cells.append({"batch_size": size, "change": effect.mean / LR**2, "standard_error": effect.standard_error / LR**2})
         rows.append({"betas": betas, "measure": value.value, "cells": cells})

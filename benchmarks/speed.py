@@ -85,17 +85,17 @@ def cost(name: str) -> dict[str, Any]:
     ways = unit_ways(problem, loss, theta)
     contestants = ways | {
         "linearize: gradient + HVP": gradient_and_product,
-        "first": lambda: ml.correction(method, loss, theta, STEP),
-        "resummed": lambda: ml.correction(method, loss, theta, STEP, "resummed"),
-        "first, difference": lambda: ml.correction(method, differences, theta, STEP),
-        "resummed, difference": lambda: ml.correction(method, differences, theta, STEP, "resummed"),
+        "first": lambda: ml.correction(method, loss, theta, step=STEP),
+        "resummed": lambda: ml.correction(method, loss, theta, step=STEP, order="resummed"),
+        "first, difference": lambda: ml.correction(method, differences, theta, step=STEP),
+        "resummed, difference": lambda: ml.correction(method, differences, theta, step=STEP, order="resummed"),
         "HVP": lambda: loss.curvature(theta, v),
         "HVP of curvlinops": other,
     }
     seconds = rounds(contestants)
     unit = min(ways, key=lambda way: median(seconds[way]))
-    exact, approximate = (ml.correction(method, which, theta, STEP) for which in (loss, differences))
-    exact_r, approximate_r = (ml.correction(method, which, theta, STEP, "resummed") for which in (loss, differences))
+    exact, approximate = (ml.correction(method, which, theta, step=STEP) for which in (loss, differences))
+    exact_r, approximate_r = (ml.correction(method, which, theta, step=STEP, order="resummed") for which in (loss, differences))
     return {
         "parameters": theta.numel(),
         "unit": unit,
@@ -115,8 +115,8 @@ def memory(make: Callable[[int], Problem], batch: int) -> dict[str, float]:
     loss = problem.loss
     theta, method = loss.theta, ml.AdamW()
     gradient = min(peak(way) for way in unit_ways(problem, loss, theta).values())
-    first = peak(lambda: ml.correction(method, loss, theta, STEP))
-    resummed = peak(lambda: ml.correction(method, loss, theta, STEP, "resummed"))
+    first = peak(lambda: ml.correction(method, loss, theta, step=STEP))
+    resummed = peak(lambda: ml.correction(method, loss, theta, step=STEP, order="resummed"))
     return {
         "batch": batch,
         "gradient MB": gradient / 1e6,
@@ -135,7 +135,7 @@ def independence() -> dict[str, dict[str, float]]:
         for order in ("first", "resummed"):
 
             def at(n: int, method: ml.Method = method, order: Any = order) -> Correction:
-                return ml.correction(method, loss, theta, n, order)
+                return ml.correction(method, loss, theta, step=n, order=order)
 
             seconds = rounds({"early": lambda: at(10), "late": lambda: at(10_000)})
             figures[f"{method.name} {order}"] = {

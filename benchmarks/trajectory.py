@@ -65,7 +65,7 @@ def memoryless(method: ml.Method, loss: ml.Loss, order: Any, n: int, block: int 
 
     def steps() -> None:
         for s in itertools.islice(following, block):
-            ml.correction(method, loss, theta, s, order)
+            ml.correction(method, loss, theta, step=s, order=order)
 
     return steps
 
