@@ -5,6 +5,8 @@
 # pyright: reportAssignmentType=false, reportOperatorIssue=false, reportOptionalOperand=false, reportGeneralTypeIssues=false
 # pyright: reportIncompatibleMethodOverride=false, reportOptionalMemberAccess=false, reportIndexIssue=false
 
+import base64
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -20,6 +22,7 @@ import memoryless
 from memoryless.formulas.document import Sentence, document, reading
 from memoryless.formulas.formulas import Derivation
 from memoryless.formulas.symbols import L, g, norm_of, theta
+from memoryless.render.page import fill
 
 _GREEK = {"beta": "β", "rho": "\u03c1", "tau": "τ", "epsilon": "ε", "lamda": "λ", "theta": "θ", "kappa": "κ"}
 # name: as text, as LaTeX
@@ -190,8 +193,20 @@ def markdown(d: Derivation, level: int = 1) -> str:
 
 
 _ENVIRONMENT = jinja2.Environment(
-    loader=jinja2.PackageLoader("memoryless", "report"), trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    loader=jinja2.PackageLoader("memoryless", "formulas"),
+    trim_blocks=True,
+    lstrip_blocks=True,
+    undefined=jinja2.StrictUndefined,
 )
+
+# With the fonts of some machines Chromium draws the parentheses of a line three lines tall, so the page brings its own: the
+# characters that derivations hold of STIX Two Math (SIL Open Font License, math.OFL.txt), from npm's @fontsource/stix-two-math
+# 5.3.0 by
+#   pyftsubset stix-two-math-latin-400-normal.woff2 --flavor=woff --with-zopfli --no-hinting --layout-features=ssty
+#     --drop-tables+=GPOS,GDEF --name-IDs='*' --unicodes=U+20-7E,U+A0,U+AC,U+B1,U+B7,U+D7,U+2D9,U+2DC,U+391-3A9,U+3B1-3C9,U+3D1,
+#     U+3D5,U+3F1,U+3F5,U+2016,U+2026,U+2032,U+2061-2064,U+210E,U+2192,U+2202,U+2207,U+220F,U+2211,U+2212,U+221A,U+221E,U+2227,
+#     U+2228,U+222B,U+2260,U+2264,U+2265,U+226A,U+226B,U+22C5,U+27E8,U+27E9,U+1D434-1D467,U+1D6E4-1D71B
+MATH_FONT = Path(__file__).with_name("math.woff")
 
 # What the sentences hold beside ASCII.
 _TEX = {
@@ -239,10 +254,12 @@ def html(d: Derivation) -> str:
     def printed(line: Sentence) -> Markup:
         return Markup("").join(piece if isinstance(piece, str) else mathml(piece) for piece in line)
 
-    return _ENVIRONMENT.get_template("derivation.html.j2").render(
-        heading=Markup.escape(title(d)),
+    return fill(
+        "formulas/derivation.html.j2",
+        title=title(d),
+        description=f"What the memory of {d.name} does to the loss, as formulas",
         sections=_printed(d, printed, lambda e: mathml(e, "block")),
-        version=memoryless.__version__,
+        math_font=base64.b64encode(MATH_FONT.read_bytes()).decode(),
     )
 
 
