@@ -225,6 +225,8 @@ def audit_run(
     """
     order = None if isinstance(steps, int) else np.asarray(steps, dtype=np.int64)
     count = steps if isinstance(steps, int) else len(steps)
+    if order is not None and not ((order >= 0) & (order < len(loss))).all():
+        raise BadInput(f"batches must be indices in 0..{len(loss) - 1}, at least one")
     wanted = _stops(stops, count, order is None)
     method = live_optimizer.method_of(optimizer, loss.layout)
     own = method.parts[0].method.hyper.get("betas") if method.parts else None
@@ -350,8 +352,6 @@ class MiniBatches:
 
     def __init__(self, watched: Watched, order: Order, stops: Sequence[int], lags: int | None, seed: int):
         loss = watched.loss
-        if not ((order >= 0) & (order < len(loss))).all():
-            raise BadInput(f"batches must be indices in 0..{len(loss) - 1}, at least one")
         if lags is not None and lags < 1:
             raise BadInput(f"lags must be at least 1, or None for all, got {lags}")
         if lags is not None and not watched.method.parts:

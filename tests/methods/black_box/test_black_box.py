@@ -34,7 +34,7 @@ from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
 
 import memoryless as ml
 from memoryless.corrections.correction import Correction
-from memoryless.errors import BadInput, BadType, NeverForgets, Reevaluates
+from memoryless.errors import BadInput, BadType, NeverForgets, Reevaluates, StepFailed
 from memoryless.methods.black_box.torch_method import TorchMethod
 from memoryless.methods.method import Groups
 from tests.problems import BATCHES, FULL_BATCH, THETA, Wave, quartic, reference_loss, relative_error
@@ -686,7 +686,7 @@ BAD = {
     "outside": (of(Outside), BadInput, "Outside keeps memory outside itself: two runs from the same state differ"),
     "noise": (of(Noisy), BadInput, r"Noisy.step\(\) draws random numbers: two seeds give updates that differ by [\d.]+%"),
     "lbfgs": (of(LBFGS), Reevaluates, r"LBFGS.step\(\) evaluates the loss again at other parameters"),
-    "sparse": (of(SparseAdam), BadInput, r"SparseAdam.step\(\) raised RuntimeError on dense gradients: .*dense gradients"),
+    "sparse": (of(SparseAdam), StepFailed, r"SparseAdam.step\(\) raised RuntimeError on dense gradients: .*dense gradients"),
     "identity": (of(Replacing), BadInput, "Replacing holds 1 of 1 parameters that it was not given"),
     "nan": (of(Poisoned), BadInput, r"Poisoned\(lr=0.001, momentum=0\): 'scale' of the optimizer's state is nan"),
     "identity_later": (late(ReplacingLater), BadInput, "ReplacingLater holds 1 of 1 parameters that it was not given"),
