@@ -54,6 +54,8 @@ def test_relaxation_is_the_literal_loop(name, mini, n, orders):
 class Opaque:
     """A method known by its init and update only."""
 
+    parts = ()
+
     def __init__(self, method: ml.Method):
         self.method, self.lr = method, method.lr
 

@@ -109,7 +109,7 @@ def correction(
     step = step if sequence is None else len(sequence) - 1
     if isinstance(order, int):
         F, G = relaxed(method, Point(loss, theta), step, order, sequence)
-        return Correction(F, G - F, order, step, 0, 0, "relaxation", "gradients only", method, _no_radius)
+        return Correction(F, G - F, order, step, 0, 0, "relaxation", "gradients only", method, lambda: _no_radius(order))
     found = expansion(method, Point(loss, theta, products=products(method, step)), step, sequence)
     M = found.first() if order == "first" else found.resummed()
     return Correction(
@@ -117,8 +117,8 @@ def correction(
     )
 
 
-def _no_radius() -> float:
-    raise BadInput("a correction of integer order expands nothing and has no radius; ask one of order 'first'")
+def _no_radius(order: int) -> float:
+    raise BadInput(f"order {order} expands nothing and has no radius; ask a correction of order 'first'")
 
 
 def is_order(order: Any) -> bool:
