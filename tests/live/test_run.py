@@ -99,6 +99,18 @@ def test_replay_measures_what_the_audit_measures():
     assert found.gradients == BATCHES * len(STOPS)
 
 
+def test_a_black_box_is_measured_along_the_run():
+    def make(p):
+        return torch.optim.Adamax(p, lr=LR, betas=(0.8, 0.95))
+
+    *_, order, found = run(make)
+    for stop, change in zip(STOPS, found.live.values, strict=True):
+        there, live = trained(make, order[:stop])
+        batches = order[: stop + 1].tolist()
+        expected = ml.audit(live, there, measures=["gradient_1_norm"], batches=batches).effects[0].measured
+        assert change[0] == pytest.approx(expected, rel=1e-6)
+
+
 def test_the_run_is_not_altered():
     loss, optimizer, order, _ = run(compare=[ml.Lion(LR)], betas=((0.5, 0.8), (0.95,)), lags=3)
     plain, other = trained(OPTIMIZERS["adamw"], order)
@@ -159,6 +171,7 @@ def test_standard_error_of_a_series_counts_blocks():
         ({"lags": 0}, "lags must be at least 1"),
         ({"order": [0, 1, 7]}, r"batches must be indices in 0\.\.4"),
         ({"betas": ((0.9, 0.5), (0.9,))}, "must increase"),
+        ({"compare": [ml.TorchMethod(torch.optim.Adagrad, [(4,)])]}, "needs a method in momentum form, got Adagrad"),
         ({"make": lambda p: torch.optim.Adagrad(p), "lags": 3}, "has no random lags"),
     ],
 )

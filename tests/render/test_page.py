@@ -15,8 +15,8 @@ import torch
 
 import memoryless as ml
 from memoryless.live.run import Run, Stop
+from memoryless.render.numbers import plain
 from memoryless.render.page import page
-from memoryless.render.result import plain
 from memoryless.render.style import COLOUR, DARK, IN_THE_DARK
 
 HOSTILE = "</script><script>alert(1)</script><img src=\"http://evil.invalid/x\"><a href='http://evil.invalid'>&lt;%{x} {{ 1 }}"

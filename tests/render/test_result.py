@@ -13,7 +13,8 @@ import memoryless as ml
 from memoryless.experiments.fig1 import Fig1, Run, Setting
 from memoryless.loss.noise_scale import GradientNoise
 from memoryless.paths.accuracy import Accuracy
-from memoryless.render.result import Result, plain
+from memoryless.render.numbers import plain
+from memoryless.render.result import Result
 from tests.render.test_page import HOSTILE, Parsed, needs_chromium, visit
 
 

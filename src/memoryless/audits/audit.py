@@ -28,8 +28,8 @@ from memoryless.loss.measures import MEASURES, Differentiable, Value, evaluate
 from memoryless.loss.point import Point
 from memoryless.methods import live_optimizer
 from memoryless.methods.method import AnyOptimizer
-from memoryless.render.numbers import label, percent
-from memoryless.render.result import Result, plain
+from memoryless.render.numbers import label, percent, plain
+from memoryless.render.result import Result
 
 UNKNOWN_PAST = "several batches: the measured effect is memory's alone only if every past step used their mean gradient"
 

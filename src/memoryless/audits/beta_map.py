@@ -25,7 +25,8 @@ from memoryless.loss.measures import Differentiable, Value, evaluate
 from memoryless.loss.point import Point
 from memoryless.methods import kernel
 from memoryless.methods.method import AnyOptimizer, Index, Momentum
-from memoryless.render.result import Result, plain
+from memoryless.render.numbers import plain
+from memoryless.render.result import Result
 
 Order = Literal["first", "resummed", "measured"]
 

@@ -18,7 +18,8 @@ from memoryless.loss.measures import MEASURES, Differentiable, evaluate
 from memoryless.loss.point import Point
 from memoryless.methods.method import AnyOptimizer
 from memoryless.progress import OnStep, silent
-from memoryless.render.result import Result, plain
+from memoryless.render.numbers import plain
+from memoryless.render.result import Result
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from torch import Tensor
 
 from memoryless.corrections import history
+from memoryless.errors import BadInput
 from memoryless.methods.method import AnyOptimizer, Index, Momentum
 
 
@@ -28,6 +29,9 @@ class Shadow:
         n: gradients fed so far.
         variables: all that remember, each once.
 
+    Raises:
+        BadInput: a method is run as it is, and its memory has no variables to feed.
+
     Example:
         >>> import memoryless as ml
         >>> adam = ml.Adam(betas=(0.9, 0.95))
@@ -41,6 +45,9 @@ class Shadow:
     """
 
     def __init__(self, methods: Iterable[AnyOptimizer], theta: Tensor):
+        methods = list(methods)
+        if as_it_is := next((method for method in methods if not method.parts), None):
+            raise BadInput(f"a shadow memory needs a method in momentum form, got {as_it_is}; compare it along its own run")
         self.n = 0
         betas: dict[tuple, list[float]] = {}
         every = (v for m in methods for part in m.parts for v in part.method.variables if v.has_memory)

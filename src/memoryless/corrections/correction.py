@@ -18,7 +18,8 @@ from memoryless.errors import BadInput
 from memoryless.loss.loss import Loss
 from memoryless.loss.point import Point
 from memoryless.methods.method import AnyOptimizer
-from memoryless.render.result import Result, plain
+from memoryless.render.numbers import plain
+from memoryless.render.result import Result
 
 Order = Literal["first", "resummed"] | int
 ORDERS = ("first", "resummed")

@@ -18,7 +18,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from memoryless.corrections.unrolled import RESUMMED, share_outside, typed
+from memoryless.corrections.unrolled import RESUMMED, Stepped, typed
 from memoryless.errors import BadInput, NoForwardMode, Stalled
 from memoryless.flat import norm
 from memoryless.isolation import isolated
@@ -31,8 +31,8 @@ UNROLLED = 200_000
 """Most lags to unroll for a resummed steady state."""
 
 
-class Steady:
-    """What the limit n -> infinity tells, full batch; an `Expansion`, each answer found when asked for, and once.
+class Steady(Stepped):
+    """What the limit n -> infinity tells, full batch.
 
     Args:
         method: any torch optimizer.
@@ -64,11 +64,6 @@ class Steady:
         return int(len(self._s) > 0)
 
     @property
-    def F(self) -> Tensor:
-        """Update with the memory at rest, shape (d,), in the type of theta."""
-        return self.precise_F.to(self.point.theta.dtype)
-
-    @property
     def precise_F(self) -> Tensor:
         """F in float64, computed in the types that the optimizer itself computes in."""
         return self._precise_F
@@ -79,19 +74,6 @@ class Steady:
             return self._F
         with isolated(self.point.theta.device), self._memory.run_by(self.method) as memory:
             return memory.advance(self._s)[1]
-
-    def first(self) -> Derivative:
-        """M = U_s a, with the way it was differentiated."""
-        return self._first
-
-    def resummed(self) -> Derivative:
-        """F of the drifting history less F."""
-        return self._resummed
-
-    @property
-    def outside(self) -> float:
-        """Share of the coordinates where M is at least as large as F: a black box tells no mean ages."""
-        return share_outside(self.F, self.first().value)
 
     @cached_property
     def _lag(self) -> "Lag | None":

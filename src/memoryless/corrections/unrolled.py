@@ -8,6 +8,7 @@ With D[j] = sum_{s = j..n-1} F[s](theta) step j saw theta[j] = theta + lr D[j] a
 The D[j] lie in a space of few dimensions (one, where F[s] keeps its direction): H is applied to a basis of it.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 
@@ -32,8 +33,60 @@ Lag = Callable[[int], tuple[Tensor, Tensor]]
 """j -> how far the gradient and theta of step j lie back."""
 
 
-class Unrolled:
-    """What n + 1 steps of the optimizer itself tell of its memory; an `Expansion`, each answer found when asked for, and once.
+class Stepped(ABC):
+    """The answers of a black box, found by its own steps, each when asked for, and once; an `Expansion`.
+
+    Attributes:
+        method: any torch optimizer.
+        point: of the loss.
+    """
+
+    method: TorchMethod
+    point: Point
+
+    @property
+    @abstractmethod
+    def precise_F(self) -> Tensor:
+        """F in float64, computed in the types that the optimizer itself computes in."""
+
+    @property
+    def F(self) -> Tensor:
+        """Update with the history frozen, shape (d,), in the type of theta."""
+        return self.precise_F.to(self.point.theta.dtype)
+
+    @cached_property
+    @abstractmethod
+    def _first(self) -> Derivative: ...
+
+    @cached_property
+    @abstractmethod
+    def _resummed(self) -> Derivative: ...
+
+    def first(self) -> Derivative:
+        """M of Eq. 9, with the way it was differentiated.
+
+        Raises:
+            BadInput: an update is not finite, or has no derivative.
+        """
+        return self._first
+
+    def resummed(self) -> Derivative:
+        """M resummed.
+
+        Raises:
+            BadInput: an update is not finite.
+        """
+        return self._resummed
+
+    @property
+    def outside(self) -> float:
+        """Share of the coordinates with |M_i| >= |F_i|, M_i not 0: a black box tells no mean ages."""
+        M = self.first().value
+        return float(total(((M.abs() >= self.F.abs()) & (M != 0)).double())) / len(M)
+
+
+class Unrolled(Stepped):
+    """What n + 1 steps of the optimizer itself tell of its memory.
 
     Args:
         method: any torch optimizer.
@@ -63,11 +116,6 @@ class Unrolled:
         return self._drift[1]
 
     @property
-    def F(self) -> Tensor:
-        """Update with the history frozen, shape (d,), in the type of theta."""
-        return self.precise_F.to(self.point.theta.dtype)
-
-    @property
     def precise_F(self) -> Tensor:
         """F in float64, computed in the types that the optimizer itself computes in."""
         return self._precise_F
@@ -81,27 +129,6 @@ class Unrolled:
             F = counted.last((self._gradient(i), self._theta) for i in self._sequence)
         self._counted.steps += counted.steps
         return F
-
-    def first(self) -> Derivative:
-        """M of Eq. 9, with the way it was differentiated.
-
-        Raises:
-            BadInput: an update is not finite, or has no derivative.
-        """
-        return self._first
-
-    def resummed(self) -> Derivative:
-        """M resummed.
-
-        Raises:
-            BadInput: an update is not finite.
-        """
-        return self._resummed
-
-    @property
-    def outside(self) -> float:
-        """Share of the coordinates where M is at least as large as F: a black box tells no mean ages."""
-        return share_outside(self.F, self.first().value)
 
     @cached_property
     def _first(self) -> Derivative:
@@ -161,11 +188,6 @@ class Unrolled:
 
     def _along(self, e: float) -> Tensor:
         return self._last(lambda x, dx: x.add(dx, alpha=e))
-
-
-def share_outside(F: Tensor, M: Tensor) -> float:
-    """Share of the coordinates with |M_i| >= |F_i|, M_i not 0."""
-    return float(total(((M.abs() >= F.abs()) & (M != 0)).double())) / len(F)
 
 
 def typed(M: Derivative, method: TorchMethod, point: Point) -> Derivative:

@@ -28,7 +28,8 @@ from memoryless.loss.loss import Loss
 from memoryless.methods.catalogue import AdamW
 from memoryless.methods.method import Method, Momentum
 from memoryless.paths.trajectory import iterates
-from memoryless.render.result import Result, plain
+from memoryless.render.numbers import plain
+from memoryless.render.result import Result
 
 WIDTH = 64
 DECAY = 1e-3

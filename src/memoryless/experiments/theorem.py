@@ -25,7 +25,8 @@ from memoryless.methods.named import resolve
 from memoryless.paths.accuracy import Accuracy, order_of_accuracy, steps_to
 from memoryless.paths.trajectory import Kind
 from memoryless.progress import OnStep, silent
-from memoryless.render.result import Result, plain
+from memoryless.render.numbers import plain
+from memoryless.render.result import Result
 
 POWER = {"frozen": 1, "first": 2, "resummed": 2}
 """What the theorem says of each kind that has a name; an integer R has power R."""

@@ -166,11 +166,15 @@ class Derivation:
 
         return html(self)
 
-    def to_json(self) -> str:
+    def as_dict(self) -> dict[str, Any]:
         """The formulas in SymPy's notation, as text and in LaTeX."""
         from memoryless.formulas.printing import as_dict
 
-        return json.dumps(as_dict(self), indent=2, ensure_ascii=False)
+        return as_dict(self)
+
+    def to_json(self) -> str:
+        """`as_dict` as JSON text."""
+        return json.dumps(self.as_dict(), indent=2, ensure_ascii=False)
 
     @cached_property
     def frozen(self) -> Expr:

@@ -22,7 +22,8 @@ from memoryless.formulas.derive import derive
 from memoryless.formulas.formulas import Derivation
 from memoryless.loss.loss import Loss
 from memoryless.methods.method import AnyOptimizer, Method
-from memoryless.render.result import Result, plain
+from memoryless.render.numbers import plain
+from memoryless.render.result import Result
 
 
 @dataclass(frozen=True)

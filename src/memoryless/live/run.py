@@ -360,7 +360,8 @@ class MiniBatches:
             raise BadInput("the optimizer has steps behind it whose batches are not known; start it anew")
         loss.batches.require_replayable()
         self.watched, self.order, self.gradients = watched, order, 0
-        self.shadow = Shadow([watched.method, *watched.shadowed], loss.theta)
+        live = [watched.method] if watched.method.parts else []
+        self.shadow = Shadow([*live, *watched.shadowed], loss.theta)
         self.past = None if lags is None else replayed.RandomLags(self.shadow.variables, order, stops, lags, seed)
 
     def feed(self, sight: Sight) -> None:

@@ -27,7 +27,8 @@ from memoryless.errors import BadInput
 from memoryless.flat import dot
 from memoryless.loss.loss import Loss
 from memoryless.progress import OnStep, silent
-from memoryless.render.result import Result, plain
+from memoryless.render.numbers import plain
+from memoryless.render.result import Result
 
 LEVEL = 0.95
 """Of the confidence interval."""

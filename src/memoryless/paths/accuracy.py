@@ -20,7 +20,8 @@ from memoryless.loss.loss import Loss
 from memoryless.methods.method import AnyOptimizer
 from memoryless.paths.trajectory import Kind, iterates
 from memoryless.progress import OnStep, silent
-from memoryless.render.result import Result, plain
+from memoryless.render.numbers import plain
+from memoryless.render.result import Result
 
 
 @dataclass(frozen=True)

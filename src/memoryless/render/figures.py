@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from memoryless.render.numbers import SignedLog, cosine, finite, label, number, percent, share
-from memoryless.render.result import plain
+from memoryless.render.numbers import SignedLog, cosine, finite, label, number, percent, plain, share
 from memoryless.render.style import BAND, COLOUR, DIVERGING, FONT, KINDS, MARK
 
 BETAS = (0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9999)

@@ -35,8 +35,8 @@ from memoryless.loss.point import Point
 from memoryless.methods import kernel
 from memoryless.methods.method import AnyOptimizer, variables_of
 from memoryless.progress import OnStep, silent
-from memoryless.render.numbers import label
-from memoryless.render.result import Result, plain
+from memoryless.render.numbers import label, plain
+from memoryless.render.result import Result
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """How a kernel over the age of the gradient fades: mean age, half-life, and whether sum_k k^2 kernel[k] converges."""
 
-import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -12,6 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from memoryless.methods.black_box.state_map import LONGEST
+from memoryless.render.numbers import plain
+from memoryless.render.result import Result
 
 Array = NDArray[np.float64]
 Progress = Callable[[int], Any]
@@ -44,7 +45,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class MemoryProfile:
+class MemoryProfile(Result):
     """The weight of past gradients in an optimizer's update.
 
     Attributes:
@@ -73,19 +74,9 @@ class MemoryProfile:
     impulse_ages: NDArray[np.int64]
     impulse: Array
 
-    def to_json(self) -> str:
-        """All of it; what is infinite is null."""
-
-        def plain(x: Any) -> Any:
-            if isinstance(x, dict):
-                return {key: plain(value) for key, value in x.items()}
-            if isinstance(x, (list, tuple, np.ndarray)):
-                return [plain(value) for value in x]
-            if isinstance(x, np.generic):
-                return plain(x.item())
-            return None if isinstance(x, float) and not math.isfinite(x) else x
-
-        return json.dumps(plain(asdict(self)), allow_nan=False)
+    def as_dict(self) -> dict[str, Any]:
+        """All of it; what is infinite is None."""
+        return plain(asdict(self))
 
 
 class Impulse(NamedTuple):
