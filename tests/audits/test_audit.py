@@ -1,5 +1,6 @@
 import copy
 import json
+import math
 
 import pytest
 import torch
@@ -72,12 +73,68 @@ def test_a_shadow_of_the_live_method_measures_the_same(name: str):
     assert isinstance(method, ml.Method)
     run = ml.audit_run(optimizer, loss, steps=9, stops=[0, 1, 9], compare=[method], betas=((0.9,), (0.99,)))
     for stop in run.stops:
-        for effect, shadow in zip(stop.audit.effects, stop.others[0].measured, strict=True):
-            assert shadow == pytest.approx(effect.measured, rel=1e-8, abs=1e-15)
+        other = stop.others[0]
+        for effect, slope, change in zip(stop.audit.effects, other.measured, other.change, strict=True):
+            assert slope == pytest.approx(effect.slopes.measured, rel=1e-8, abs=1e-15)
+            assert effect.measure == "sharpness" or change == pytest.approx(effect.measured, rel=1e-8, abs=1e-15)
+        assert other.change[2] is None  # the sharpness takes products
         assert stop.others[0].same_update
 
 
-def test_changes_are_what_the_effects_do_to_the_measures():
+@pytest.mark.parametrize("lr", [1e-3, 0.1])
+def test_changes_are_differences_of_two_values(lr):
+    loss, optimizer = small(lambda params: torch.optim.AdamW(params, lr=lr))
+    plain_run(optimizer, loss, 20)
+    found = ml.audit(optimizer, loss)
+    literal = {
+        "gradient_1_norm": lambda theta: loss.gradient(theta).abs().sum(),
+        "gradient_norm_squared": lambda theta: loss.gradient(theta).square().sum(),
+        "sharpness": lambda theta: torch.linalg.eigvalsh(hessian(loss, theta))[-1],
+    }
+    for e in found.effects:
+        S = literal[e.measure]
+        without = S(loss.theta - lr * found.F)
+        for kind in ("measured", "first", "resummed"):
+            happens = S(loss.theta - lr * (found.F + getattr(found, kind))) - without
+            assert getattr(e, kind) == pytest.approx(float(happens / S(loss.theta)), rel=1e-6, abs=1e-9)
+        assert e.update == pytest.approx(float(without / S(loss.theta) - 1), rel=1e-6, abs=1e-9)
+        assert e.measured is not None
+        assert found.validity.straight[e.measure] == pytest.approx(e.measured / e.slopes.best)
+
+
+def hessian(loss: ml.Loss, theta: torch.Tensor) -> torch.Tensor:
+    found = torch.stack([loss.curvature(theta, e) for e in torch.eye(len(theta), dtype=theta.dtype)])
+    return (found + found.T) / 2
+
+
+def test_words_follow_what_happens_where_a_slope_misleads():
+    """|grad L|^2 of L = theta^2 / 2 is theta^2, which a step far across the minimum makes larger; its slope says smaller."""
+    theta = torch.nn.Parameter(torch.tensor([1.0, -1.0], dtype=torch.float64))
+    loss = ml.Loss.of(lambda t: t.square().sum() / 2, theta)
+    optimizer = torch.optim.SGD([theta], lr=1.0, momentum=0.9)
+    theta.grad = torch.tensor([5.0, -5.0], dtype=torch.float64)
+    optimizer.step()
+    theta.grad = None
+    with torch.no_grad():
+        theta.copy_(torch.tensor([1.0, -1.0]))
+    (e,) = ml.audit(optimizer, loss, step=1, measures=["gradient_norm_squared"]).effects
+    # F[1] = 1.9 theta, Delta = 3.6 theta: S goes from 0.81 to 4.5^2.
+    assert e.measured == pytest.approx(4.5**2 - 0.9**2)
+    assert e.slopes.measured == pytest.approx(-7.2)
+    assert e.word == "anti-regularizes"
+    assert not e.straight
+    assert "one step is too long here for slopes, which say" in e.sentence
+
+
+def test_a_change_that_is_not_finite_is_infinite():
+    loss = ml.Loss.of(lambda t: (t**4).sum() / 4, torch.tensor([1.0, -2.0], dtype=torch.float64))
+    (e,) = ml.audit(ml.HeavyBall(1e100, 0.9), loss, measures=["gradient_1_norm"]).effects
+    assert e.best == math.inf
+    assert e.ratio is None
+    assert e.word == "anti-regularizes"
+
+
+def test_slopes_are_derivatives_along_the_effects():
     loss, optimizer = small()
     plain_run(optimizer, loss, 20)
     found = ml.audit(optimizer, loss)
@@ -85,14 +142,14 @@ def test_changes_are_what_the_effects_do_to_the_measures():
     def S(theta: torch.Tensor) -> torch.Tensor:
         return loss.gradient(theta).square().sum()
 
-    effect = next(e for e in found.effects if e.measure == "gradient_norm_squared")
-    for vector, change in ((found.measured, effect.measured), (found.resummed, effect.resummed), (found.F, effect.update)):
+    slopes = next(e for e in found.effects if e.measure == "gradient_norm_squared").slopes
+    for vector, change in ((found.measured, slopes.measured), (found.resummed, slopes.resummed), (found.F, slopes.update)):
         assert vector is not None
         step = found.lr * 1e-3 * vector
         expected = (S(loss.theta - step) - S(loss.theta + step)) / (2e-3 * S(loss.theta))
         assert change == pytest.approx(float(expected), rel=1e-5)
     for e in found.effects:
-        assert sum(e.layers.values()) == pytest.approx(e.measured, rel=1e-10)
+        assert sum(e.slopes.layers.values()) == pytest.approx(e.slopes.measured, rel=1e-10)
 
 
 def test_heavy_ball_regularizes_and_adam_anti_regularizes_in_theory():
@@ -108,7 +165,7 @@ def test_heavy_ball_regularizes_and_adam_anti_regularizes_in_theory():
     gradient = loss.gradient(THETA)
     slope = loss.curvature(THETA, gradient.sign())
     expected = 1e-10 * 990 * slope @ (slope / gradient.abs()) / gradient.abs().sum()
-    assert adam.effects[0].first == pytest.approx(float(expected))
+    assert adam.effects[0].slopes.first == pytest.approx(float(expected))
 
 
 def test_words():
@@ -146,9 +203,9 @@ def test_param_groups():
     assert audit.validity.resummed is not None
     assert audit.validity.resummed.cosine > 0.8
     own = {m.order: m.changes["gradient_1_norm"][1, 1] for m in maps}
-    assert own["measured"] == pytest.approx(audit.effects[0].measured, rel=1e-8)
-    assert own["resummed"] == pytest.approx(audit.effects[0].resummed, rel=1e-8)
-    assert own["first"] == pytest.approx(audit.effects[0].first, rel=1e-8)
+    assert own["measured"] == pytest.approx(audit.effects[0].slopes.measured, rel=1e-8)
+    assert own["resummed"] == pytest.approx(audit.effects[0].slopes.resummed, rel=1e-8)
+    assert own["first"] == pytest.approx(audit.effects[0].slopes.first, rel=1e-8)
 
 
 def test_a_run_that_continues_from_a_state():

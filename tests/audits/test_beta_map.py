@@ -1,10 +1,11 @@
 import sys
 
+import numpy as np
 import pytest
 import torch
 
 import memoryless as ml
-from memoryless.audits.beta_map import measured_map
+from memoryless.audits.beta_map import BetaMap, Check, measured_map
 from memoryless.audits.grid import Grid
 from memoryless.audits.shadow import Shadow
 from memoryless.corrections.history import frozen
@@ -104,3 +105,27 @@ def test_one_product_serves_the_whole_map_and_one_its_measure(name: str, monkeyp
 def test_bad_input(method: ml.Method, betas: tuple[float, ...], kind, message: str):
     with pytest.raises(ValueError, match=message):
         ml.beta_map(method, reference_loss(), betas, (0.9,), order=kind)
+
+
+def test_checks_are_what_happens_at_the_own_pair_and_the_corners():
+    loss = reference_loss()
+    method = METHODS["adam"]
+    found = ml.beta_map(method, loss, BETAS_1, BETAS_2, order="resummed", step=7)
+    corners = {(b1, b2) for b1 in (BETAS_1[0], BETAS_1[-1]) for b2 in (BETAS_2[0], BETAS_2[-1])}
+    assert {check.betas for check in found.checks} == {method.hyper["betas"], *corners}
+    (value,) = measures.evaluate(["gradient_1_norm"], Point(loss))
+    for check in found.checks:
+        c = ml.correction(method.with_betas(*check.betas), loss, step=7, order="resummed")
+        ends = [loss.gradient(loss.theta - method.lr * update).abs().sum() for update in (c.F + c.M, c.F)]
+        assert check.changes["gradient_1_norm"] == pytest.approx(float(ends[0] - ends[1]) / value.value, rel=1e-9)
+        if check.betas in corners:
+            i, j = BETAS_1.index(check.betas[0]), BETAS_2.index(check.betas[1])
+            assert check.slopes["gradient_1_norm"] == pytest.approx(found.change[i, j], rel=1e-9)
+    assert not ml.beta_map(method, loss, BETAS_1, BETAS_2, check=False).checks
+
+
+def test_a_map_misleads_near_a_pair_where_the_sign_is_another():
+    checks = tuple(Check((0.9, b2), {"S": 1.0}, {"S": happens}) for b2, happens in ((0.5, -1.0), (0.999, 1.0)))
+    found = BetaMap((0.9,), (0.5, 0.7, 0.99, 0.999), "measured", {"S": np.ones((1, 4))}, checks)
+    assert found.misleads("S").tolist() == [[True, True, False, False]]
+    assert not found.misleads("another").any()

@@ -92,7 +92,7 @@ def made_up(measured, predicted, error=0.001) -> BatchSizes:
     draws = np.array([-1.0, 1.0]) * error
     series = [Samples((np.reshape(x, (1, 3, 1, 1)) + draws.reshape(2, 1, 1, 1)) / 100) for x in (measured, predicted)]
     resummed = {(i, 0): Samples((predicted[i] + draws[:, None]) / 100) for i in range(3)}
-    size = AtSize(32, 10, (1.0,), None, series[0], series[1], resummed, 0)
+    size = AtSize(32, 10, (1.0,), None, series[0].at((1, 0)), series[0], series[1], resummed, (), 0)
     return BatchSizes((0.8, 0.9, 0.95), (0.99,), (1, 0), ("gradient_1_norm",), LR, 100, (size,), 0)
 
 
@@ -126,7 +126,8 @@ def test_plain_numbers_and_picture(found):
     plain = json.loads(json.dumps(as_dict(found), allow_nan=False))
     assert [size["size"] for size in plain["sizes"]] == [4, "full"]
     size = plain["sizes"][0]
-    assert np.shape(size["maps"]["measured"]["gradient_1_norm"]["change"]) == (2, 2)
+    assert np.shape(size["maps"]["measured"]["gradient_1_norm"]["slope"]) == (2, 2)
+    assert size["checks"][0]["changes"].keys() == {"gradient_1_norm"}
     assert len(size["advice"]["gradient_1_norm"]) == 3
     assert size["noise_scale_interval"] is not None
     figure = picture([found, found])

@@ -140,7 +140,9 @@ def test_shadows_and_maps_are_the_literal_difference(make):
         for k, method in enumerate(others):
             changes = found.maps.values[:, k // 2, k % 2, 0]
             assert changes == pytest.approx(found.others[method.describe(omit=("lr",))].values[:, 0], rel=1e-8)
-        assert found.others[own.describe(omit=("lr",))].values == pytest.approx(found.live.values, rel=1e-6)
+        slopes = [[stop.audit.effects[0].slopes.measured] for stop in found.stops]
+        assert found.others[own.describe(omit=("lr",))].values == pytest.approx(np.array(slopes), rel=1e-6)
+        assert found.stops[-1].others[-1].change[0] == pytest.approx(found.live.values[-1, 0], rel=1e-6)
 
 
 def test_random_lags_are_the_exact_replay_in_the_mean():

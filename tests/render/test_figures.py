@@ -35,7 +35,7 @@ def test_bars_add_up_to_the_change():
     for k, effect in enumerate(run["stops"][0]["effects"]):
         (bars,) = charts(run)["tensors"][f"{k}/0"]["data"]
         assert len(bars["text"]) == 21
-        assert sum(bars["x"]) == pytest.approx(100 * sum(effect["layers"].values()))
+        assert sum(bars["x"]) == pytest.approx(100 * sum(effect["slopes"]["layers"].values()))
 
 
 def test_what_is_not_finite_is_left_out():

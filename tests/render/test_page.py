@@ -67,7 +67,7 @@ def hostile() -> dict[str, Any]:
             other["changes"] = {name + HOSTILE: changes for name, changes in other["changes"].items()}
         for effect in stop["effects"]:
             effect["measure"] += HOSTILE
-            effect["layers"] = {name + HOSTILE: change for name, change in effect["layers"].items()}
+            effect["slopes"]["layers"] = {name + HOSTILE: change for name, change in effect["slopes"]["layers"].items()}
         for found in stop["maps"]:
             found["measure"] += HOSTILE
     return run
@@ -81,7 +81,8 @@ def not_finite() -> dict[str, Any]:
         stop["loss"] = bad[k]
         for effect in stop["effects"]:
             effect |= {"first": bad[k], "random": bad[k], "value": bad[k], "update": bad[k]}
-            effect["layers"] = {name: bad[k] if k == 2 else change for name, change in effect["layers"].items()}
+            layers = effect["slopes"]["layers"].items()
+            effect["slopes"]["layers"] = {name: bad[k] if k == 2 else change for name, change in layers}
             if k == 2:
                 effect |= {"measured": math.nan, "resummed": math.nan}
         stop["validity"]["first"] = None
@@ -90,7 +91,8 @@ def not_finite() -> dict[str, Any]:
             rows, columns = len(found["change"]), len(found["change"][0])
             found["change"] = [[bad[k] if k == 2 or j == i else 0.1 * (i - j) for j in range(columns)] for i in range(rows)]
         for other in stop["others"]:
-            other["changes"] = {name: dict.fromkeys(changes, bad[k]) for name, changes in other["changes"].items()}
+            kinds = dict.fromkeys(("measured", "first", "resummed"), bad[k])
+            other["changes"] = {name: {"measured": bad[k], "slopes": kinds} for name in other["changes"]}
     return run
 
 
@@ -102,7 +104,9 @@ def nulls() -> dict[str, Any]:
 def many_tensors() -> dict[str, Any]:
     run = one_stop()
     for effect in run["stops"][0]["effects"]:
-        effect["layers"] = {f"transformer.blocks.{i}.attention.output.weight": math.sin(9 * i) / (i + 1) for i in range(200)}
+        effect["slopes"]["layers"] = {
+            f"transformer.blocks.{i}.attention.output.weight": math.sin(9 * i) / (i + 1) for i in range(200)
+        }
     return run
 
 

@@ -6,8 +6,8 @@ At one theta, for a live optimizer,
     first order   M[n] of Eq. 9 (https://arxiv.org/abs/2502.02132)
     resummed      the same drift through the optimizer itself (`corrections.expansion`)
 
-and for each measure S of the loss the relative change per step that each of them causes, -lr <grad S, effect> / S. Memory
-regularizes S if it lowers it, anti-regularizes if it raises it.
+and for each measure S of the loss the relative change that each of them causes in one step, as it happens and as a slope
+(`audits.effect`). Memory regularizes S if it lowers it, anti-regularizes if it raises it.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from memoryless.audits.effect import COSINE, ERROR, Effect, Validity, Vectors, agreement, effect_on, in_words
+from memoryless.audits.effect import COSINE, ERROR, STRAIGHT, Effect, Validity, Vectors, agreement, effects_of, in_words
 from memoryless.corrections.correction import batch_sequence
 from memoryless.corrections.expansion import Expansion, expansion
 from memoryless.errors import BadInput
@@ -28,7 +28,7 @@ from memoryless.loss.measures import MEASURES, Differentiable, Value, evaluate
 from memoryless.loss.point import Point
 from memoryless.methods import live_optimizer
 from memoryless.methods.method import AnyOptimizer
-from memoryless.render.numbers import label, percent, plain
+from memoryless.render.numbers import plain
 from memoryless.render.result import Result
 
 UNKNOWN_PAST = "several batches: the measured effect is memory's alone only if every past step used their mean gradient"
@@ -79,7 +79,7 @@ class Audit(Result):
     @property
     def verdict(self) -> str:
         """In words: what memory does to each measure, by how much, how it is known, and whether first order holds."""
-        return " ".join([*(_sentence(e) for e in self.effects), in_words(self.validity, self.measured is not None)])
+        return " ".join([*(e.sentence for e in self.effects), in_words(self.validity, self.measured is not None)])
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers and text, without the vectors."""
@@ -97,8 +97,8 @@ class Audit(Result):
                     ("resummed", self.resummed),
                 )
             },
-            "effects": [plain(e) | {"word": e.word} for e in self.effects],
-            "validity": plain(self.validity) | {"limits": {"cosine": COSINE, "error": ERROR}},
+            "effects": [plain(e) | {"word": e.word, "straight": e.straight, "sentence": e.sentence} for e in self.effects],
+            "validity": plain(self.validity) | {"limits": {"cosine": COSINE, "error": ERROR, "straight": STRAIGHT}},
             "verdict": self.verdict,
         }
         for name in ("first", "resummed"):
@@ -215,11 +215,12 @@ def inspect(
     vectors = Vectors(
         F.to(theta.dtype), delta, None if first is None else first.value, None if summed is None else summed.value
     )
-    effects = tuple(effect_on(value, lr, vectors, loss) for value in values)
+    effects = effects_of(values, lr, vectors, point)
     validity = Validity(
         found.outside if predict else None,
         agreement(vectors.first, delta),
         agreement(vectors.resummed, delta),
+        {effect.measure: effect.ratio for effect in effects},
         (*notes, *_notes(loss, live, step)),
     )
     return Audit(str(method), step, lr, point.value, vectors, effects, validity)
@@ -236,11 +237,3 @@ def _notes(loss: Loss, live: Tensor | None, step: int | None) -> tuple[str, ...]
     if loss.frozen:
         notes.append(f"frozen parameters left out: {', '.join(loss.frozen)}")
     return tuple(notes)
-
-
-def _sentence(effect: Effect) -> str:
-    name = label(effect.measure)
-    how = "measured" if effect.measured is not None else "predicted only"
-    if effect.word == "neutral":
-        return f"Neutral for the {name}: {percent(effect.best)} per step ({how}), no more than a random direction would do."
-    return f"Memory {effect.word} the {name}: {percent(effect.best)} per step ({how})."

@@ -3,10 +3,12 @@
 Where F does not depend on the betas, all pairs share g, w = lr H F and the slope of the measure. First order is linear in the
 age moments e_l, so the map is sum_l e_l <grad S, dphi/dm_l dg_l w>: one inner product per variable for the whole grid. The
 resummed and the measured (shadow) maps need phi at every pair (`audits.grid`).
+
+So a map shows slopes. Beside them stands what happens (`audits.effect`) at the method's own pair and at the corners.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -14,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from memoryless.audits.effect import Changes
 from memoryless.audits.grid import BETAS_1, BETAS_2, Grid, Memory, from_memory, pair_by_pair, share_update
 from memoryless.audits.shadow import Shadow
 from memoryless.corrections import history
@@ -32,20 +35,55 @@ Order = Literal["first", "resummed", "measured"]
 
 
 @dataclass(frozen=True)
+class Check:
+    """A pair of betas where the slopes stand beside what happens, for the measures that take no more than a gradient.
+
+    Attributes:
+        betas: the pair.
+        slopes: by measure, as in the map.
+        changes: by measure, (S(theta - lr (F + effect)) - S(theta - lr F)) / S(theta).
+    """
+
+    betas: tuple[float, float]
+    slopes: dict[str, float]
+    changes: dict[str, float]
+
+
+@dataclass(frozen=True)
 class BetaMap(Result):
-    """Relative change per step that memory would cause, over (beta_1, beta_2).
+    """Relative change per step that memory would cause, over (beta_1, beta_2), to first order in lr.
 
     Attributes:
         betas_1: first axis.
         betas_2: second axis.
-        order: "first", "resummed" or "measured".
-        changes: of each measure, -lr <grad S, effect> / S, shape (len(betas_1), len(betas_2)).
+        order: "first", "resummed" or "measured": of the effect.
+        changes: of each measure, the slope -lr <grad S, effect> / S, shape (len(betas_1), len(betas_2)).
+        checks: at the method's own pair and the corners; none where they were not asked for.
     """
 
     betas_1: tuple[float, ...]
     betas_2: tuple[float, ...]
     order: Order
     changes: dict[str, np.ndarray]
+    checks: tuple[Check, ...] = ()
+
+    def misleads(self, measure: str) -> np.ndarray:
+        """Where the slopes are not to be believed: the checked pair nearest by has a change of the other sign.
+
+        Args:
+            measure: one of `changes`.
+
+        Returns:
+            Booleans, shape (len(betas_1), len(betas_2)); near is meant on the axes -log(1 - beta) of a picture.
+        """
+        known = [check for check in self.checks if measure in check.changes]
+        if not known:
+            return np.zeros((len(self.betas_1), len(self.betas_2)), dtype=bool)
+        wrong = np.array([check.slopes[measure] * check.changes[measure] < 0 for check in known])
+        at = [np.log1p(-np.array(axis)) for axis in zip(*(check.betas for check in known), strict=True)]
+        rows, columns = (np.log1p(-np.array(axis)) for axis in (self.betas_1, self.betas_2))
+        far = (rows[:, None, None] - at[0]) ** 2 + (columns[None, :, None] - at[1]) ** 2
+        return wrong[far.argmin(axis=-1)]
 
     @property
     def change(self) -> np.ndarray:
@@ -60,7 +98,8 @@ class BetaMap(Result):
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers and text."""
-        return plain({"betas_1": self.betas_1, "betas_2": self.betas_2, "order": self.order, "changes": self.changes})
+        axes = {"betas_1": self.betas_1, "betas_2": self.betas_2}
+        return plain(axes | {"order": self.order, "changes": self.changes, "checks": self.checks})
 
 
 def beta_map(
@@ -73,6 +112,7 @@ def beta_map(
     step: int | None = None,
     order: Literal["first", "resummed"] = "resummed",
     measures: Sequence[str | Differentiable] = ("gradient_1_norm",),
+    check: bool = True,
 ) -> BetaMap:
     """Predict what memory does to some measures at theta, for every pair of betas.
 
@@ -85,6 +125,7 @@ def beta_map(
         step: n, or None for the steady state.
         order: "first" or "resummed"; a measured map needs a run, see `audit_run`.
         measures: names or functions, as for `audit`.
+        check: whether to say what happens at the method's own pair and the corners; ten values of a measure at most.
 
     Returns:
         The map; `.change` where there is one measure.
@@ -103,8 +144,54 @@ def beta_map(
         raise BadInput(f"order must be 'first' or 'resummed', got {order!r}; measured maps come from audit_run")
     grid = _grid(method, tuple(betas_1), tuple(betas_2))
     point = Point(loss, theta)
-    (found,) = predicted_maps(grid, point, step, evaluate(measures, point), orders=(order,))
-    return found
+    values = evaluate(measures, point)
+    (found,) = predicted_maps(grid, point, step, values, orders=(order,))
+    return checked(found, grid, values, point, lambda each: predicted_effect(each, point, step, order)) if check else found
+
+
+def predicted_effect(method: AnyOptimizer, point: Point, step: int | None, order: Order) -> tuple[Tensor, Tensor]:
+    """F and the predicted effect of memory, each of shape (d,).
+
+    Args:
+        method: to expand.
+        point: of the loss.
+        step: n, or None for the steady state.
+        order: "first" or "resummed".
+    """
+    found = expansion(method, point, step)
+    return found.F, (found.first() if order == "first" else found.resummed()).value
+
+
+def checked(
+    found: BetaMap,
+    grid: Grid,
+    values: Sequence[Value],
+    point: Point,
+    effect: Callable[[AnyOptimizer], tuple[Tensor, Tensor]],
+) -> BetaMap:
+    """The map with what happens in one step at the method's own pair and the corners, of measures that need no product.
+
+    Args:
+        found: without checks.
+        grid: the pairs.
+        values: the measures at the point.
+        point: of the loss.
+        effect: method -> F and the effect that the map is of; asked of `grid.method` and of its cells.
+    """
+    quick = [value for value in values if not value.products]
+    if not quick:
+        return found
+    changes = Changes(quick, point, grid.method.lr)
+    ends = {(i, j): grid.cell(i, j) for i in (0, grid.shape[0] - 1) for j in (0, grid.shape[1] - 1)}
+    pairs = {(grid.betas_1[i], grid.betas_2[j]): method for (i, j), method in ends.items()}
+    own = grid.method.parts[0].method.hyper["betas"]
+    checks = []
+    for betas, method in ({own: grid.method} | {betas: method for betas, method in pairs.items() if betas != own}).items():
+        F, E = effect(method)
+        slopes = {value.name: value.slope(E, grid.method.lr) for value in quick}
+        happens = dict(zip((value.name for value in quick), changes(F, E), strict=True))
+        checks.append(Check(betas, slopes, happens))
+    return replace(found, checks=tuple(checks))
 
 
 @lru_cache(maxsize=8)

@@ -1,32 +1,73 @@
-"""What an effect does to the measures, how far it can be trusted, and both in words."""
+"""What an effect does to the measures, how far it can be trusted, and both in words.
 
+An effect E is part of an update, theta_next = theta - lr (F + E). What it does to a measure S in one step is
+
+    change = (S(theta - lr (F + E)) - S(theta - lr F)) / S(theta)        two values of S
+    slope  = -lr <grad S(theta), E> / S(theta)
+
+The change is what happens. The slope is its first order in lr: it adds up over layers and gives whole maps by matrix products,
+and is of no use where the step is long on S's own scale, which the ratio of the two tells.
+"""
+
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from memoryless.errors import NotFinite
 from memoryless.flat import norm, total
-from memoryless.loss.loss import Loss
 from memoryless.loss.measures import Value
+from memoryless.loss.point import Point
+from memoryless.render.numbers import label, percent
 
 COSINE, ERROR = 0.9, 0.5
 """A prediction holds where its cosine to the measured effect and its relative error are at least and at most these."""
 
+STRAIGHT = 0.5, 2.0
+"""A step is short enough for slopes where change / slope lies between these."""
+
+
+@dataclass(frozen=True)
+class Slopes:
+    """What memory does to one measure S to first order in lr, -lr <grad S, effect> / S.
+
+    Attributes:
+        measured: of Delta; None without a live optimizer.
+        first: of the first-order prediction; None where it was not made.
+        resummed: of the resummed prediction; None where it was not made.
+        update: of F, the update without memory.
+        layers: each parameter tensor's part of `measured` (of `resummed` without a live optimizer).
+    """
+
+    measured: float | None
+    first: float | None
+    resummed: float | None
+    update: float
+    layers: dict[str, float]
+
+    @property
+    def best(self) -> float:
+        """Of the measured effect, or of the resummed one where nothing is measured."""
+        return _best(self.measured, self.resummed)
+
 
 @dataclass(frozen=True)
 class Effect:
-    """What memory does to one measure S, relative to S, per step.
+    """What memory does to one measure S in one step, relative to S.
 
     Attributes:
         measure: name of S.
         value: S(theta).
-        measured: -lr <grad S, Delta> / S; None without a live optimizer.
+        measured: (S(theta - lr (F + Delta)) - S(theta - lr F)) / S(theta); None without a live optimizer; infinite where S is
+            not finite there.
         first: the same for the first-order prediction; None where it was not made.
         resummed: the same for the resummed prediction; None where it was not made.
-        update: the same for F, what the update does without memory.
+        update: what the update does without memory, (S(theta - lr F) - S(theta)) / S(theta).
         random: what a random direction as long as the effect E would do at two standard deviations,
-            min(2 / sqrt(d), 1/2) lr |grad S| |E| / S; a change below it is called neutral.
-        layers: contribution of each parameter tensor to `measured` (to `resummed` without a live optimizer).
+            min(2 / sqrt(d), 1/2) lr |grad S| |E| / S, or what rounding does where that is more; a smaller change is neutral.
+        slopes: of the same effects.
     """
 
     measure: str
@@ -36,14 +77,12 @@ class Effect:
     resummed: float | None
     update: float
     random: float
-    layers: dict[str, float]
+    slopes: Slopes
 
     @property
     def best(self) -> float:
         """The measured change, or the resummed one where nothing is measured."""
-        found = self.resummed if self.measured is None else self.measured
-        assert found is not None
-        return found
+        return _best(self.measured, self.resummed)
 
     @property
     def word(self) -> str:
@@ -51,6 +90,36 @@ class Effect:
         if abs(self.best) <= self.random:
             return "neutral"
         return "regularizes" if self.best < 0 else "anti-regularizes"
+
+    @property
+    def ratio(self) -> float | None:
+        """Change / slope; None where the slope is zero or the change not known to be finite."""
+        return self.best / self.slopes.best if self.slopes.best and math.isfinite(self.best) else None
+
+    @property
+    def straight(self) -> bool:
+        """Whether the step is short enough for slopes: the ratio within `STRAIGHT`, or both no more than chance."""
+        if max(abs(self.best), abs(self.slopes.best)) <= self.random:
+            return True
+        return self.ratio is not None and STRAIGHT[0] <= self.ratio <= STRAIGHT[1]
+
+    @property
+    def sentence(self) -> str:
+        """What memory does to the measure, by how much, how that is known, and whether a slope would have told it."""
+        name, how = label(self.measure), "predicted only" if self.measured is None else "measured"
+        if self.word == "neutral":
+            said = f"Neutral for the {name}: {percent(self.best)} per step ({how}), no more than chance"
+        else:
+            said = f"Memory {self.word} the {name}: {percent(self.best)} per step ({how})"
+        if self.straight:
+            return f"{said}."
+        return f"{said}; one step is too long here for slopes, which say {percent(self.slopes.best)}."
+
+
+def _best(measured: float | None, resummed: float | None) -> float:
+    found = resummed if measured is None else measured
+    assert found is not None
+    return found
 
 
 @dataclass(frozen=True)
@@ -74,12 +143,14 @@ class Validity:
         outside: share of the coordinates outside the first-order expansion's radius; None where nothing was predicted.
         first: agreement of the first-order prediction; None without a measured effect, or where it is zero.
         resummed: agreement of the resummed prediction, likewise.
+        straight: of each measure, change / slope of memory's effect (`Effect.ratio`): how far slopes can be trusted.
         notes: what else a reader must know.
     """
 
     outside: float | None
     first: Agreement | None
     resummed: Agreement | None
+    straight: dict[str, float | None]
     notes: tuple[str, ...]
 
 
@@ -100,35 +171,130 @@ class Vectors:
     resummed: Tensor | None
 
 
-def effect_on(value: Value, lr: float, vectors: Vectors, loss: Loss) -> Effect:
-    """What each of the vectors does to one measure.
+class Changes:
+    """What effects do to the measures in one step from one theta, by values of the measures where the step ends.
 
     Args:
-        value: the measure at theta.
+        values: the measures at theta.
+        point: of the loss, at theta.
         lr: step size.
-        vectors: at theta; something measured or resummed among them.
-        loss: names the parameter tensors.
+
+    Example:
+        >>> import memoryless as ml
+        >>> from memoryless.loss.measures import evaluate
+        >>> point = Point(ml.Loss.of(lambda theta: (theta**2).sum() / 2, torch.tensor([3.0, -4.0])))
+        >>> changes = Changes(evaluate(["gradient_norm_squared"], point), point, lr=0.1)
+        >>> changes(torch.tensor([3.0, -4.0]), torch.tensor([57.0, -76.0]))  # far across the minimum: slope -3.8
+        [0.19]
     """
 
-    def change(vector: Tensor | None) -> float | None:
-        return None if vector is None else value.change(vector, lr)
+    def __init__(self, values: Sequence[Value], point: Point, lr: float):
+        self.values, self.point, self.lr = values, point, lr
+        self._base: tuple[Tensor, list[float]] | None = None
 
+    def __call__(self, F: Tensor, effect: Tensor | None) -> list[float]:
+        """(S(theta - lr (F + effect)) - S(theta - lr F)) / S(theta) of each measure; 0 where S(theta) is.
+
+        Args:
+            F: the update without the effect, shape (d,).
+            effect: shape (d,); None is no effect.
+
+        Returns:
+            One number per measure, infinite where S is not finite.
+        """
+        if effect is None:
+            return [0.0] * len(self.values)
+        return self._relative(self._at(F + effect), self.without(F))
+
+    def update(self, F: Tensor) -> list[float]:
+        """(S(theta - lr F) - S(theta)) / S(theta) of each measure.
+
+        Args:
+            F: shape (d,).
+        """
+        return self._relative(self.without(F), [value.value for value in self.values])
+
+    def without(self, F: Tensor) -> list[float]:
+        """S(theta - lr F) of each measure, found once for effects in a row whose F agree to rounding.
+
+        Args:
+            F: shape (d,).
+        """
+        same = 100 * torch.finfo(F.dtype).eps * norm(F)
+        if self._base is None or norm(F - self._base[0]) > same:
+            self._base = F, self._at(F)
+        return self._base[1]
+
+    def _at(self, update: Tensor) -> list[float]:
+        there = Point(self.point.loss, self.point.theta - self.lr * update, products=0)
+        try:
+            return [value.at(there) for value in self.values]
+        except NotFinite:
+            return [math.inf] * len(self.values)
+
+    def _relative(self, there: list[float], here: list[float]) -> list[float]:
+        return [  # an infinite S less an infinite S is not a number
+            0.0 if not value.value else (a - b) / value.value if math.isfinite(a - b) else math.inf
+            for a, b, value in zip(there, here, self.values, strict=True)
+        ]
+
+
+def effects_of(values: Sequence[Value], lr: float, vectors: Vectors, point: Point) -> tuple[Effect, ...]:
+    """What each of the vectors does to each measure.
+
+    Args:
+        values: the measures at theta.
+        lr: step size.
+        vectors: at theta; something measured or resummed among them.
+        point: of the loss, at theta.
+    """
     best = vectors.resummed if vectors.measured is None else vectors.measured
     assert best is not None
-    share = min(2 / best.numel() ** 0.5, 0.5)
-    random = share * lr * float(norm(value.gradient) * norm(best)) / (abs(value.value) or 1)
-    product = value.gradient * best * (-lr / (value.value or 1))
-    layers = {name: float(total(product[part])) for name, part in loss.slices.items()}
-    return Effect(
-        value.name,
-        value.value,
-        change(vectors.measured),
-        change(vectors.first),
-        change(vectors.resummed),
-        value.change(vectors.F, lr),
-        random,
-        layers,
+    changes = Changes(values, point, lr)
+
+    def of(vector: Tensor | None) -> list[float] | list[None]:
+        return [None] * len(values) if vector is None else changes(vectors.F, vector)
+
+    def slope(value: Value, vector: Tensor | None) -> float | None:
+        return None if vector is None else value.slope(vector, lr)
+
+    def layers(value: Value) -> dict[str, float]:
+        product = value.gradient * best * (-lr / (value.value or 1))
+        return {name: float(total(product[part])) for name, part in point.loss.slices.items()}
+
+    measured, first, resummed = of(vectors.measured), of(vectors.first), of(vectors.resummed)
+    update = changes.update(vectors.F)
+    return tuple(
+        Effect(
+            measure=value.name,
+            value=value.value,
+            measured=measured[k],
+            first=first[k],
+            resummed=resummed[k],
+            update=update[k],
+            random=max(_chance(value, lr, best), _rounding(value, point)),
+            slopes=Slopes(
+                measured=slope(value, vectors.measured),
+                first=slope(value, vectors.first),
+                resummed=slope(value, vectors.resummed),
+                update=value.slope(vectors.F, lr),
+                layers=layers(value),
+            ),
+        )
+        for k, value in enumerate(values)
     )
+
+
+def _chance(value: Value, lr: float, effect: Tensor) -> float:
+    """The slope along a random direction as long as the effect, at two standard deviations."""
+    share = min(2 / effect.numel() ** 0.5, 0.5)
+    return share * lr * float(norm(value.gradient) * norm(effect)) / (abs(value.value) or 1)
+
+
+def _rounding(value: Value, point: Point) -> float:
+    """What rounding theta and the sums in S to their digits leaves of a difference of two values, relative to S."""
+    eps = torch.finfo(point.theta.dtype).eps
+    return 4 * eps * (1 + float(norm(value.gradient * point.theta)) / (abs(value.value) or 1))
 
 
 def agreement(prediction: Tensor | None, delta: Tensor | None) -> Agreement | None:

@@ -1,7 +1,11 @@
-"""At my batch size, which betas? The answer in words, with its uncertainty."""
+"""At my batch size, which betas? The answer in words, with its uncertainty.
+
+What memory does at the own betas is what happens; differences between betas are of slopes.
+"""
 
 import math
 
+from memoryless.audits.effect import STRAIGHT
 from memoryless.corrections.expected.estimate import Samples
 from memoryless.live.batch_sizes import AtSize, BatchSizes, beside
 from memoryless.render.numbers import label
@@ -15,11 +19,15 @@ def advice(found: BatchSizes, size: AtSize, k: int) -> list[str]:
         size: one of them.
         k: which measure.
     """
-    own = size.measured.at((*found.own, k))
+    own = size.change.at((k,))
     name, word = label(found.measures[k]), said(own)
     at = f"betas ({found.betas_1[found.own[0]]:g}, {found.betas_2[found.own[1]]:g})"
     effect = f"no effect on the {name} beyond the uncertainty" if word == "neutral" else f"memory {word} the {name}"
-    return [f"At {at} {effect}: {with_error(own)} per step.", *(_moves(found, size, k, axis) for axis in (0, 1))]
+    slope = size.measured.at((*found.own, k))
+    told = f"At {at} {effect}: {with_error(own)} per step."
+    if "neutral" not in (word, said(slope)) and not STRAIGHT[0] <= float(slope.mean / own.mean) ** -1 <= STRAIGHT[1]:
+        told += f" One step is too long here for slopes, which say {with_error(slope)}."
+    return [told, *(_moves(found, size, k, axis) for axis in (0, 1))]
 
 
 def _moves(found: BatchSizes, size: AtSize, k: int, axis: int) -> str:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch.optim import Optimizer
 
-from memoryless.audits.beta_map import predicted_maps
+from memoryless.audits.beta_map import Check, predicted_maps
 from memoryless.audits.grid import Grid
 from memoryless.corrections.expansion import expansion
 from memoryless.corrections.expected.estimate import Samples
@@ -32,6 +32,7 @@ from memoryless.loss.point import Point
 from memoryless.methods import live_optimizer
 from memoryless.methods.method import AnyOptimizer
 from memoryless.progress import OnStep, silent
+from memoryless.render.numbers import plain
 from memoryless.render.result import Result
 
 BETAS_1 = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99)
@@ -46,16 +47,18 @@ PRODUCTS = 2000
 
 @dataclass(frozen=True)
 class AtSize:
-    """Maps at one batch size; changes are relative to S, per step.
+    """Maps at one batch size, slopes relative to S per step, and what happens at some pairs.
 
     Attributes:
         size: samples in a batch; None is the full batch.
         batches: how many.
         values: S of each measure where the run ended.
         noise: of the gradient there; None at full batch.
-        measured: over (betas_1, betas_2, measures).
+        change: what memory does in one step at the optimizer's own pair (`Effect.measured`), over (measures,).
+        measured: slopes over (betas_1, betas_2, measures).
         predicted: likewise, to first order.
-        resummed: at the optimizer's own pair and those beside it on the grid, each over (measures,).
+        resummed: likewise, at the optimizer's own pair and those beside it on the grid, each over (measures,).
+        checks: what happens beside the slope at the run's last audited step, at its own pair and the corners.
         products: Hessian-vector products spent on both predictions.
     """
 
@@ -63,9 +66,11 @@ class AtSize:
     batches: int
     values: tuple[float, ...]
     noise: GradientNoise | None
+    change: Samples
     measured: Samples
     predicted: Samples
     resummed: dict[tuple[int, int], Samples]
+    checks: tuple[Check, ...]
     products: int
 
 
@@ -113,17 +118,22 @@ class BatchSizes(Result):
                     if each.noise is None or each.noise.interval is None
                     else [_finite(x) for x in each.noise.interval],
                     "products": each.products,
+                    "change": {
+                        name: {"change": float(mean), "standard_error": float(error)}
+                        for name, mean, error in zip(self.measures, each.change.mean, each.change.standard_error, strict=True)
+                    },
+                    "checks": plain(each.checks),
                     "resummed": [
                         {
                             "betas": (self.betas_1[i], self.betas_2[j]),
-                            "change": dict(zip(self.measures, one.mean.tolist(), strict=True)),
+                            "slope": dict(zip(self.measures, one.mean.tolist(), strict=True)),
                             "standard_error": dict(zip(self.measures, one.standard_error.tolist(), strict=True)),
                         }
                         for (i, j), one in each.resummed.items()
                     ],
                     "maps": {
                         kind: {
-                            name: {"change": maps.mean[..., k].tolist(), "standard_error": maps.standard_error[..., k].tolist()}
+                            name: {"slope": maps.mean[..., k].tolist(), "standard_error": maps.standard_error[..., k].tolist()}
                             for k, name in enumerate(self.measures)
                         }
                         for kind, maps in (("measured", each.measured), ("predicted", each.predicted))
@@ -207,7 +217,7 @@ def _at_size(size: int | None, optimizer: Optimizer, loss: Loss, setting: Settin
     # The last quarter, which ends where the prediction is made.
     stops = sorted({int(s) for s in np.linspace(0.75 * steps, steps - 1, STOPS)})
     order = random_order(len(loss), steps, np.random.default_rng((seed, size or 0)))
-    measured = audit_run(
+    run = audit_run(
         optimizer,
         loss,
         order,
@@ -216,8 +226,8 @@ def _at_size(size: int | None, optimizer: Optimizer, loss: Loss, setting: Settin
         compare=(),
         betas=setting.axes,
         on_step=lambda done, total: share(0.4 * done / total),
-    ).maps
-    assert measured is not None
+    )
+    assert run.maps is not None
     point = Point(loss)
     values = evaluate(setting.measures, point)
     step = round(np.mean(stops))
@@ -227,7 +237,8 @@ def _at_size(size: int | None, optimizer: Optimizer, loss: Loss, setting: Settin
     resummed, more = _resummed({pair: grid.cell(*pair) for pair in pairs}, point, values, step, seed)
     noise = gradient_noise(loss) if size else None
     at = tuple(value.value for value in values)
-    return AtSize(size, len(loss), at, noise, measured, predicted, resummed, spent + more)
+    (last,) = run.stops[-1].maps
+    return AtSize(size, len(loss), at, noise, run.live, run.maps, predicted, resummed, last.checks, spent + more)
 
 
 def _predicted(
@@ -278,7 +289,7 @@ def _resummed(
         if len(loss) == 1:
             each = expansion(method, point, step)
             M = each.resummed().value
-            changes = np.array([[value.change(M, method.lr) for value in values]])
+            changes = np.array([[value.slope(M, method.lr) for value in values]])
             found[pair], spent = Samples(changes, "exact"), spent + each.products
         else:
             drawn = sampled(method, point, values, step, Plan(orders, seed, "resummed"))

@@ -6,7 +6,7 @@ for the live optimizer, and for others by shadow memories of the same stream of 
 F[n] is that of the same batches replayed at the present theta (`live.lags`), which tells memory from noise.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -16,13 +16,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from memoryless.audits.audit import UNKNOWN_PAST, Audit, inspect
-from memoryless.audits.beta_map import BetaMap, measured_map, predicted_maps
-from memoryless.audits.effect import Validity, Vectors, effect_on
+from memoryless.audits.beta_map import BetaMap, Order, checked, measured_map, predicted_effect, predicted_maps
+from memoryless.audits.effect import Changes, Validity, Vectors, effects_of
 from memoryless.audits.grid import BETAS_1, BETAS_2, Grid, inner_products, update_of
 from memoryless.audits.shadow import Shadow
+from memoryless.corrections import history, sequences
 from memoryless.corrections.expansion import expansion
 from memoryless.corrections.expected.estimate import Samples
-from memoryless.corrections.sequences import Order
 from memoryless.errors import BadInput, Diverged
 from memoryless.flat import norm
 from memoryless.live import lags as replayed
@@ -42,19 +42,22 @@ REPLAYED = "measured against the same batches, replayed at the present theta"
 
 @dataclass(frozen=True)
 class Other:
-    """Another method's memory at a stop of the live run; changes per step relative to S, in the order of the measures.
+    """Another method's memory at a stop of the live run; per step relative to S, in the order of the measures.
 
     Attributes:
         method: as text, its lr left out where it is the live one.
         same_update: whether its F is the live one, so that the live path is its own to first order in lr.
-        measured: by its shadow.
-        first: predicted; None along mini-batches.
-        resummed: predicted; None along mini-batches.
+        change: what its memory, measured by its shadow, does in one step (`Effect.measured`); None for a measure that takes
+            Hessian-vector products, too many of which it would be.
+        measured: slope of the same.
+        first: slope of the prediction; None along mini-batches.
+        resummed: slope of the prediction; None along mini-batches.
         outside: share of the coordinates outside the radius; None along mini-batches.
     """
 
     method: str
     same_update: bool
+    change: tuple[float | None, ...]
     measured: tuple[float, ...]
     first: tuple[float, ...] | None
     resummed: tuple[float, ...] | None
@@ -74,14 +77,27 @@ class Stop(Result):
         names = [effect.measure for effect in self.audit.effects]
 
         def changes(other: Other) -> dict[str, Any]:
-            found = {kind: getattr(other, kind) for kind in ("measured", "first", "resummed")}
-            return {name: {kind: each and each[k] for kind, each in found.items()} for k, name in enumerate(names)}
+            slopes = {kind: getattr(other, kind) for kind in ("measured", "first", "resummed")}
+            return {
+                name: {"measured": other.change[k], "slopes": {kind: each and each[k] for kind, each in slopes.items()}}
+                for k, name in enumerate(names)
+            }
 
         others = [
             {"method": o.method, "same_update": o.same_update, "outside": o.outside, "changes": changes(o)} for o in self.others
         ]
         maps = [
-            {"kind": m.order, "measure": name, "change": change.tolist()}
+            {
+                "kind": m.order,
+                "measure": name,
+                "change": change.tolist(),
+                "misleads": m.misleads(name).tolist(),
+                "checks": [
+                    {"betas": c.betas, "slope": c.slopes[name], "change": c.changes[name]}
+                    for c in m.checks
+                    if name in c.changes
+                ],
+            }
             for m in self.maps
             for name, change in m.changes.items()
         ]
@@ -115,14 +131,14 @@ class Run(Result):
 
     @property
     def others(self) -> dict[str, Samples]:
-        """The same of the other methods, by their text."""
+        """Slopes of the measured effect of the other methods, by their text."""
         names = [other.method for other in self.stops[0].others]
         rows = {name: np.array([stop.others[j].measured for stop in self.stops]) for j, name in enumerate(names)}
         return {name: Samples(values, "series") for name, values in rows.items()}
 
     @property
     def maps(self) -> Samples | None:
-        """The measured maps, shape (stops, betas_1, betas_2, measures); None without a grid."""
+        """The measured maps (slopes), shape (stops, betas_1, betas_2, measures); None without a grid."""
         found = [[m for m in stop.maps if m.order == "measured"] for stop in self.stops]
         if not all(found):
             return None
@@ -189,7 +205,7 @@ def rivals(method: AnyOptimizer) -> list[Method]:
 def audit_run(
     optimizer: Optimizer,
     loss: Loss,
-    steps: int | Sequence[int] | Order = 1000,
+    steps: int | Sequence[int] | sequences.Order = 1000,
     *,
     stops: Sequence[int] | None = None,
     measures: Sequence[str | Differentiable] = tuple(MEASURES),
@@ -322,18 +338,36 @@ class FullBatch:
         if grid is not None:
             maps = [measured_map(grid, self.shadow, point.gradient, sight.theta, values)]
             maps += predicted_maps(grid, point, self.shadow.n, values)
+            maps = [checked(each, grid, values, point, self._effects(each.order, audit, point)) for each in maps]
         return Stop(audit, compared, tuple(maps))
+
+    def _effects(self, order: Order, audit: Audit, point: Point) -> Callable[[AnyOptimizer], tuple[Tensor, Tensor]]:
+        """Method -> F and its memory's effect of one kind, those of the live one from its audit."""
+
+        def effect(method: AnyOptimizer) -> tuple[Tensor, Tensor]:
+            if method is self.watched.method:
+                return audit.F, getattr(audit, order)
+            if order != "measured":
+                return predicted_effect(method, point, self.shadow.n, order)
+            F = history.frozen(method, point.gradient, point.theta, self.shadow.n)
+            return F, self.shadow.effect(method, point.gradient, point.theta)
+
+        return effect
 
     def _other(self, method: AnyOptimizer, live: Audit, point: Point, values: Sequence[Value]) -> Other:
         found = expansion(method, point, self.shadow.n)
-        effects = (
-            self.shadow.effect(method, point.gradient, point.theta),
-            found.first().value,
-            found.resummed().value,
-        )
-        measured, first, summed = (tuple(v.change(effect, method.lr) for v in values) for effect in effects)
+        effect = self.shadow.effect(method, point.gradient, point.theta)
+        kinds = (effect, found.first().value, found.resummed().value)
+        measured, first, summed = (tuple(v.slope(each, method.lr) for v in values) for each in kinds)
         same = bool(norm(found.F - live.F) <= 1e-3 * norm(live.F))
-        return Other(self.watched.name(method), same, measured, first, summed, found.outside)
+        change = _changes(values, point, method.lr, found.F, effect)
+        return Other(self.watched.name(method), same, change, measured, first, summed, found.outside)
+
+
+def _changes(values: Sequence[Value], point: Point, lr: float, F: Tensor, effect: Tensor) -> tuple[float | None, ...]:
+    """What an effect does to the measures that need no product; None for the others."""
+    found = iter(Changes([value for value in values if not value.products], point, lr)(F, effect))
+    return tuple(None if value.products else next(found) for value in values)
 
 
 class MiniBatches:
@@ -350,7 +384,7 @@ class MiniBatches:
         BadInput: an argument is out of range, batches cannot be replayed, or the optimizer has steps behind it.
     """
 
-    def __init__(self, watched: Watched, order: Order, stops: Sequence[int], lags: int | None, seed: int):
+    def __init__(self, watched: Watched, order: sequences.Order, stops: Sequence[int], lags: int | None, seed: int):
         loss = watched.loss
         if lags is not None and lags < 1:
             raise BadInput(f"lags must be at least 1, or None for all, got {lags}")
@@ -359,7 +393,7 @@ class MiniBatches:
         if any(watched.optimizer.state.values()):
             raise BadInput("the optimizer has steps behind it whose batches are not known; start it anew")
         loss.batches.require_replayable()
-        self.watched, self.order, self.gradients = watched, order, 0
+        self.watched, self.order, self.last, self.gradients = watched, order, stops[-1], 0
         live = [watched.method] if watched.method.parts else []
         self.shadow = Shadow([*live, *watched.shadowed], loss.theta)
         self.past = None if lags is None else replayed.RandomLags(self.shadow.variables, order, stops, lags, seed)
@@ -388,21 +422,30 @@ class MiniBatches:
         F = update_of(method, theta, frozen) if method.parts else expansion(method, point, sight.taken, order.tolist()).F
         live = live_optimizer.next_update(optimizer, loss.layout, sight.gradient).to(theta.dtype)
         vectors = Vectors(F, live - F, None, None)
-        effects = tuple(effect_on(value, method.lr, vectors, loss) for value in values)
-        audit = Audit(
-            str(method), sight.taken, method.lr, point.value, vectors, effects, Validity(None, None, None, (REPLAYED,))
-        )
+        effects = effects_of(values, method.lr, vectors, point)
+        validity = Validity(None, None, None, {effect.measure: effect.ratio for effect in effects}, (REPLAYED,))
+        audit = Audit(str(method), sight.taken, method.lr, point.value, vectors, effects, validity)
         compared = []
         for other in others:
             there = update_of(other, theta, frozen)
             effect = update_of(other, theta, actual) - there
             same = bool(norm(there - F) <= 1e-3 * norm(F))
-            changes = tuple(value.change(effect, other.lr) for value in values)
-            compared.append(Other(self.watched.name(other), same, changes, None, None, None))
+            slopes = tuple(value.slope(effect, other.lr) for value in values)
+            change = _changes(values, point, other.lr, there, effect)
+            compared.append(Other(self.watched.name(other), same, change, slopes, None, None, None))
         maps = ()
         if grid is not None:
             slopes = torch.stack([value.gradient for value in values])
             gap = inner_products(grid, slopes, theta, actual) - inner_products(grid, slopes, theta, frozen)
             changes = {value.name: -method.lr * gap[..., k] / value.value for k, value in enumerate(values)}
-            maps = (BetaMap(grid.betas_1, grid.betas_2, "measured", changes),)
+            found = BetaMap(grid.betas_1, grid.betas_2, "measured", changes)
+
+            def effect_of(each: AnyOptimizer) -> tuple[Tensor, Tensor]:
+                if each is method:
+                    return F, live - F
+                there = update_of(each, theta, frozen)
+                return there, update_of(each, theta, actual) - there
+
+            # Once a run: a value of a measure costs as much as replaying every batch.
+            maps = (checked(found, grid, values, point, effect_of) if sight.taken == self.last else found,)
         return Stop(audit, tuple(compared), maps)

@@ -1,7 +1,7 @@
-"""What memory acts on: measures S(theta) of the loss, each with its gradient.
+"""What memory acts on: measures S(theta) of the loss, each with its gradient, and with its value at other points.
 
-The change that an effect E (an update, theta_next = theta - lr E) makes to S in one step is -lr <grad S, E>, to first order
-in lr.
+The change that an effect E (an update, theta_next = theta - lr E) makes to S in one step is -lr <grad S, E> to first order in
+lr, the slope; what happens is a difference of two values.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,6 +18,8 @@ from memoryless.flat import dot, norm, total
 from memoryless.loss.point import Point
 
 Differentiable = Callable[[Tensor], Tensor]
+At = Callable[[Point], float]
+"""S at a point."""
 
 
 @dataclass(frozen=True)
@@ -28,14 +30,18 @@ class Value:
         name: of the measure.
         value: S(theta).
         gradient: grad S(theta), shape (d,).
+        at: S at another point.
+        products: whether S takes Hessian-vector products; the others take one gradient.
     """
 
     name: str
     value: float
     gradient: Tensor
+    at: At
+    products: bool = False
 
-    def change(self, effect: Tensor, lr: float) -> float:
-        """The change that an effect makes to S in one step, relative to S: -lr <grad S, effect> / S; 0 where S is.
+    def slope(self, effect: Tensor, lr: float) -> float:
+        """How an effect changes S per step to first order in lr, relative to S: -lr <grad S, effect> / S; 0 where S is.
 
         Args:
             effect: shape (d,), in the units of an update.
@@ -44,17 +50,25 @@ class Value:
         return -lr * float(dot(self.gradient, effect)) / self.value if self.value else 0.0
 
 
-def gradient_1_norm(point: Point) -> tuple[Tensor, Tensor]:
+def gradient_1_norm(point: Point) -> Value:
     """|grad L|_1, what sign-like optimizers descend along; its gradient is H sign(g)."""
-    return total(point.gradient.abs()), point.curvature(point.gradient.sign())
+
+    def at(there: Point) -> float:
+        return float(total(there.gradient.abs()))
+
+    return Value("gradient_1_norm", at(point), point.curvature(point.gradient.sign()), at)
 
 
-def gradient_norm_squared(point: Point) -> tuple[Tensor, Tensor]:
+def gradient_norm_squared(point: Point) -> Value:
     """|grad L|^2, the flatness penalty of gradient descent; its gradient is 2 H g."""
-    return total(point.gradient.square()), 2 * point.curvature(point.gradient)
+
+    def at(there: Point) -> float:
+        return float(total(there.gradient.square()))
+
+    return Value("gradient_norm_squared", at(point), 2 * point.curvature(point.gradient), at)
 
 
-def sharpness(point: Point) -> tuple[Tensor, Tensor]:
+def sharpness(point: Point) -> Value:
     """The largest eigenvalue of H, by Lanczos (ARPACK); its gradient is the third derivative D^3 L[v, v, .].
 
     v is the unit eigenvector. By symmetry D^3 L[v, v, .] is the derivative of H(theta + e v) v along e, here a central
@@ -62,24 +76,43 @@ def sharpness(point: Point) -> tuple[Tensor, Tensor]:
     float64, 1e-2 in float32.
     """
     loss, theta = point.loss, point.theta
+    noise = np.random.default_rng(0).standard_normal(theta.numel())
+    value, v = _largest(point, noise)
+
+    def at(there: Point) -> float:
+        # From v, nearly the eigenvector there; the noise finds another one that has overtaken it. An eigenvalue's error is
+        # quadratic in its vector's, so that a small basis and a wider tolerance do.
+        start = v.double().cpu().numpy() + 0.1 * noise / np.linalg.norm(noise)
+        return _largest(there, start, basis=6, wider=10)[0]
+
+    step = float(torch.finfo(theta.dtype).eps ** (1 / 3) * (1 + norm(theta)))
+    difference = loss.curvature(theta + step * v, v) - loss.curvature(theta - step * v, v)
+    return Value("sharpness", value, difference / (2 * step), at, products=True)
+
+
+def _largest(point: Point, start: np.ndarray, basis: int | None = None, wider: float = 1) -> tuple[float, Tensor]:
+    """The largest eigenvalue of H and its unit vector, shape (d,).
+
+    Args:
+        point: of the loss.
+        start: a vector with a share of it, shape (d,).
+        basis: vectors that ARPACK keeps; default its own, 20.
+        wider: by how much its tolerance, 1e-7 in float64 and 1e-3 in float32, is multiplied.
+    """
+    theta, d = point.theta, point.theta.numel()
 
     def matvec(x: np.ndarray) -> np.ndarray:
         return point.curvature(torch.from_numpy(x.reshape(-1)).to(theta)).double().cpu().numpy()
 
-    d = theta.numel()
-    double = theta.dtype == torch.float64
-    operator = LinearOperator((d, d), matvec=matvec, dtype=np.float64)  # pyright: ignore[reportCallIssue]
     if d <= 2:
         matrix = np.column_stack([matvec(column) for column in np.eye(d)])
         values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
     else:
-        start = np.random.default_rng(0).standard_normal(d)
-        tolerance: Any = 1e-7 if double else 1e-3  # scipy's stubs say int
-        values, vectors = eigsh(operator, k=1, which="LA", v0=start, tol=tolerance)
-    v = torch.from_numpy(vectors[:, -1].copy()).to(theta)
-    step = float(torch.finfo(theta.dtype).eps ** (1 / 3) * (1 + norm(theta)))
-    difference = loss.curvature(theta + step * v, v) - loss.curvature(theta - step * v, v)
-    return torch.as_tensor(values[-1]), difference / (2 * step)
+        operator = LinearOperator((d, d), matvec=matvec, dtype=np.float64)  # pyright: ignore[reportCallIssue]
+        tolerance: Any = (1e-7 if theta.dtype == torch.float64 else 1e-3) * wider  # scipy's stubs say int
+        basis = None if basis is None else min(basis, d)
+        values, vectors = eigsh(operator, k=1, which="LA", v0=start, tol=tolerance, ncv=basis)
+    return float(values[-1]), torch.from_numpy(vectors[:, -1].copy()).to(theta)
 
 
 MEASURES = {f.__name__: f for f in (gradient_1_norm, gradient_norm_squared, sharpness)}
@@ -103,7 +136,7 @@ def evaluate(measures: Sequence[str | Differentiable], point: Point) -> list[Val
         >>> from memoryless.loss.loss import Loss
         >>> loss = Loss.of(lambda theta: (theta**2).sum() / 2, torch.tensor([3.0, -4.0]))
         >>> evaluate(["gradient_1_norm"], Point(loss))
-        [Value(name='gradient_1_norm', value=7.0, gradient=tensor([ 1., -1.]))]
+        [Value(name='gradient_1_norm', value=7.0, gradient=tensor([ 1., -1.]), ...]
     """
     if isinstance(measures, str) or callable(measures):
         raise BadType(f"measures must be a sequence such as ['gradient_1_norm'], got {measures!r}")
@@ -114,8 +147,7 @@ def evaluate(measures: Sequence[str | Differentiable], point: Point) -> list[Val
             continue
         if measure not in MEASURES:
             raise BadInput(f"unknown measure {measure!r}; expected one of {', '.join(MEASURES)}, or a function of theta")
-        value, slope = MEASURES[measure](point)
-        found.append(Value(measure, float(value), slope))
+        found.append(MEASURES[measure](point))
     names = [value.name for value in found]
     if repeated := next((name for name in names if names.count(name) > 1), None):
         raise BadInput(f"two measures are called '{repeated}'; give the functions different names")
@@ -130,4 +162,9 @@ def _own(measure: Differentiable, theta: Tensor) -> Value:
         if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
             raise BadType(f"measure '{name}' must return a scalar tensor that depends on theta differentiably")
         (slope,) = torch.autograd.grad(value.reshape(()), leaf)
-    return Value(name, float(value.detach()), slope)
+
+    def at(there: Point) -> float:
+        with torch.no_grad():
+            return float(measure(there.theta))
+
+    return Value(name, float(value.detach()), slope, at)

@@ -17,7 +17,7 @@ class Point:
         loss: of which parameters theta are the values.
         theta: shape (d,); default the present parameters.
         products: Hessian-vector products of the full batch that will be asked for, if that is known: the last one then frees
-            the graph as it goes.
+            the graph as it goes, and with 0 there is none.
     """
 
     def __init__(self, loss: Loss, theta: Tensor | None = None, *, products: int | None = None):
@@ -36,10 +36,10 @@ class Point:
     def _linearization(self) -> tuple[Tensor, Curvature]:
         return self.loss.linearize(self.theta, products=self._products)
 
-    @property
+    @cached_property
     def gradient(self) -> Tensor:
         """grad L(theta), shape (d,)."""
-        return self._linearization[0]
+        return self.loss.gradient(self.theta) if self._products == 0 else self._linearization[0]
 
     def curvature(self, v: Tensor) -> Tensor:
         """H(theta) v, shape (d,)."""

@@ -81,18 +81,24 @@ def charts(run: dict[str, Any]) -> dict[str, dict[str, Any]]:
             maps = [m for m in stop["maps"] if m["measure"] == name]
             limit = colour_limit(maps)
             for each in maps:
-                add(f"map {each['kind']}", f"{k}/{s}", beta_map(run, each["change"], limit))
+                add(f"map {each['kind']}", f"{k}/{s}", beta_map(run, each, limit))
             if stop["others"]:
                 add("others", f"{k}/{s}", _others(stop, effect))
-            add("tensors", f"{k}/{s}", by_tensor(effect["layers"]))
+            add("tensors", f"{k}/{s}", by_tensor(effect["slopes"]["layers"]))
     return found
 
 
 def _others(stop: dict[str, Any], effect: dict[str, Any]) -> go.Figure:
-    """This run's change of a measure above the other methods'."""
-    rows = [effect, *(other["changes"][effect["measure"]] for other in stop["others"])]
+    """This run's change of a measure above the other methods', whose predictions are slopes."""
+    rows = [effect, *(_row(other, effect["measure"]) for other in stop["others"])]
     names = [other["method"] + ("" if other["same_update"] else " (indicative only)") for other in stop["others"]]
     return dots([f"{stop['method']} (this run)", *names], {kind: [row[kind] for row in rows] for kind in KINDS})
+
+
+def _row(other: dict[str, Any], measure: str) -> dict[str, float | None]:
+    """What happens where it is known, the slope of the measured effect elsewhere; the slopes of the predictions."""
+    change = other["changes"][measure]
+    return change["slopes"] | ({} if change["measured"] is None else {"measured": change["measured"]})
 
 
 def effect_along_run(stops: Sequence[dict[str, Any]], k: int) -> go.Figure:
@@ -247,15 +253,17 @@ def beta_axes(run: dict[str, Any]) -> dict[str, Any]:
     return {"x": [_memory(b) for b in run["betas_1"]], "y": [_memory(b) for b in run["betas_2"]], "text": pairs}
 
 
-def beta_map(run: dict[str, Any], change: Sequence[Sequence[float]], limit: float) -> go.Figure:
-    """Change per step over (beta_1, beta_2), with its zero contour; cells lie at -log10(1 - beta), the log of age + 1.
+def beta_map(run: dict[str, Any], found: dict[str, Any], limit: float) -> go.Figure:
+    """Slopes over (beta_1, beta_2), with their zero contour; cells lie at -log10(1 - beta), the log of age + 1.
+
+    Cells are grey where slopes mislead; what happens stands beside the pairs at which it is known.
 
     Args:
         run: whole.
-        change: relative, beta_1 along the rows.
+        found: one of a stop's maps; beta_1 along the rows.
         limit: relative change at which the colours end.
     """
-    z = 100 * np.asarray(change, dtype=np.float32).T
+    z = 100 * np.asarray(found["change"], dtype=np.float32).T
     known = z[np.isfinite(z)]
     figure = go.Figure(layout={"height": 440, "margin": {"t": 34, "l": 8, "r": 8}})
     shades = {"colorscale": [list(stop) for stop in DIVERGING], "zmin": -100 * limit, "zmax": 100 * limit, "zmid": 0}
@@ -272,6 +280,11 @@ def beta_map(run: dict[str, Any], change: Sequence[Sequence[float]], limit: floa
     hover = "%{text}<br>%{z:+.2~g} % per step<extra></extra>"
     z = np.where(np.isfinite(z), z, np.nan)
     figure.add_heatmap(z=z, hovertemplate=hover, colorbar=bar | {"yanchor": "top"}, **shades)
+    if np.any(found["misleads"]):
+        grey = np.where(np.asarray(found["misleads"]).T, 0.0, np.nan)
+        shade = [[0, COLOUR["axis"]], [1, COLOUR["axis"]]]
+        hover = "%{text}<br>what happens has the other sign nearby: slopes mislead<extra></extra>"
+        figure.add_heatmap(z=grey, colorscale=shade, showscale=False, opacity=0.85, hovertemplate=hover)
     if min(z.shape) > 1 and len(known) and known.min() < 0 < known.max():
         zero = {"start": 0, "end": 0, "size": 1, "coloring": "none"}
         figure.add_contour(contours=zero, line={"color": COLOUR["ink"], "width": 1.5}, hoverinfo="skip", showscale=False)
@@ -280,6 +293,8 @@ def beta_map(run: dict[str, Any], change: Sequence[Sequence[float]], limit: floa
         marker = {"symbol": "x", "size": 12, "color": COLOUR["paper"], "line": {"width": 2, "color": COLOUR["ink"]}}
         hover = f"this run: β₁ {own[0]:g}, β₂ {own[1]:g}<extra></extra>"
         figure.add_scatter(x=[_memory(own[0])], y=[_memory(own[1])], mode="markers", marker=marker, hovertemplate=hover)
+    if found["checks"]:
+        figure.add_scatter(**_checks(found["checks"], own))
     if len(known):
         ends = f"{percent(float(known.min()) / 100)} … {percent(float(known.max()) / 100)}"
         figure.update_layout(
@@ -289,6 +304,31 @@ def beta_map(run: dict[str, Any], change: Sequence[Sequence[float]], limit: floa
     figure.update_xaxes(title_text="β₁ (mean age, steps)", **_betas(run["betas_1"], own and own[0]))
     figure.update_yaxes(title_text="β₂ (mean age, steps)", **_betas(run["betas_2"], own and own[1]))
     return figure
+
+
+def _checks(checks: Sequence[dict[str, Any]], own: Sequence[float] | None) -> dict[str, Any]:
+    """What happens at some pairs, written in the map, away from its edge."""
+    x, y = ([_memory(check["betas"][k]) for check in checks] for k in (0, 1))
+
+    def side(values: list[float], value: float, names: tuple[str, str]) -> str:
+        return names[0] if value <= (min(values) + max(values)) / 2 else names[1]
+
+    places = [f"{side(y, b, ('top', 'bottom'))} {side(x, a, ('right', 'left'))}" for a, b in zip(x, y, strict=True)]
+    return {
+        "x": x,
+        "y": y,
+        "mode": "markers+text",
+        "marker": {"symbol": "circle", "size": [1 if c["betas"] == own else 6 for c in checks], "color": COLOUR["ink"]},
+        "text": [percent(c["change"]) for c in checks],
+        "textposition": places,
+        "textfont": {"size": 11, "color": COLOUR["ink"]},
+        "cliponaxis": False,
+        "hovertext": [
+            f"β₁ {c['betas'][0]:g}, β₂ {c['betas'][1]:g}<br>happens {percent(c['change'])}<br>slope {percent(c['slope'])}"
+            for c in checks
+        ],
+        "hoverinfo": "text",
+    }
 
 
 def colour_limit(maps: Sequence[dict[str, Any]]) -> float:

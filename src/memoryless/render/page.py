@@ -124,7 +124,7 @@ def page(run: dict[str, Any]) -> str:
         measured=any(effect["measured"] is not None for stop in stops for effect in stop["effects"]),
         compared=any(stop["others"] for stop in stops),
         mapped=[kind for kind in KINDS if any(m["kind"] == kind for stop in stops for m in stop["maps"])],
-        tensors=len(last["effects"][0]["layers"]) if measures else 0,
+        tensors=len(last["effects"][0]["slopes"]["layers"]) if measures else 0,
         most_tensors=figures.MOST_TENSORS,
         kinds=KINDS,
         charts=figures.charts(run),
@@ -153,6 +153,7 @@ def _summary(stops: list[dict[str, Any]], k: int) -> dict[str, Any]:
     return {
         "effect": stops[-1]["effects"][k],
         "change": _best(stops[-1]["effects"][k]),
+        "slope": _best(stops[-1]["effects"][k]["slopes"]),
         "counts": {word: words.count(word) for word in dict.fromkeys(words)},
         "peak": {"step": peak["step"], "change": _best(peak["effects"][k])},
     }

@@ -32,19 +32,29 @@ def print_run(run: Run, console: Console) -> None:
 
 
 def _table(title: str, caption: str, *columns: str) -> Table:
-    table = Table(title=title, caption=caption or None, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(
+        title=title,
+        caption=caption or None,
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
     for k, column in enumerate(columns):
-        table.add_column(column, justify="left" if k == 0 else "right")
+        table.add_column(column, justify="left" if k == 0 else "right", overflow="fold", no_wrap=k > 0)
     return table
 
 
 def _changes(run: Run, k: int) -> Table:
     effects = [(stop.audit, stop.audit.effects[k]) for stop in run.stops]
-    title = f"Change of the {label(effects[0][1].measure)} S per step caused by memory"
-    table = _table(title, "", "step", "S", "measured", "resummed", "first order", "memory")
+    title = f"Change of the {label(effects[0][1].measure)} S in one step caused by memory"
+    bent = any(not e.straight for _, e in effects)
+    caption = "! one step is too long here for slopes" if bent else ""
+    table = _table(title, caption, "step", "S", "measured", "resummed", "first order", "slope", "memory")
     for audit, e in effects:
         changes = (percent(c) for c in (e.measured, e.resummed, e.first))
-        table.add_row(_step(audit), f"{e.value:.3g}", *changes, Text(e.word, style=TERMINAL[e.word]))
+        slope = percent(e.slopes.best) + ("" if not bent else "  " if e.straight else " !")
+        table.add_row(_step(audit), f"{e.value:.3g}", *changes, slope, Text(e.word, style=TERMINAL[e.word]))
     return table
 
 
@@ -75,11 +85,15 @@ def _others(run: Run) -> RenderableType:
     if not last.others:
         return ""
     title = f"Other methods, change of the {label(last.audit.effects[0].measure)} at step {_step(last.audit)}"
-    caption = "measured by shadow memory on this run; (*) has another F, would take another path: indicative only"
-    table = _table(title, caption, "method", "measured", "resummed", "first order", "outside")
+    caption = (
+        "measured by shadow memory on this run, as it happens and as slope; predictions as slopes;\n"
+        "(*) has another F, would take another path: indicative only"
+    )
+    table = _table(title, caption, "method", "measured", "slope", "resummed", "first order", "outside")
     for other in last.others:
-        changes = ("-" if c is None else percent(c[0]) for c in (other.measured, other.resummed, other.first))
-        table.add_row(other.method + ("" if other.same_update else " (*)"), *changes, _share(other.outside))
+        slopes = ("-" if c is None else percent(c[0]) for c in (other.measured, other.resummed, other.first))
+        name = other.method + ("" if other.same_update else " (*)")
+        table.add_row(name, percent(other.change[0]), *slopes, _share(other.outside))
     return table
 
 
@@ -87,10 +101,15 @@ def _layers(run: Run) -> Table:
     audit = run.stops[-1].audit
     how = "measured" if audit.measured is not None else "resummed"
     names = [label(effect.measure) for effect in audit.effects]
-    table = _table(f"Which parameters it comes from at step {_step(audit)}, {how}", "", "parameter", *names)
-    layers = sorted(audit.effects[0].layers, key=lambda name: -abs(audit.effects[0].layers[name]))
+    table = _table(
+        f"Which parameters it comes from at step {_step(audit)}",
+        f"slopes of the {how} effect, which add up",
+        "parameter",
+        *names,
+    )
+    layers = sorted(audit.effects[0].slopes.layers, key=lambda name: -abs(audit.effects[0].slopes.layers[name]))
     for name in layers[:MOST]:
-        table.add_row(name, *(percent(effect.layers[name]) for effect in audit.effects))
+        table.add_row(name, *(percent(effect.slopes.layers[name]) for effect in audit.effects))
     if rest := layers[MOST:]:
-        table.add_row(f"{len(rest)} others", *(percent(sum(e.layers[name] for name in rest)) for e in audit.effects))
+        table.add_row(f"{len(rest)} others", *(percent(sum(e.slopes.layers[name] for name in rest)) for e in audit.effects))
     return table

@@ -9,7 +9,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LinearSegmentedColormap, SymLogNorm
+from matplotlib.colors import LinearSegmentedColormap, ListedColormap, SymLogNorm
 from matplotlib.figure import Figure
 from rich import box
 from rich.console import Console
@@ -17,11 +17,12 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from memoryless.audits.beta_map import BetaMap
 from memoryless.corrections.expected.estimate import Samples
 from memoryless.live.advice import advice, said, with_error
 from memoryless.live.batch_sizes import AtSize, BatchSizes
 from memoryless.loss.noise_scale import GradientNoise
-from memoryless.render.numbers import label, number
+from memoryless.render.numbers import label, number, percent
 from memoryless.render.style import COLOUR, DIVERGING, PICTURE, SERIES, TERMINAL
 
 KINDS = ("measured", "predicted")
@@ -52,7 +53,7 @@ def print_advice(stages: Sequence[BatchSizes], console: Console) -> None:
     own = f"betas ({last.betas_1[last.own[0]]:g}, {last.betas_2[last.own[1]]:g}), lr {last.lr:g}"
     for k, name in enumerate(last.measures):
         title = f"Change of the {label(name)} per step caused by memory, at {own}"
-        caption = "- regularizes, + anti-regularizes; ± standard error"
+        caption = "- regularizes, + anti-regularizes; ± standard error; measured: what happens in one step"
         table = Table(
             title=title,
             caption=caption,
@@ -61,14 +62,15 @@ def print_advice(stages: Sequence[BatchSizes], console: Console) -> None:
             box=box.SIMPLE_HEAD,
             padding=(0, 1, 0, 0),
         )
-        for column in (*["steps"] * several, "batch", "measured", "resummed", "first order"):
+        for column in (*["steps"] * several, "batch", "measured", "slope", "resummed slope", "first-order slope"):
             table.add_column(column, justify="right", no_wrap=True)
         for stage in stages:
             for size in stage.sizes:
                 measured, predicted = (maps.at((*stage.own, k)) for maps in (size.measured, size.predicted))
-                numbers = (with_error(change) for change in (size.resummed[stage.own].at((k,)), predicted))
+                numbers = (with_error(change) for change in (measured, size.resummed[stage.own].at((k,)), predicted))
+                happens = size.change.at((k,))
                 steps = [f"{stage.taken + stage.steps:,}"] * several
-                table.add_row(*steps, _name(size), Text(with_error(measured), style=TERMINAL[said(measured)]), *numbers)
+                table.add_row(*steps, _name(size), Text(with_error(happens), style=TERMINAL[said(happens)]), *numbers)
         console.print(table)
     for k, name in enumerate(last.measures):
         steps = f"after {last.taken:,} steps of training and {last.steps:,} at each batch size"
@@ -117,10 +119,11 @@ def picture(stages: Sequence[BatchSizes]) -> Figure:
     columns, several = len(last.sizes), len(stages) > 1
     with matplotlib.rc_context(PICTURE):
         figure = Figure(figsize=(3.1 * columns + 1.2, 6.6 + 3.0 * several), layout="constrained")
-        what = f"Change of the {label(last.measures[0])} per step caused by memory"
+        what = f"Change of the {label(last.measures[0])} per step caused by memory, as slopes"
         how = (
             f"lr {last.lr:g}, after {last.taken:,} steps of training and {last.steps:,} at the batch size named; ring: the "
-            "optimizer's own betas; line: no effect; dots: not known beyond two standard errors"
+            "optimizer's own betas; line: no effect; dots: not known beyond two standard errors; numbers: what happens in one "
+            "step there; grey: it has the other sign"
         )
         title = "\n".join([what, *textwrap.wrap(how, 40 * columns)])
         figure.suptitle(title, x=0.01, ha="left", fontsize=11)
@@ -132,6 +135,8 @@ def picture(stages: Sequence[BatchSizes]) -> Figure:
             norm = SymLogNorm(linthresh=reach / 300, vmin=-reach, vmax=reach, base=10)
             for panel, size, maps in zip(panels, last.sizes, shown, strict=True):
                 _map(panel, last, maps, norm)
+                if kind == "measured":
+                    _checks(panel, last, size)
                 name = "full batch" if size.size is None else f"batch size {size.size}"
                 panel.set_title(f"{TITLE[kind]}, {name}", fontsize=9.5)
             panels[0].set_ylabel("beta 1")
@@ -144,6 +149,19 @@ def picture(stages: Sequence[BatchSizes]) -> Figure:
         if several:
             _over_training(rows[-1].add_subplot(), stages)
     return figure
+
+
+def _checks(panel: Axes, found: BatchSizes, size: AtSize) -> None:
+    """What happens at the checked pairs, and grey where the slopes of the map have another sign."""
+    name = found.measures[0]
+    grid = BetaMap(found.betas_1, found.betas_2, "measured", {name: size.measured.mean[..., 0]}, size.checks)
+    grey = np.ma.masked_where(~grid.misleads(name), np.zeros(size.measured.mean.shape[:2]))
+    panel.pcolormesh(grey, cmap=ListedColormap([COLOUR["axis"]]), alpha=0.85)
+    for check in size.checks:
+        i, j = found.betas_1.index(check.betas[0]), found.betas_2.index(check.betas[1])
+        if name in check.changes and (i, j) != found.own:
+            text = percent(check.changes[name])
+            panel.text(j + 0.5, i + 0.5, text, fontsize=6.5, ha="left" if j == 0 else "right", va="center")
 
 
 def _map(panel: Axes, found: BatchSizes, maps: Samples, norm: SymLogNorm) -> None:
@@ -175,7 +193,8 @@ def _over_training(panel: Axes, stages: Sequence[BatchSizes]) -> None:
     steps = [stage.taken + stage.steps for stage in stages]
     for j, size in enumerate(stages[-1].sizes):
         for kind, style in zip(KINDS, ("-", ":"), strict=True):
-            series = [getattr(stage.sizes[j], kind).at((*own, 0)) for stage in stages]
+            sizes = [stage.sizes[j] for stage in stages]
+            series = [s.change.at((0,)) if kind == "measured" else s.predicted.at((*own, 0)) for s in sizes]
             mean, error = (np.array([100 * float(getattr(s, of)) for s in series]) for of in ("mean", "standard_error"))
             name = f"{'full batch' if size.size is None else f'batch size {size.size}'}, {TITLE[kind]}"
             panel.errorbar(

@@ -25,15 +25,19 @@ def print_comparison(rows: Sequence[Compared], about: str, console: Console) -> 
     done = [(row.name, row.audit) for row in rows if row.audit is not None]
     console.print(about)
     for k in range(len(done[0][1].effects) if done else 0):
-        title = f"Change of the {label(done[0][1].effects[k].measure)} S per step caused by memory"
-        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+        title = f"Change of the {label(done[0][1].effects[k].measure)} S in one step caused by memory"
+        bent = any(not audit.effects[k].straight for _, audit in done)
+        caption = "! one step is too long here for slopes" if bent else None
+        table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)
+        table.padding = (0, 1, 0, 0)
         table.add_column("optimizer", overflow="fold")
-        for column in ("S", "measured", "resummed", "first order", "memory"):
+        for column in ("S", "measured", "resummed", "first order", "slope", "memory"):
             table.add_column(column, justify="right", no_wrap=True)
         for name, audit in done:
             e = audit.effects[k]
             changes = map(percent, (e.measured, e.resummed, e.first))
-            table.add_row(_short(name), f"{e.value:.3g}", *changes, Text(e.word, style=TERMINAL[e.word]))
+            slope = percent(e.slopes.best) + ("" if not bent else "  " if e.straight else " !")
+            table.add_row(_short(name), f"{e.value:.3g}", *changes, slope, Text(e.word, style=TERMINAL[e.word]))
         console.print(table)
     for row in rows:
         if row.reason is not None:

@@ -292,14 +292,14 @@ def sampled(
         F.add(update)
         M.add(memory)
         products += spent
-        changes[r] = [value.change(memory, method.lr) for value in values]
+        changes[r] = [value.slope(memory, method.lr) for value in values]
         on_step(r + 1, plan.samples)
     effects = tuple(_effect(v, method.lr, M.mean, full, Samples(changes[:, k])) for k, v in enumerate(values))
     return ExpectedCorrection(F.mean, M.mean, M.standard_error, full, order, step, plan.samples, products, effects, method)
 
 
 def _effect(value: Value, lr: float, M: Tensor, full: Tensor, changes: Samples | None = None) -> ExpectedEffect:
-    mean, of_full = (value.change(x, lr) for x in (M, full))
+    mean, of_full = (value.slope(x, lr) for x in (M, full))
     return ExpectedEffect(value.name, value.value, mean, of_full, changes or Samples(np.array([mean]), "exact"))
 
 

@@ -1,7 +1,7 @@
 """The atlas: every optimizer of a library through the same machine, and what its memory does to the loss.
 
-For each, on two problems: F[n] and M[n] (first order and resummed), the steady state, and the effect on each measure S,
--lr <grad S, M> / S; and how its memory fades. No number is believed that one way alone gives (`experiments.atlas.ways`).
+For each, on two problems: F[n] and M[n] (first order and resummed), the steady state, and what they do to each measure in one
+step (`audits.effect`); and how its memory fades. No number is believed that one way alone gives (`experiments.atlas.ways`).
 """
 
 import math
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import memoryless
-from memoryless.audits.audit import Effect
+from memoryless.audits.effect import Changes, Vectors, effects_of
 from memoryless.corrections.correction import correction
 from memoryless.errors import NeverForgets
 from memoryless.experiments.atlas import subjects
@@ -22,7 +22,7 @@ from memoryless.experiments.atlas.subjects import Subject
 from memoryless.experiments.atlas.ways import AGREE, ROUNDING, STEP, Machine, Run, Ways, draws_numbers, machine, reason_of
 from memoryless.isolation import isolated
 from memoryless.loss.loss import Loss
-from memoryless.loss.measures import MEASURES, Value, evaluate
+from memoryless.loss.measures import MEASURES, evaluate
 from memoryless.loss.point import Point
 from memoryless.methods.fading.experiment import experiment
 from memoryless.methods.fading.tails import above_rounding, ages_of, tail
@@ -169,7 +169,6 @@ def _answer(ways: list[Ways], loss: Loss, lr: float, draws: bool) -> Row:
     """What is told of first order and resummed."""
     kinds = [way.kind for way in ways]
     kind = "refused" if "refused" in kinds else "random" if draws else kinds[0]
-    values = _values(loss)
     firsts = [way.first for way in ways if way.first is not None]
     worst = max(ways, key=lambda way: way.gap)
     found = {
@@ -184,7 +183,7 @@ def _answer(ways: list[Ways], loss: Loss, lr: float, draws: bool) -> Row:
         "corner": max(way.corner for way in ways),
         "doubt": max(way.doubt for way in ways),
         "resummed_gap": max((gap for way in ways if (gap := way.summed_gap) is not None), default=None),
-        "effects": [_effect(value, lr, ways, draws) for value in values],
+        "effects": _effects(loss, lr, ways, draws),
     }
     if kind == "corner":
         found["reason"] = f"the slopes of F[n] to the two sides of the frozen history differ by {worst.corner:.0%}"
@@ -201,30 +200,24 @@ def _answer(ways: list[Ways], loss: Loss, lr: float, draws: bool) -> Row:
     return found
 
 
-def _effect(value: Value, lr: float, ways: list[Ways], draws: bool) -> Row:
-    """The change of a measure per step, relative to it; of several draws their mean, with its standard error."""
-
-    def change(vector: Tensor) -> float:
-        return value.change(vector, lr)
-
+def _effects(loss: Loss, lr: float, ways: list[Ways], draws: bool) -> list[Row]:
+    """The change of each measure in one step, relative to it; of several draws that of their mean, with its standard error."""
+    point = Point(loss)
+    values = evaluate(list(MEASURES), point)
     F, summed = (torch.stack(list(each)).mean(0) for each in ((way.F for way in ways), (way.summed for way in ways)))
     firsts = [way.first for way in ways if way.first is not None]
     first = torch.stack(firsts).mean(0) if len(firsts) == len(ways) else None
-    random = min(2 / len(F) ** 0.5, 0.5) * lr * float(value.gradient.norm() * summed.norm()) / value.value
-    known = None if first is None else change(first)
-    effect = Effect(value.name, value.value, None, known or 0.0, change(summed), change(F), random, {})
-    word, error = effect.word, None
-    if draws:
-        samples = torch.tensor([change(way.summed) for way in ways], dtype=torch.float64)
-        error = float(samples.std() / len(ways) ** 0.5)
-        if abs(effect.best) <= 2 * error:
-            word = "neutral"
-    found = {"measure": value.name, "value": value.value, "first": known, "resummed": effect.resummed, "update": effect.update}
-    return found | {"random": random, "standard_error": error, "word": word}
-
-
-def _values(loss: Loss) -> list[Value]:
-    return evaluate(list(MEASURES), Point(loss))
+    effects = effects_of(values, lr, Vectors(F, None, first, summed), point)
+    changes = Changes(values, point, lr)
+    samples = torch.tensor([changes(way.F, way.summed) for way in ways], dtype=torch.float64) if draws else None
+    found = []
+    for k, effect in enumerate(effects):
+        error = None if samples is None else float(samples[:, k].std() / len(ways) ** 0.5)
+        word = effect.word if error is None or abs(effect.best) > 2 * error else "neutral"
+        told = {name: getattr(effect, name) for name in ("measure", "value", "first", "resummed", "update", "random")}
+        slopes = {name: getattr(effect.slopes, name) for name in ("first", "resummed", "update")}
+        found.append(told | {"slopes": slopes, "standard_error": error, "word": word})
+    return found
 
 
 def _mean_norm(vectors: list[Tensor]) -> float:
@@ -275,7 +268,7 @@ def _followed(run: Run, loss: Loss) -> Row:
 
 def _at_rest(machine: Machine, loss: Loss, profiled: bool) -> Iterator[Row]:
     """The steady state, or why there is none; how memory fades; the steady state resummed."""
-    method, theta, values = machine.method, loss.theta, _values(loss)
+    method, theta, point = machine.method, loss.theta, Point(loss)
     assert method is not None
     first, unsettled = None, None
     try:
@@ -286,13 +279,16 @@ def _at_rest(machine: Machine, loss: Loss, profiled: bool) -> Iterator[Row]:
     except Exception as error:
         unsettled = ValueError(reason_of(error))
 
-    def told(**effects: Tensor) -> list[Row]:
-        return [{"measure": value.name} | {key: value.change(M, method.lr) for key, M in effects.items()} for value in values]
+    changes = Changes(evaluate(list(MEASURES), point), point, method.lr)
+
+    def told(F: Tensor, **effects: Tensor) -> list[Row]:
+        found = {key: changes(F, M) for key, M in effects.items()}
+        return [{"measure": name} | {key: each[k] for key, each in found.items()} for k, name in enumerate(MEASURES)]
 
     found: Row = {} if unsettled is None else {"reason": reason_of(unsettled)}
     if first is not None:
         found = {"F": float(first.F.norm()), "M": float(first.M.norm()), "way": first.way, "steps": first.steps}
-        found |= {"effects": told(first=first.M), "resummed_reason": LATE}
+        found |= {"effects": told(first.F, first=first.M), "resummed_reason": LATE}
     yield {"steady": found}
     if profiled:
         yield from _profile(machine, loss, unsettled)
@@ -304,5 +300,5 @@ def _at_rest(machine: Machine, loss: Loss, profiled: bool) -> Iterator[Row]:
         found["resummed_reason"] = reason_of(error)
     else:
         del found["resummed_reason"]
-        found |= {"resummed": float(summed.M.norm()), "effects": told(first=first.M, resummed=summed.M)}
+        found |= {"resummed": float(summed.M.norm()), "effects": told(first.F, first=first.M, resummed=summed.M)}
     yield {"steady": found}
