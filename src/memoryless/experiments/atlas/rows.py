@@ -136,11 +136,7 @@ def versions(library: str) -> dict[str, str]:
     Args:
         library: of the optimizer.
     """
-    return {
-        "memoryless": subjects.version_of("memoryless"),
-        "torch": str(torch.__version__),
-        library: subjects.version_of(library),
-    }
+    return {name: subjects.version_of(name) for name in ("memoryless", "torch", library)}
 
 
 def _kind(kinds: list[str]) -> str:
