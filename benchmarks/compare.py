@@ -71,6 +71,8 @@ def before(name: str, folder: Path | None) -> dict[str, Any] | None:
 
 
 class Row(NamedTuple):
+    """A quantity then and now."""
+
     benchmark: str
     quantity: str
     then: float
@@ -79,10 +81,12 @@ class Row(NamedTuple):
 
     @property
     def ratio(self) -> float:
+        """Now over then."""
         return self.now / self.then if self.then else math.inf if self.now else 1.0
 
     @property
     def slower(self) -> bool:
+        """By more than the rounds of one run differ."""
         return (self.kind == COST and self.ratio > SLOWER) or (self.kind == GAIN and self.ratio < 1 / SLOWER)
 
 
@@ -110,10 +114,8 @@ def main() -> int:
         else:
             rows += compare(path.stem, then["figures"], now["figures"])
     if rows:
-        shown = [
-            (r.benchmark, r.quantity, f"{r.then:.3g}", f"{r.now:.3g}", f"{r.ratio:.2f}", "slower" if r.slower else "")
-            for r in rows
-        ]
+        words = {True: "slower", False: ""}
+        shown = [(r.benchmark, r.quantity, *(f"{x:.3g}" for x in (r.then, r.now, r.ratio)), words[r.slower]) for r in rows]
         show("Benchmarks", ["benchmark", "quantity", "then", "now", "ratio", ""], shown)
     for text, names in (("unchanged", same), ("nothing to compare with", new)):
         if names:
