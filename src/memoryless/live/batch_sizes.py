@@ -50,11 +50,11 @@ class AtSize:
 
     Attributes:
         size: samples in a batch; None is the full batch.
-        batches: how many.
+        batches: how many of that size the data make.
         values: S of each measure where the run ended.
         noise: of the gradient there; None at full batch.
-        measured: over (betas_1, betas_2, measures).
-        predicted: likewise, to first order.
+        measured: along the last quarter of the run, over (betas_1, betas_2, measures).
+        predicted: to first order where the run ended, over (betas_1, betas_2, measures).
         resummed: at the optimizer's own pair and those beside it on the grid, each over (measures,).
         products: Hessian-vector products spent on both predictions.
     """
@@ -191,7 +191,16 @@ def audit_batch_sizes(
 
 
 class Setting(NamedTuple):
-    """What is the same at all batch sizes; as for `audit_batch_sizes`, `own` being where the optimizer's pair is."""
+    """The arguments of `audit_batch_sizes` that hold at every batch size.
+
+    Attributes:
+        measures: names, or differentiable functions theta -> scalar.
+        axes: betas_1 and betas_2 of the grid, increasing.
+        own: index of the optimizer's own pair on them.
+        samples: draws for each predicted pair.
+        steps: of the run.
+        seed: of the order of the batches and the draws.
+    """
 
     measures: Sequence[str | Differentiable]
     axes: tuple[tuple[float, ...], tuple[float, ...]]

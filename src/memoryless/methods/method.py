@@ -282,7 +282,7 @@ class Method:
         """The same catalogue method with some hyperparameters changed.
 
         Args:
-            **changes: names as in `hyper`.
+            **changes: new values by the method's own names, such as lr, betas, eps.
 
         Raises:
             BadInput: not from the catalogue, or an unknown hyperparameter.
@@ -358,7 +358,16 @@ class Groups:
         return tuple(part.method.init(theta[part.index]) for part in self.parts)
 
     def update(self, state: tuple[State, ...], gradient: Tensor, theta: Tensor) -> tuple[tuple[State, ...], Tensor]:
-        """One step; pure. Arguments and result as for `Method.update`."""
+        """One step of every group on its own coordinates; pure.
+
+        Args:
+            state: one memory per group.
+            gradient: shape (d,).
+            theta: shape (d,).
+
+        Returns:
+            The new memories, and F, shape (d,): theta_next = theta - lr * F with the lr of the whole.
+        """
         F = torch.zeros_like(theta)
         states = []
         for part, before in zip(self.parts, state, strict=True):
@@ -377,7 +386,15 @@ class Groups:
         return Groups(tuple(replace(part, method=part.method.at_lr(part.method.lr * ratio)) for part in self.parts), lr)
 
     def with_betas(self, beta_1: float, beta_2: float) -> "Groups":
-        """The same with other betas in every group; as for `Method.with_betas`."""
+        """The same with other betas in every group.
+
+        Args:
+            beta_1: of each group's first momentum.
+            beta_2: of the second.
+
+        Raises:
+            BadInput: a group's method has no pair of betas.
+        """
         return Groups(tuple(replace(part, method=part.method.with_betas(beta_1, beta_2)) for part in self.parts), self.lr)
 
     def describe(self, omit: Sequence[str] = ()) -> str:
