@@ -23,13 +23,13 @@ Defining a method (RMSprop, say):
     >>> square = lambda gradient, theta: gradient**2
     >>> method = Method(
     ...     lr=0.01,
-    ...     variables=(Momentum(0.0), Momentum(0.99, square, weight=lambda n: 1 - 0.99)),
+    ...     variables=(Momentum(0.0), Momentum(0.75, square, weight=lambda n: 1 - 0.75)),
     ...     phi=lambda f, m, theta: m[0] / (f.sqrt(m[1]) + 1e-8),
     ... )
     >>> state = method.init(torch.ones(2))
     >>> state, F = method.update(state, torch.tensor([3.0, -4.0]), torch.ones(2))
     >>> F
-    tensor([ 10., -10.])
+    tensor([ 2., -2.])
 """
 
 import inspect
