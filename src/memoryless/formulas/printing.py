@@ -6,7 +6,6 @@
 # pyright: reportIncompatibleMethodOverride=false, reportOptionalMemberAccess=false, reportIndexIssue=false
 
 import base64
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from sympy.printing.latex import LatexPrinter
 from sympy.printing.precedence import PRECEDENCE
 from sympy.printing.str import StrPrinter
 
+import memoryless
 from memoryless.formulas.document import Sentence, document, reading
 from memoryless.formulas.formulas import Derivation
 from memoryless.formulas.symbols import L, g, norm_of, theta
@@ -237,7 +237,7 @@ def latex(d: Derivation) -> str:
         heading=title(d).partition("(")[0].translate(table),
         values=_values(d),
         sections=_printed(d, printed, tex),
-        version=version("memoryless"),
+        version=memoryless.__version__,
     )
 
 
