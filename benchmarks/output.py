@@ -3,10 +3,10 @@
 import json
 import platform
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -23,6 +23,6 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> N
 
 def save(name: str, figures: Any) -> None:
     """Write figures to results/NAME.json, with the machine they come from."""
-    machine = f"2 cores of a shared {platform.machine()} server, torch {torch.__version__.split('+')[0]} CPU"
+    machine = f"2 cores of a shared {platform.machine()} server, torch {version('torch').split('+')[0]} CPU"
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps({"machine": machine, "figures": figures}, indent=1) + "\n")

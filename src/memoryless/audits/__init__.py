@@ -1,1 +1,11 @@
-"""Measured beside predicted, at one theta."""
+"""Measured beside predicted, at one theta.
+
+It may import `formulas`, `paths`, `corrections`, `methods`, `loss`, `render` and the ground floor. In reading order:
+
+* `audit`: the door, `audit(optimizer, loss, ...)`: what memory does to the next update, measured and predicted.
+* `effect`: what an effect does to the measures, how far it can be trusted, and both in words.
+* `compare`: several optimizers on one loss, each audited where its own run arrives.
+* `beta_map`: the effect over a grid of (beta_1, beta_2), at the price of about one correction.
+* `grid`: one method at every pair of betas, and sums over theta for all pairs at once.
+* `shadow`: memories of methods that do not run, fed with the gradients of the one that does.
+"""

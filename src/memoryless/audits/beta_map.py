@@ -87,10 +87,10 @@ class BetaMap(Result):
 
     @property
     def change(self) -> np.ndarray:
-        """Of the only measure.
+        """The map of the only measure, shape (betas_1, betas_2).
 
         Raises:
-            BadInput: there are several.
+            BadInput: there are several measures.
         """
         if len(self.changes) > 1:
             raise BadInput(f"the map has several measures, {', '.join(self.changes)}; pick one of map.changes")
@@ -118,13 +118,13 @@ def beta_map(
 
     Args:
         method: a catalogue method with two betas; its other hyperparameters hold for the whole grid.
-        loss: the loss.
+        loss: L; full batch.
         betas_1: first axis, each in [0, 1).
         betas_2: second axis, each in [0, 1).
         theta: shape (d,); default `loss.theta`.
         step: n, or None for the steady state.
-        order: "first" or "resummed"; a measured map needs a run, see `audit_run`.
-        measures: names or functions, as for `audit`.
+        order: "first" or "resummed"; `audit_run` gives measured maps, which take a run.
+        measures: names in `loss.measures.MEASURES`, or differentiable functions theta -> scalar.
         check: whether to say what happens at the method's own pair and the corners; ten values of a measure at most.
 
     Returns:
@@ -203,14 +203,14 @@ def _grid(method: AnyOptimizer, betas_1: tuple[float, ...], betas_2: tuple[float
 def predicted_maps(
     grid: Grid, point: Point, step: int | None, values: Sequence[Value], orders: Sequence[Order] = ("first", "resummed")
 ) -> list[BetaMap]:
-    """A map of each order.
+    """Maps of the predicted effect, from what is known at theta already.
 
     Args:
-        grid: the pairs.
-        point: of the loss.
+        grid: a method at all pairs of betas.
+        point: the loss at theta.
         step: n, or None for the steady state.
-        values: the measures there.
-        orders: "first", "resummed".
+        values: the measures at theta.
+        orders: which predictions: "first", "resummed".
 
     Returns:
         One map per order.

@@ -29,7 +29,7 @@ class Compared(Result):
     Attributes:
         name: as the user gave it.
         audit: at the end of its run; None if it did not get there.
-        reason: why not.
+        reason: why it did not; None if it did.
     """
 
     name: str

@@ -73,8 +73,8 @@ class Grid:
         """The distinct variables l of part p, and which of them each pair has.
 
         Args:
-            p: part.
-            l: variable.
+            p: index of the part (a param group).
+            l: index of the variable in that part's method.
 
         Returns:
             The variables, and their numbers in an array of the grid's shape, of size 1 along an axis that does not matter.

@@ -1,6 +1,19 @@
 """The command line reads options, calls the library, shows what came. It may import any room; no room imports it.
 
-In reading order: `main` (commands, errors), `options` (that commands share; no torch), `setup` (what a command works on), then
-one file per command with the command's name: `audit`, `compare`, `betas`, `derive`, `verify`, `kernel`, `atlas`, `reproduce`.
-Torch and whatever needs it are imported inside `run`, so that --help does not wait.
+Torch and whatever needs it are imported inside `run`, so that --help does not wait. In reading order:
+
+* `main`: the commands, and how an error becomes one line and an exit code.
+* `options`: what commands share, checked before any work is done; no torch.
+* `setup`: what a command works on: problem or script, optimizer, checkpoint.
+
+Then one file per command, with the command's name:
+
+* `audit`: what memory does along a run.
+* `compare`: the same loss under several optimizers.
+* `betas`: which betas at which batch size.
+* `derive`: the correction as a formula.
+* `verify`: the theorem on any optimizer.
+* `kernel`: how the memory of an optimizer fades.
+* `atlas`: every optimizer of the known libraries.
+* `reproduce`: the paper's figures.
 """

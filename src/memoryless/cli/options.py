@@ -101,7 +101,7 @@ def progress(what: str) -> Iterator[Callable[..., None]]:
     """A bar on stderr while work goes on.
 
     Args:
-        what: is being done.
+        what: is counted, such as "optimizer steps": the words before the bar.
 
     Yields:
         on_step(done, total), which moves it; without a total it only pulses.
@@ -118,8 +118,8 @@ def assignments(texts: Iterable[str], example: str) -> dict[str, Any]:
     """Values of --set by name: numbers, tuples and flags as such, anything else as text.
 
     Args:
-        texts: NAME=VALUE.
-        example: for the message.
+        texts: what the user gave, each NAME=VALUE.
+        example: such as "betas=0.9,0.999", shown where one has another form.
 
     Raises:
         BadInput: one has another form.
@@ -163,7 +163,7 @@ def dtype_of(name: str | None) -> Any:
         name: float32 or float64.
 
     Raises:
-        BadInput: another.
+        BadInput: it is neither.
     """
     import torch
 

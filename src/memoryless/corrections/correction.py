@@ -32,13 +32,13 @@ class Correction(Result):
     Attributes:
         F: update with the history frozen at theta, shape (d,), in the units of an update.
         M: what memory adds, shape (d,), same units.
-        order: "first", "resummed" or R.
+        order: of accuracy: "first", "resummed", or R for O(lr^R).
         step: n, or None for the steady state.
         products: Hessian-vector products spent.
         steps: steps of the optimizer itself spent, by a black box.
         way: how M was found: "momentum form", "forward mode" or "difference" through a black box's step(), "relaxation".
-        reason: why that way.
-        method: it belongs to.
+        reason: why that way, in words for a user.
+        method: whose F and M these are.
     """
 
     F: Tensor
@@ -132,13 +132,13 @@ def is_order(order: Any) -> bool:
 
 
 def require_step(step: Any) -> None:
-    """Raise if it is no step.
+    """Raise unless `step` is an integer >= 0 or None.
 
     Args:
         step: n, or None for the steady state.
 
     Raises:
-        BadInput: neither.
+        BadInput: it is something else.
     """
     if step is not None and (isinstance(step, bool) or not isinstance(step, int) or step < 0):
         raise BadInput(f"step must be None (steady state) or an integer >= 0, got {step!r}")

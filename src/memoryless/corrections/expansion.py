@@ -98,11 +98,13 @@ def expansion(
 
 
 def products(method: AnyOptimizer, step: int | None) -> int | None:
-    """Hessian-vector products of the full batch that an expansion takes, if that is known before; see `Point`.
+    """Hessian-vector products of the full batch that an expansion takes; None where that is not known beforehand.
+
+    A `Point` that is told frees the graph with the last of them.
 
     Args:
-        method: of the expansion.
-        step: n, or None.
+        method: in momentum form, or a black box.
+        step: n, or None for the steady state.
     """
     if method.parts:
         return averages.products(method, step)
@@ -281,7 +283,7 @@ def _sum(terms: list[Tensor], like: Tensor) -> Tensor:
 
 
 def outside(method: AnyOptimizer, past: History) -> float:
-    """Share of the coordinates with |mean age * drift| >= |g| for some memory; see `Correction`.
+    """Share of the coordinates with |mean age * drift| >= |g| for some memory: there first order means nothing.
 
     Args:
         method: in momentum form.

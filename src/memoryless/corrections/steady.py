@@ -104,11 +104,11 @@ class Lag:
     """The memory of k steps ago is s + a + k b, to first order.
 
     Attributes:
-        memory: at rest.
+        memory: s, the memory at rest under the gradient g.
         drift: w, of the gradient, per step.
         back: lr F, of theta, per step.
-        a: how far it lags at present.
-        b: how much further per step.
+        a: how far the memory before this step lags behind s, shape of the memory.
+        b: how much further it lags for each step further back.
         age: mean age of the longest memory.
     """
 
@@ -123,7 +123,7 @@ class Lag:
         """M = U_s a.
 
         Args:
-            F: at rest.
+            F: the update at rest, shape (d,).
         """
         memory, a = self.memory, self.a
 
@@ -144,7 +144,7 @@ class Lag:
         """F of the drifting history.
 
         Args:
-            F: at rest.
+            F: the update at rest, shape (d,).
 
         Raises:
             BadInput: the memory is too long to unroll.

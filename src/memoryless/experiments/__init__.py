@@ -1,1 +1,10 @@
-"""Problems that come with the package, the paper's figures, the theorem put to the test."""
+"""Problems that come with the package, the paper's figures, the theorem put to the test.
+
+It may import every room but `report` and `cli`. In reading order:
+
+* `problems`: images of digits and prose that every installation has, and small networks for them.
+* `images`: handwritten digits from scikit-learn, the Hugging Face hub or a folder.
+* `fig1`: the paper's Fig. 1: how far the memoryless iterations stray from the optimizer.
+* `theorem`: Theorem 3.2 on one method and one problem.
+* `atlas`: every optimizer of the known libraries through the same machine (a room of its own).
+"""

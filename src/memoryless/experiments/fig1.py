@@ -81,7 +81,7 @@ OPTIMIZERS: dict[str, Callable[[float, tuple[float, float], float, float], Metho
 
 
 class Setting(NamedTuple):
-    """One run."""
+    """What one run of the figure is made of."""
 
     optimizer: str
     betas: tuple[float, float]

@@ -63,7 +63,7 @@ def tolerance(kind: Kind) -> float:
     """How far from p a slope may be; in higher orders the next one's share is larger at the same lr.
 
     Args:
-        kind: as for `power`.
+        kind: "frozen", "first", "resummed", or an integer order R.
     """
     return 0.15 if power(kind) <= 2 else 0.2
 
@@ -79,10 +79,10 @@ def holds(accuracy: Accuracy) -> bool | None:
 
 
 def label(kind: Kind) -> str:
-    """The kind in words.
+    """A kind of iteration in words: "first", "order 3".
 
     Args:
-        kind: as for `power`.
+        kind: "frozen", "first", "resummed", or an integer order R.
     """
     return kind if isinstance(kind, str) else f"order {kind}"
 

@@ -51,14 +51,14 @@ class AtSize:
 
     Attributes:
         size: samples in a batch; None is the full batch.
-        batches: how many.
+        batches: how many of that size the data make.
         values: S of each measure where the run ended.
         noise: of the gradient there; None at full batch.
-        change: what memory does in one step at the optimizer's own pair (`Effect.measured`), over (measures,).
-        measured: slopes over (betas_1, betas_2, measures).
-        predicted: likewise, to first order.
+        change: what memory does in one step at the own pair (`Effect.measured`), over the last quarter of the run, (measures,).
+        measured: slopes along the last quarter of the run, over (betas_1, betas_2, measures).
+        predicted: slopes to first order where the run ended, over (betas_1, betas_2, measures).
         resummed: likewise, at the optimizer's own pair and those beside it on the grid, each over (measures,).
-        checks: what happens beside the slope at the run's last audited step, at its own pair and the corners.
+        checks: what happens beside the slope at the run's last audited step, at the own pair and the corners.
         products: Hessian-vector products spent on both predictions.
     """
 
@@ -201,7 +201,16 @@ def audit_batch_sizes(
 
 
 class Setting(NamedTuple):
-    """What is the same at all batch sizes; as for `audit_batch_sizes`, `own` being where the optimizer's pair is."""
+    """The arguments of `audit_batch_sizes` that hold at every batch size.
+
+    Attributes:
+        measures: names, or differentiable functions theta -> scalar.
+        axes: betas_1 and betas_2 of the grid, increasing.
+        own: index of the optimizer's own pair on them.
+        samples: draws for each predicted pair.
+        steps: of the run.
+        seed: of the order of the batches and the draws.
+    """
 
     measures: Sequence[str | Differentiable]
     axes: tuple[tuple[float, ...], tuple[float, ...]]

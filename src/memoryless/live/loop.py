@@ -20,8 +20,8 @@ class Sight(NamedTuple):
     """What is seen before a step.
 
     Attributes:
-        taken: steps taken.
-        theta: shape (d,).
+        taken: number of steps taken so far, n.
+        theta: where they led, shape (d,).
         gradient: that the step will get, shape (d,).
     """
 

@@ -182,7 +182,7 @@ def log_spaced(steps: int, count: int) -> list[int]:
     """About `count` steps from 1 to `steps`, evenly spaced in their logarithm.
 
     Args:
-        steps: the last.
+        steps: the last of them.
         count: how many, before equal ones are merged.
     """
     return sorted({round(s) for s in np.geomspace(1, steps, count)})
@@ -192,7 +192,7 @@ def rivals(method: AnyOptimizer) -> list[Method]:
     """The methods that `audit_run` compares with: the live one at other betas, Lion, Signum and heavy ball, at its lr.
 
     Args:
-        method: the live one.
+        method: of the run.
     """
     base = method.parts[0].method if method.parts else None
     pairs = ((0.9, 0.9), (0.9, 0.95))

@@ -40,7 +40,7 @@ class Batches:
             raise BadInput(f"batches is empty; expected at least one batch, {ADVICE}")
 
     def __len__(self) -> int:
-        """Their number."""
+        """Number of batches."""
         return self._count
 
     def select(self, batch: int | None) -> Iterator[tuple[int, Any]]:
@@ -81,7 +81,7 @@ class Batches:
         """Raise unless a batch asked for again is the same batch.
 
         Raises:
-            BadInput: it is another; says what to do.
+            BadInput: the first or the last batch came out different; says what to do.
         """
         for i in (0, len(self) - 1):
             (_, one), (_, other) = (next(self.select(i)) for _ in range(2))

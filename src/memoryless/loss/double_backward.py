@@ -235,7 +235,10 @@ def _attend(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, s
     return _apply(_Attention, query.contiguous(), key.contiguous(), value.contiguous(), bias, attn_mask is not None)
 
 
-def _convolve(x: Tensor, W: Tensor, b: Tensor | None, stride, padding, dilation, transposed, output_padding, groups) -> Any:
+def _convolve(x: Tensor, W: Tensor, b: Tensor | None, how: tuple) -> Any:
+    """x * W + b, how as in `_Convolution`, each length and padding as torch's functions take them."""
+    stride, padding, dilation, transposed, output_padding, groups = how
+
     def each(value: int | Sequence[int]) -> list[int]:
         values = [value] if isinstance(value, int) else list(value)
         return values * (W.dim() - 2) if len(values) == 1 else values
@@ -256,11 +259,11 @@ def _convolve(x: Tensor, W: Tensor, b: Tensor | None, stride, padding, dilation,
 
 
 def _convolution(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
-    return _convolve(input, weight, bias, stride, padding, dilation, False, 0, groups)
+    return _convolve(input, weight, bias, (stride, padding, dilation, False, 0, groups))
 
 
 def _transposed(input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1):
-    return _convolve(input, weight, bias, stride, padding, dilation, True, output_padding, groups)
+    return _convolve(input, weight, bias, (stride, padding, dilation, True, output_padding, groups))
 
 
 _SUBSTITUTES: dict[Any, Callable[..., Any]] = {

@@ -118,7 +118,7 @@ class Loss:
         Args:
             functions: one function, or one per batch; each maps (d,) to a scalar, differentiably.
             theta: the point `loss.theta`, shape (d,), floating point.
-            curvature: as for `Loss`.
+            curvature: "exact" Hessian-vector products, or "difference" of gradients: cheaper, to fewer digits.
 
         Returns:
             A loss without a model.

@@ -28,14 +28,14 @@ class ManyPoints:
         self._at_once: int | None = None
 
     def gradients(self, points: Tensor, used: Sequence[int] | None) -> Tensor:
-        """As `Loss.gradients`.
+        """grad L at many points, as many at once as pays.
 
         Args:
-            points: shape (n, d).
+            points: theta of each, shape (n, d).
             used: batch of each point; None is full batch.
 
         Returns:
-            Shape (n, d).
+            The gradient at each, shape (n, d).
         """
         if used is None:
             return self._of(points, None)

@@ -146,7 +146,7 @@ def RMSprop(
         alpha: in [0, 1).
         eps: >= 0.
         weight_decay: coupled, added to the gradient.
-        centered: as in torch.
+        centered: divide by the root of the variance, E g^2 - (E g)^2, in place of that of E g^2.
         eps_inside_root: eps under the square root.
         maximize: ascend.
 
@@ -276,7 +276,7 @@ def NAdam(
         lr: step size.
         betas: both in [0, 1).
         eps: >= 0.
-        weight_decay: see decoupled_weight_decay.
+        weight_decay: decoupled, or coupled (added to the gradient), as decoupled_weight_decay says.
         eps_inside_root: eps under the square root.
         momentum_decay: psi of torch's schedule, or None.
         decoupled_weight_decay: add weight_decay * theta to F rather than to the gradient.

@@ -23,13 +23,13 @@ Defining a method (RMSprop, say):
     >>> square = lambda gradient, theta: gradient**2
     >>> method = Method(
     ...     lr=0.01,
-    ...     variables=(Momentum(0.0), Momentum(0.99, square, weight=lambda n: 1 - 0.99)),
+    ...     variables=(Momentum(0.0), Momentum(0.75, square, weight=lambda n: 1 - 0.75)),
     ...     phi=lambda f, m, theta: m[0] / (f.sqrt(m[1]) + 1e-8),
     ... )
     >>> state = method.init(torch.ones(2))
     >>> state, F = method.update(state, torch.tensor([3.0, -4.0]), torch.ones(2))
     >>> F
-    tensor([ 10., -10.])
+    tensor([ 2., -2.])
 """
 
 import inspect
@@ -282,7 +282,7 @@ class Method:
         """The same catalogue method with some hyperparameters changed.
 
         Args:
-            **changes: names as in `hyper`.
+            **changes: new values by the method's own names, such as lr, betas, eps.
 
         Raises:
             BadInput: not from the catalogue, or an unknown hyperparameter.
@@ -358,7 +358,16 @@ class Groups:
         return tuple(part.method.init(theta[part.index]) for part in self.parts)
 
     def update(self, state: tuple[State, ...], gradient: Tensor, theta: Tensor) -> tuple[tuple[State, ...], Tensor]:
-        """One step; pure. Arguments and result as for `Method.update`."""
+        """One step of every group on its own coordinates; pure.
+
+        Args:
+            state: one memory per group.
+            gradient: shape (d,).
+            theta: shape (d,).
+
+        Returns:
+            The new memories, and F, shape (d,): theta_next = theta - lr * F with the lr of the whole.
+        """
         F = torch.zeros_like(theta)
         states = []
         for part, before in zip(self.parts, state, strict=True):
@@ -377,7 +386,15 @@ class Groups:
         return Groups(tuple(replace(part, method=part.method.at_lr(part.method.lr * ratio)) for part in self.parts), lr)
 
     def with_betas(self, beta_1: float, beta_2: float) -> "Groups":
-        """The same with other betas in every group; as for `Method.with_betas`."""
+        """The same with other betas in every group.
+
+        Args:
+            beta_1: of each group's first momentum.
+            beta_2: of the second.
+
+        Raises:
+            BadInput: a group's method has no pair of betas.
+        """
         return Groups(tuple(replace(part, method=part.method.with_betas(beta_1, beta_2)) for part in self.parts), self.lr)
 
     def describe(self, omit: Sequence[str] = ()) -> str:

@@ -217,8 +217,8 @@ def attempt(what: str, action: Callable[[], Any]) -> Any:
     """Run the user's code, or code with the user's arguments; whatever it raises becomes one line.
 
     Args:
-        what: runs, for the line.
-        action: takes nothing.
+        what: is run, in words, with which the line begins.
+        action: the code, a function without arguments.
 
     Returns:
         What the action returns.

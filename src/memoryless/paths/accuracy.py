@@ -83,7 +83,7 @@ def order_of_accuracy(
         loss: smooth; full batch.
         horizon: time n lr up to which the paths are compared.
         lrs: at least two, strictly decreasing; each a half of the one before, usually.
-        kind: of the iteration, as for `trajectory`.
+        kind: of the iteration: "frozen", "first", "resummed", "flow", or an integer order R (`trajectory`).
         theta: the start, shape (d,); default `loss.theta`.
         on_step: told the pairs of steps taken, over all step sizes, and their number.
 

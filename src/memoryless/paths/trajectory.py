@@ -82,7 +82,7 @@ def iterates(
 
     Args:
         method: from the catalogue, from `method_of`, or your own.
-        loss: the loss.
+        loss: L; each step takes the gradient of the full batch, or of its own batch.
         steps: how many to take.
         kind: "memory", "frozen", "first", "resummed", "flow", or an integer order R, as listed at the head of this file.
         theta: the start, shape (d,); default `loss.theta`.
@@ -156,7 +156,7 @@ def trajectory(
 
     Args:
         method: from the catalogue, from `method_of`, or your own.
-        loss: the loss.
+        loss: L; each step takes the gradient of the full batch, or of its own batch.
         steps: how many to take.
         kind: "memory", "frozen", "first", "resummed", "flow", or an integer order R, as listed at the head of this file.
         theta: the start, shape (d,); default `loss.theta`.

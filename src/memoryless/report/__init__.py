@@ -1,5 +1,13 @@
-"""Results as tables for the terminal and as pictures: no numbers are made here. It may import any room but the command line.
+"""Results as tables for the terminal and as pictures: no numbers are made here.
 
-One file per command, with the command's name: `audit`, `compare`, `betas`, `verify`, `kernel`, `atlas`, `reproduce`. Colours
-and marks come from `render.style`, numbers as text from `render.numbers`; `derive` prints itself (`formulas.printing`).
+It may import any room but `cli`. Colours and marks come from `render.style`, numbers as text from `render.numbers`; a
+derivation prints itself (`formulas.printing`). One file per command, with the command's name:
+
+* `audit`: an audited run: effects measured beside predicted, and the verdict.
+* `compare`: several optimizers, a line each.
+* `betas`: which betas at which batch size, in words, a table and a picture.
+* `verify`: the errors of Theorem 3.2 and their slopes.
+* `kernel`: how a memory fades.
+* `atlas`: all optimizers, on the screen, as Markdown, and as a page that sorts itself.
+* `reproduce`: Fig. 1 in words and as a picture.
 """

@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from importlib.metadata import version
 from typing import Any
 
 import jinja2
@@ -10,7 +11,6 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-import memoryless
 from memoryless.experiments.atlas.rows import KINDS, PROBLEMS, SEEDS, Row
 from memoryless.experiments.atlas.ways import AGREE, STEP
 from memoryless.loss.measures import MEASURES
@@ -315,7 +315,7 @@ def page(rows: Sequence[Row]) -> str:
         summary=summary(rows),
         legend=LEGEND,
         columns=["optimizer", "answer", "memory", "mean ages", *map(label, MEASURES), FOUND],
-        version=memoryless.__version__,
+        version=version("memoryless"),
     )
 
 

@@ -29,12 +29,12 @@ class Samples:
 
     @property
     def mean(self) -> Array:
-        """Shape (...)."""
+        """Mean over the samples, shape (...)."""
         return np.asarray(self.values.mean(axis=0))
 
     @property
     def standard_error(self) -> Array:
-        """Of the mean, shape (...); of a series from the means of `BLOCKS` blocks (batch means)."""
+        """Standard error of the mean, shape (...); of a series from the means of `BLOCKS` blocks (batch means)."""
         if self.kind == "exact":
             return np.zeros(self.values.shape[1:])
         count = len(self.values) if self.kind == "independent" else min(BLOCKS, len(self.values))
@@ -44,10 +44,10 @@ class Samples:
         return np.asarray(means.std(axis=0, ddof=1) / count**0.5)
 
     def at(self, index: tuple[int | slice, ...]) -> "Samples":
-        """Of one entry.
+        """The samples of some entries of the array alone.
 
         Args:
-            index: into (...).
+            index: of the entries in (...), without the sample's axis.
         """
         return Samples(self.values[(slice(None), *index)], self.kind)
 

@@ -59,7 +59,7 @@ class ExpectedEffect:
 
     @property
     def standard_error(self) -> float:
-        """Of `mean`, and of `noise`."""
+        """Standard error of `mean`, which is that of `noise` too: they differ by a constant."""
         return float(self.changes.standard_error)
 
     @property
@@ -154,7 +154,7 @@ def expected_correction(
         step: n, the number of past iterates, an epoch beginning at step 0; None is the steady state, at a random place in an
             epoch.
         order: "first" or "resummed".
-        measures: names or functions, as for `audit`, on which to tell the effect.
+        measures: names in `loss.measures.MEASURES`, or differentiable functions theta -> scalar, on which to tell the effect.
         samples: how many orders to draw; first order spends one Hessian-vector product on each, resummed and `whole` one per
             variable and batch. None is the closed form, which methods linear in the gradient have (heavy ball, Nesterov).
         replacement: every step draws its batch afresh; otherwise every epoch is a random permutation.
@@ -228,10 +228,10 @@ def _too_few(found: "ExpectedCorrection", samples: int, error: float) -> str:
 
 
 class Plan(NamedTuple):
-    """What to draw.
+    """How the mean over the orders is estimated.
 
     Attributes:
-        samples: orders.
+        samples: number of random orders.
         seed: sample r of one method and of another shares its draws from the present backwards.
         order: "first" or "resummed".
         replacement: every step draws its batch afresh.
@@ -258,13 +258,13 @@ def sampled(
     """`expected_correction` from what is known at theta already, which many methods share.
 
     Args:
-        method: as there.
-        point: the batches at theta.
-        values: the measures there.
+        method: in momentum form, or a black box.
+        point: theta, and the loss whose batches are drawn.
+        values: the measures at theta on which to tell the effect.
         step: n, or None for the steady state.
-        plan: what to draw.
+        plan: how many orders to draw, and how each is used.
         full: M of the full batch, shape (d,); default 0, which makes all of M noise.
-        on_step: told the samples done.
+        on_step: told the samples done and their number.
 
     Returns:
         The means, with their standard errors.

@@ -29,7 +29,7 @@ ROUND = 2**22
 """Numbers kept at once, draws times coordinates."""
 
 Draws = Iterable[tuple[Order, np.random.Generator]]
-"""An order and what to draw from else, for each sample."""
+"""For each sample an order of batches, and the generator that draws its lag."""
 Sample = tuple[Tensor, Tensor, int]
 """F and M of one sample, and the products spent on it."""
 
@@ -65,10 +65,10 @@ class Lagged:
 
     Attributes:
         batch: of step n - k.
-        k: the lag.
-        probability: of it.
+        k: the lag, >= 1.
+        probability: p_k, with which that lag is drawn.
         steps: n, then the steps s drawn from n-k..n-1.
-        weight: of each of the latter in D[k].
+        weight: of each drawn s in D[k]: k over their number.
     """
 
     batch: int
@@ -83,8 +83,8 @@ def lagged(order: Order, p: NDArray[np.float64], rng: np.random.Generator) -> La
 
     Args:
         order: batch of each step 0..n.
-        p: from `lag_probabilities`.
-        rng: to draw from.
+        p: probability of each lag k = 1, 2, ..., from `lag_probabilities`.
+        rng: source of the lag and of the steps.
     """
     n, (u, *places) = len(order) - 1, rng.random(1 + POINTS)
     k = 1 + min(int(np.searchsorted(np.cumsum(p), u, side="right")), len(p) - 1)
@@ -102,7 +102,7 @@ def random_lags(pool: Pool, point: Point, n: int, limit: bool, draws: Draws) -> 
         point: of the loss; the curvature of a batch is used once for each order.
         n: step.
         limit: whether it stands for the steady state.
-        draws: the orders.
+        draws: for each sample the batch of each step 0..n, and the source of its lag.
 
     Yields:
         F[n] and that share, over its probability.

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-import memoryless
 from memoryless.audits.effect import Changes, Vectors, effects_of
 from memoryless.corrections.correction import correction
 from memoryless.errors import NeverForgets
@@ -137,7 +136,7 @@ def versions(library: str) -> dict[str, str]:
     Args:
         library: of the optimizer.
     """
-    return {"memoryless": memoryless.__version__, "torch": str(torch.__version__), library: subjects.version_of(library)}
+    return {name: subjects.version_of(name) for name in ("memoryless", "torch", library)}
 
 
 def _kind(kinds: list[str]) -> str:

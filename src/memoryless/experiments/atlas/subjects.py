@@ -35,9 +35,9 @@ class Subject:
     """An optimizer to be examined.
 
     Attributes:
-        library: where it is from.
-        name: there.
-        make: it, from parameters.
+        library: where it is from, one of `LIBRARIES`.
+        name: of its class there.
+        make: parameters -> the optimizer.
         given: what it was given, in words.
         needs: "gradient": that it finds in p.grad is enough; "closure" or "hessian": it evaluates the loss itself, or takes
             the diagonal of the loss's Hessian.
@@ -66,10 +66,10 @@ def installed() -> list[str]:
 
 
 def version_of(library: str) -> str:
-    """Its version.
+    """The version of an installed library.
 
     Args:
-        library: installed.
+        library: its name, as `pip` has it.
     """
     return version(library)
 

@@ -122,9 +122,9 @@ class Machine:
     """An optimizer on one problem, ready to run.
 
     Attributes:
-        run: it.
+        run: the optimizer as a method.
         lr: its learning rate.
-        text: it, in words.
+        text: what was run, in words.
         ways: finds first order and resummed.
         method: it as a black box; None where that needs more than gradients.
     """
@@ -140,7 +140,7 @@ def machine(subject: Subject, loss: Loss, seed: int | None = None) -> Machine:
     """An optimizer on a problem.
 
     Args:
-        subject: it.
+        subject: the optimizer.
         loss: the problem.
         seed: of what it draws; None leaves its step() as it is.
 
