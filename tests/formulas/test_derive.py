@@ -23,8 +23,8 @@ from torch import Tensor
 import memoryless as ml
 from memoryless.errors import BadInput, NeverForgets, NotDerivable
 from memoryless.formulas.compiled import compiled
-from memoryless.formulas.derive import SYMBOLS
 from memoryless.formulas.document import document
+from memoryless.formulas.hyperparameters import SYMBOLS
 from memoryless.formulas.net_age import sign_of
 from memoryless.formulas.printing import plain
 from memoryless.formulas.symbols import Beta, Field, GradK, H, HessK, Inner, L, Total, g, h, n, name_of, theta, w

@@ -15,7 +15,9 @@ import sympy
 from sympy import Expr, S, Symbol
 
 from memoryless.errors import NotDerivable
-from memoryless.formulas.symbols import Symbolic, formula, g, k, n, rational, scalar, theta
+from memoryless.formulas.algebra import rational, scalar
+from memoryless.formulas.stand_in import Symbolic, formula
+from memoryless.formulas.symbols import g, k, n, theta
 from memoryless.methods.method import Method
 
 
