@@ -14,7 +14,10 @@ from sympy import Expr, S
 from sympy.functions.elementary.hyperbolic import HyperbolicFunction
 from sympy.functions.elementary.trigonometric import TrigonometricFunction
 
-from memoryless.formulas.symbols import Field, GradK, H, HessK, L, Total, g, theta, w
+from memoryless.formulas.symbols import Field, GradK, H, HessK, L, Step, Total, g, theta, w
+
+_DIGITS = 1000
+"""Of a number's power: beyond, a hundred of them are kept."""
 
 
 def rational(x: Any) -> Expr:
@@ -27,6 +30,23 @@ def rational(x: Any) -> Expr:
         return S.Infinity if math.isinf(x) else sympy.Rational(f"{x:.15g}")
     expression = sympy.sympify(x)
     return expression.xreplace({f: rational(float(f)) for f in expression.atoms(sympy.Float)})
+
+
+def evaluated(expression: Expr) -> Expr:
+    """With the step's number in it; simplifying the result may multiply out polynomials of that degree.
+
+    Args:
+        expression: of any kind; powers of numbers that would have more than 1000 digits are rounded to 100.
+    """
+    numbers = {step: sympy.Integer(str(step)) for step in expression.atoms(Step)}
+
+    def power(base: Expr, exponent: Expr) -> Expr:
+        exponent = exponent.xreplace(numbers)
+        if exponent.is_Integer and base.is_Rational and abs(exponent) * sympy.log(max(abs(base.p), base.q), 10) > _DIGITS:
+            base = base.evalf(100)
+        return base**exponent
+
+    return expression.replace(lambda e: e.is_Pow and e.exp.has(Step), lambda e: power(*e.args)).xreplace(numbers)
 
 
 def tidy(expression: Expr) -> Expr:

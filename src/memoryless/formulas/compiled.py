@@ -15,6 +15,7 @@ from sympy.printing.pytorch import TorchPrinter
 from torch import Tensor
 
 from memoryless.errors import BadInput
+from memoryless.formulas.algebra import evaluated
 from memoryless.formulas.symbols import L, g, theta, w
 
 
@@ -50,6 +51,7 @@ def compiled(expression: Expr, K: Callable[[Tensor], Tensor] | None = None) -> C
         >>> M(torch.tensor([1.0, -2.0]), torch.zeros(2), lambda v: 3 * v)
         tensor([ 1.2000, -2.4000])
     """
+    expression = evaluated(expression)
     if left := expression.free_symbols - {g, theta, w, L}:
         raise BadInput(f"give these symbols numbers first: {', '.join(sorted(map(str, left)))}")
     if any(S.Infinity in limits for total in expression.atoms(sympy.Sum) for limits in total.limits):

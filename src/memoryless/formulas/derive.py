@@ -15,8 +15,12 @@ from memoryless.errors import BadInput
 from memoryless.formulas import printing
 from memoryless.formulas.formulas import Formulas
 from memoryless.formulas.hyperparameters import assigned, maker
-from memoryless.formulas.symbols import n
+from memoryless.formulas.symbols import Step, n
 from memoryless.methods.named import resolve
+
+
+LITERAL = 3
+"""Up to this step sums over the past are written out, which is shorter; beyond, they are geometric series."""
 
 
 @dataclass(frozen=True)
@@ -86,4 +90,4 @@ def _step(step: int | str | None) -> Expr | None:
         return n
     if isinstance(step, bool) or not isinstance(step, int) or step < 0:
         raise BadInput(f'step must be None (steady state), an integer >= 0 or "n", got {step!r}')
-    return S(step)
+    return S(step) if step <= LITERAL else Step(step)

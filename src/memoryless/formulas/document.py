@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import sympy
 from sympy import Eq, Expr, S, Symbol
 
-from memoryless.formulas.algebra import scalar
+from memoryless.formulas.algebra import evaluated, scalar
 from memoryless.formulas.formulas import Formulas
 from memoryless.formulas.hyperparameters import SYMBOLS
 from memoryless.formulas.net_age import NetAge, sign_of
@@ -163,7 +163,7 @@ def _net_age(d: Formulas, a: NetAge) -> Iterator[Sentence | Eq]:
 
 def _valued(a: NetAge, kappa: Expr) -> Expr:
     """An expression in the ages' symbols, with its value if that is a number."""
-    value = kappa.subs(a.ages)
+    value = evaluated(kappa.subs(a.ages))
     return _eq(kappa, value) if value.is_number and kappa.free_symbols else kappa
 
 
@@ -309,7 +309,7 @@ def reading(d: Formulas) -> Iterator[Sentence | Eq]:
             ]
     if (crossing := a.crossing) is not None:
         quantity, value = crossing
-        known = value.subs(a.ages)
+        known = evaluated(value.subs(a.ages))
         if not known.free_symbols and known > 0:
             yield ["In between, the sign changes at ", _eq(quantity, known), "."]
         elif known.free_symbols:
@@ -333,9 +333,11 @@ def _reading_without_anatomy(d: Formulas) -> Iterator[Sentence]:
 
 def _lion_k(d: Formulas) -> Expr | None:
     """The positive c with M = c h Hess K(g) H F, F = grad K(g) + lambda theta; None if that is not the form of F and M."""
+    if d.step is not None:
+        return None
     rate = sympy.simplify((d.F - GradK(g)) / theta)
     factor = sympy.simplify(sympy.expand_mul(d.M).coeff(HessK(g, H(GradK(g)))) / d.lr)
-    if d.step is not None or rate.has(Field) or sign_of(factor) != 1:
+    if rate.has(Field) or sign_of(factor) != 1:
         return None
     return scalar(factor) if sympy.simplify(d.M - factor * d.lr * HessK(g, H(d.F))) == 0 else None
 

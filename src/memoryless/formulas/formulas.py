@@ -14,7 +14,7 @@ import sympy
 from sympy import Expr, S, Symbol
 
 from memoryless.errors import NotDerivable
-from memoryless.formulas.algebra import rational, tidy
+from memoryless.formulas.algebra import evaluated, rational, tidy
 from memoryless.formulas.lagging import LaggingUpdate, slope_at_0
 from memoryless.formulas.net_age import NetAge
 from memoryless.formulas.stand_in import Functions, Symbolic, formula
@@ -62,12 +62,12 @@ class Formulas(LaggingUpdate):
     @cached_property
     def F(self) -> Expr:
         """Update with the history frozen."""
-        return tidy(self._uncoupled(self._shown))
+        return evaluated(tidy(self._uncoupled(self._shown)))
 
     @cached_property
     def M(self) -> Expr:
         """First-order correction, Eq. 9; H(v) is the Hessian applied to v."""
-        return tidy(self._uncoupled(self.anatomy.M if self.anatomy else self.lagging.subs(self._drifts)))
+        return evaluated(tidy(self._uncoupled(self.anatomy.M if self.anatomy else self.lagging.subs(self._drifts))))
 
     @cached_property
     def drifts(self) -> dict[Symbol, Expr]:
@@ -75,16 +75,24 @@ class Formulas(LaggingUpdate):
 
         Where the updates of the past are no multiples of the present one, each variable l has its own w_l, and b_l of theta.
         """
+        return {symbol: evaluated(drift) for symbol, drift in self._tidy_drifts.items()}
+
+    @cached_property
+    def _tidy_drifts(self) -> dict[Symbol, Expr]:
         return {symbol: tidy(self._uncoupled(drift)) for symbol, drift in self._drifts.items()}
 
     @cached_property
     def resummed(self) -> Expr:
         """Resummed correction, in terms of g and w; without w where variables have a drift of their own."""
-        return self.moved if self.aligned else tidy(self.moved.subs(self.drifts))
+        return self.moved if self.aligned else evaluated(tidy(self._moved.subs(self._tidy_drifts)))
 
     @cached_property
     def moved(self) -> Expr:
         """The resummed correction in terms of g and `drifts`."""
+        return evaluated(self._moved)
+
+    @cached_property
+    def _moved(self) -> Expr:
         m = {}
         for v, (drift, way) in zip(self.variables, self.drift_of, strict=True):
             g_l = v.g.subs({g: g + k * drift, theta: theta + k * way}, simultaneous=True)
@@ -148,7 +156,7 @@ class Formulas(LaggingUpdate):
         """L~ with F + M = lambda theta + P grad L~, in L, g = grad L and theta; None if there is none, or none is found."""
         if self.anatomy is None or self.anatomy.modified_loss is None:
             return None
-        return self.anatomy.uncoupled(self.anatomy.modified_loss)
+        return evaluated(self.anatomy.uncoupled(self.anatomy.modified_loss))
 
     @cached_property
     def _drifts(self) -> dict[Symbol, Expr]:

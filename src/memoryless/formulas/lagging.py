@@ -75,7 +75,7 @@ class LaggingUpdate:
 
     @cached_property
     def _shares(self) -> list[Expr] | None:
-        """F[s] / F[n] of the steps in `_past`, none in the steady state; None where it differs between coordinates."""
+        """F[s] / F[n] of `_past`, none in the steady state; None where it differs between coordinates."""
         if self.step is None:
             return []
         at_1 = {g: 1, theta: 1}
@@ -131,10 +131,18 @@ class LaggingUpdate:
         return drifts
 
     @cached_property
-    def _past(self) -> list[Expr]:
-        """F[s], s = 0..n-1; of a symbolic s where n is a symbol."""
+    def _past_steps(self) -> list[Expr]:
+        """0..n-1; where n is a symbol, the symbol s stands for those that are not numbers."""
         assert self.step is not None
-        return [self._frozen(S(i)) for i in range(int(self.step))] if self.step.is_Integer else [self._frozen(s)]
+        if self.step.is_Integer:
+            return [S(i) for i in range(int(self.step))]
+        # No formula in s holds at 0 where nothing is read yet and then something that is not the sum's first term.
+        return [S.Zero, s] if any(v.lag and v.first != 1 for v in self.variables) else [s]
+
+    @cached_property
+    def _past(self) -> list[Expr]:
+        """F[s] of `_past_steps`."""
+        return [self._frozen(i) for i in self._past_steps]
 
     def _frozen(self, step: Expr | None) -> Expr:
         F = self.readout.subs({v.m: v.moment(0, step) * v.g for v in self.variables}, simultaneous=True)
@@ -143,11 +151,11 @@ class LaggingUpdate:
     def _way(self, v: Variable, past: list[Expr]) -> Expr:
         """sum_k kernel[k] D[k] = sum_{s<n} tails(n - s) F[s], the F[s] or what they are multiples by given as `_past` is."""
         assert self.step is not None
-        if self.step.is_Integer:
-            return sum((v.tails(self.step - i, self.step) * F for i, F in enumerate(past)), S.Zero)
-        if v.lag and v.first != 1:
-            raise NotDerivable(f"{self.name}: give an integer step, a symbolic one has no formula for variable {v.m}")
-        return _sum(v.tails(self.step - s, self.step) * past[0], self.step)
+        total = S.Zero
+        for i, F in zip(self._past_steps, past, strict=True):
+            term = v.tails(self.step - i, self.step) * F
+            total += _sum(term, S(len(past) - 1), self.step) if i == s else term
+        return total
 
     def slope(self, m: Mapping[Symbol, Expr], y: Symbol) -> Expr:
         """d/dy of phi at y = 0, the variables not given being frozen.
@@ -182,12 +190,12 @@ def _finite(expression: Expr, what: str) -> Expr:
     return expression
 
 
-def _sum(terms: Expr, count: Expr) -> Expr:
-    """sum_{s < count} of the terms: geometric series in closed form, the rest left as a sum."""
+def _sum(terms: Expr, start: Expr, end: Expr) -> Expr:
+    """sum_{start <= s < end} of the terms: geometric series in closed form, the rest left as a sum."""
     total = S.Zero
     for term in sympy.Add.make_args(sympy.expand(terms, power_exp=True, mul=True)):
         outer, inner = term.as_independent(s, as_Add=False)
-        series = sympy.Sum(inner, (s, 0, count - 1))
+        series = sympy.Sum(inner, (s, start, end - 1))
         if not inner.has(g, theta):
             # The other branch is a ratio of 1.
             series = series.doit().replace(sympy.Piecewise, lambda *branches: branches[-1][0])

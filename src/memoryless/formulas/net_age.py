@@ -26,7 +26,7 @@ import sympy
 from sympy import Expr, S, Symbol
 
 from memoryless.errors import NotDerivable
-from memoryless.formulas.algebra import equal, scalar, shortest, tidy
+from memoryless.formulas.algebra import equal, evaluated, scalar, shortest, tidy
 from memoryless.formulas.lagging import LaggingUpdate
 from memoryless.formulas.symbols import Beta, GradK, H, HessK, L, Total, g, theta, w
 
@@ -216,8 +216,8 @@ class NetAge:
     def sign(self, kappa: Expr) -> int | None:
         """Sign of an expression in the ages' symbols; see `sign_of`."""
         value = kappa.subs(self.ages)
-        if value.is_number:
-            return int(sympy.sign(value))
+        if (number := evaluated(value)).is_number:
+            return int(sympy.sign(number))
         return 1 if kappa.is_positive else -1 if kappa.is_negative else sign_of(value)
 
 

@@ -19,6 +19,7 @@ from sympy.printing.precedence import PRECEDENCE
 from sympy.printing.str import StrPrinter
 
 import memoryless
+from memoryless.formulas.algebra import evaluated
 from memoryless.formulas.document import Sentence, document, reading
 from memoryless.formulas.formulas import Formulas
 from memoryless.formulas.symbols import L, g, norm_of, theta
@@ -119,14 +120,14 @@ def plain(expression: Expr) -> str:
 
 
 def _decimals(expression: Expr) -> Expr:
-    """Fractions of large numbers as decimals, and those with a short one."""
+    """Fractions of large numbers as decimals, and those with a short one; the step's number in its place."""
+    expression = evaluated(expression)
 
     def clumsy(q: sympy.Rational) -> bool:
         return q.q > 1000 or abs(q.p) > 10_000 or (q.q > 10 and sympy.Rational(f"{float(q):.4g}") == q)
 
-    return expression.xreplace(
-        {q: sympy.Float(q, 6) for q in expression.atoms(sympy.Rational) if not q.is_Integer and clumsy(q)}
-    )
+    fractions = (q for q in expression.atoms(sympy.Rational) if not q.is_Integer and clumsy(q))
+    return expression.xreplace({q: sympy.Float(q, 6) for q in (*fractions, *expression.atoms(sympy.Float))})
 
 
 def tex(expression: Expr) -> str:
@@ -294,7 +295,7 @@ def as_dict(d: Formulas) -> dict[str, Any]:
     """
 
     def both(expression: Expr | None) -> dict[str, str] | None:
-        return None if expression is None else {"sympy": str(expression), "text": plain(expression), "latex": tex(expression)}
+        return None if expression is None else {"sympy": str(evaluated(expression)), "text": plain(expression), "latex": tex(expression)}
 
     a = d.anatomy
     return {

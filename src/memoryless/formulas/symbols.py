@@ -32,6 +32,16 @@ class Field(Symbol):
         return (*Symbol.class_key()[:2], "Symbol of a field")
 
 
+class Step(Symbol):
+    """A step number that algebra leaves alone: beta^n stays one power, where a number would become a polynomial of degree n.
+
+    `algebra.evaluated` puts the number in.
+    """
+
+    def __new__(cls, number: int) -> "Step":
+        return Symbol.__new__(cls, str(number), integer=True, positive=True)
+
+
 g, theta = Field("g", real=True), Field("theta", real=True)
 w, back = Field("w", real=True), Field("b", real=True)  # per step of age: drift of the gradient, way back of theta
 h, L = Symbol("h", positive=True), Symbol("L", real=True)
