@@ -4,6 +4,11 @@
 # pyright: reportArgumentType=false, reportCallIssue=false, reportAssignmentType=false, reportOptionalIterable=false
 # pyright: reportOperatorIssue=false
 
+import json
+import math
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 from sympy import Abs, Rational
 
@@ -76,3 +81,63 @@ def test_bias_correction_is_exact(step):
     assert is_zero(d.F - g / (Abs(g) + Rational(1, 100)))
     assert d.settled
     assert len(d.M.atoms(H)) == 1
+
+
+CATALOGUE_NUMBERS = {
+    "heavy_ball": {"momentum": 0.8, "weight_decay": 0.3},
+    "nesterov": {"momentum": 0.8},
+    "rmsprop": {"alpha": 0.95, "eps": 0.01},
+    "adam": {"betas": (0.9, 0.95), "eps": 0.01},
+    "adamw": {"betas": (0.9, 0.95), "eps": 0.01, "weight_decay": 0.1},
+    "nadam": {"betas": (0.9, 0.95), "eps": 0.01, "weight_decay": 0.1},
+    "lion": {"betas": (0.9, 0.95), "weight_decay": 0.1, "smoothing": 0.1},
+    "signum": {"momentum": 0.9, "weight_decay": 0.1, "smoothing": 0.1},
+}
+
+
+@pytest.mark.parametrize("step", [1, 4, 5, 6])
+@pytest.mark.parametrize("name", CATALOGUE_NUMBERS)
+def test_geometric_series_are_the_literal_sums(name, step, monkeypatch):
+    """The naive twin writes every past step out."""
+    values = {"lr": LR} | CATALOGUE_NUMBERS[name]
+    monkeypatch.setattr("memoryless.formulas.derive.LITERAL", 0)
+    series = ml.derive(name, step=step, **values)
+    monkeypatch.setattr("memoryless.formulas.derive.LITERAL", math.inf)
+    literal = ml.derive(name, step=step, **values)
+    method = SimpleNamespace(hyper={})
+    for found, expected in ((series.F, literal.F), (series.M, literal.M)):
+        assert close(tensors(found, method), tensors(expected, method), tensors(literal.F, method))
+    w_ = [tensors(d.drifts[w], method) if d.aligned else None for d in (series, literal)]
+    found, expected = (tensors(d.resummed, method, drift) for d, drift in zip((series, literal), w_, strict=True))
+    assert close(found, expected, tensors(literal.F, method))
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "groups"])
+def test_a_long_past(name):
+    method = METHODS[name](LR)
+    d, c = ml.derive(method, step=60), ml.correction(method, reference_loss(), step=60)
+    assert close(tensors(d.F, method), c.F, c.F)
+    assert close(tensors(d.M, method), c.M, c.F)
+
+
+def test_a_first_term_that_is_read_late():
+    """Nothing at step 0, then a term that the series in s does not begin with."""
+    method = single(lambda f, m, theta: m[0] + g_scaled(f, theta), 0.7, weight=lambda n: 1.0, first=0.5, lag=1)
+    d, c = ml.derive(method, step=9), ml.correction(method, reference_loss(), step=9)
+    assert close(tensors(d.M, method), c.M, c.F)
+
+
+def g_scaled(f: Any, theta: Any) -> Any:
+    return 0.1 * f.tanh(theta)
+
+
+@pytest.mark.parametrize("name", ["adam", "heavy_ball", "lion", "adam(betas=(0.9, 0.999), eps=1e-8)"])
+def test_a_hundred_million_steps(name):
+    d = ml.derive(name, step=10**8)
+    assert "at step 100000000" in d.text()
+    assert json.loads(d.to_json())["step"] == "100000000"
+    if name == "adam":
+        M, steady = (
+            x.subs({b1: 0.9, b2: 0.99, eps: 0.1, h: 1}).replace(H, lambda v: v).subs(g, 0.3) for x in (d.M, derive(name).M)
+        )
+        assert float(M) == pytest.approx(float(steady), rel=1e-14)

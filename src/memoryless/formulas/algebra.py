@@ -7,6 +7,7 @@
 
 import math
 import numbers
+from collections.abc import Callable
 from typing import Any
 
 import sympy
@@ -14,10 +15,10 @@ from sympy import Expr, S
 from sympy.functions.elementary.hyperbolic import HyperbolicFunction
 from sympy.functions.elementary.trigonometric import TrigonometricFunction
 
-from memoryless.formulas.symbols import Field, GradK, H, HessK, L, Step, Total, g, theta, w
+from memoryless.formulas.symbols import Exponent, Field, GradK, H, HessK, L, Step, Total, g, theta, w
 
-_DIGITS = 1000
-"""Of a number's power: beyond, a hundred of them are kept."""
+_MULTIPLIED_OUT = 20
+"""The largest exponent that stays an integer of SymPy's."""
 
 
 def rational(x: Any) -> Expr:
@@ -33,20 +34,33 @@ def rational(x: Any) -> Expr:
 
 
 def evaluated(expression: Expr) -> Expr:
-    """With the step's number in it; simplifying the result may multiply out polynomials of that degree.
+    """With the step's number in place of its symbol.
 
     Args:
-        expression: of any kind; powers of numbers that would have more than 1000 digits are rounded to 100.
+        expression: of any kind.
     """
     numbers = {step: sympy.Integer(str(step)) for step in expression.atoms(Step)}
 
     def power(base: Expr, exponent: Expr) -> Expr:
         exponent = exponent.xreplace(numbers)
-        if exponent.is_Integer and base.is_Rational and abs(exponent) * sympy.log(max(abs(base.p), base.q), 10) > _DIGITS:
-            base = base.evalf(100)
-        return base**exponent
+        if not exponent.is_Integer or abs(exponent) <= _MULTIPLIED_OUT:
+            return base**exponent
+        return base ** (sympy.sign(exponent) * Exponent(abs(int(exponent))))
 
     return expression.replace(lambda e: e.is_Pow and e.exp.has(Step), lambda e: power(*e.args)).xreplace(numbers)
+
+
+def approximated(expression: Expr, digits: int, which: Callable[[Expr], bool]) -> Expr:
+    """Numbers in it as decimals, each as a whole: what cancels in it costs no digits.
+
+    Args:
+        expression: of any kind.
+        digits: significant ones.
+        which: of the numbers.
+    """
+    if expression.is_number and which(expression):
+        return expression.evalf(digits)
+    return expression.func(*(approximated(x, digits, which) for x in expression.args)) if expression.args else expression
 
 
 def tidy(expression: Expr) -> Expr:

@@ -15,7 +15,7 @@ from sympy.printing.pytorch import TorchPrinter
 from torch import Tensor
 
 from memoryless.errors import BadInput
-from memoryless.formulas.algebra import evaluated
+from memoryless.formulas.algebra import approximated, evaluated
 from memoryless.formulas.symbols import L, g, theta, w
 
 
@@ -58,7 +58,7 @@ def compiled(expression: Expr, K: Callable[[Tensor], Tensor] | None = None) -> C
         raise BadInput("the formula holds a sum over infinitely many ages; derive it at a step, or take ml.correction")
     expression = expression.doit()
     # torch's functions take no Python numbers, and no fractions.
-    numeric = expression.replace(lambda e: e.is_number and not (e.is_Integer and abs(e) < 2**31), lambda e: e.evalf(17))
+    numeric = approximated(expression, 17, lambda number: not (number.is_Integer and abs(number) < 2**31))
     here: dict[str, Any] = {}
     slope = torch.func.grad(K) if K else lambda c: c
 

@@ -19,10 +19,10 @@ from sympy.printing.precedence import PRECEDENCE
 from sympy.printing.str import StrPrinter
 
 import memoryless
-from memoryless.formulas.algebra import evaluated
+from memoryless.formulas.algebra import approximated, evaluated
 from memoryless.formulas.document import Sentence, document, reading
 from memoryless.formulas.formulas import Formulas
-from memoryless.formulas.symbols import L, g, norm_of, theta
+from memoryless.formulas.symbols import Exponent, L, g, norm_of, theta
 from memoryless.render.page import fill
 
 _GREEK = {"beta": "β", "rho": "\u03c1", "tau": "τ", "epsilon": "ε", "lamda": "λ", "theta": "θ", "kappa": "κ"}
@@ -126,8 +126,10 @@ def _decimals(expression: Expr) -> Expr:
     def clumsy(q: sympy.Rational) -> bool:
         return q.q > 1000 or abs(q.p) > 10_000 or (q.q > 10 and sympy.Rational(f"{float(q):.4g}") == q)
 
-    fractions = (q for q in expression.atoms(sympy.Rational) if not q.is_Integer and clumsy(q))
-    return expression.xreplace({q: sympy.Float(q, 6) for q in (*fractions, *expression.atoms(sympy.Float))})
+    expression = approximated(expression, 6, lambda number: number.has(Exponent))
+    return expression.xreplace(
+        {q: sympy.Float(q, 6) for q in expression.atoms(sympy.Rational) if not q.is_Integer and clumsy(q)}
+    )
 
 
 def tex(expression: Expr) -> str:
@@ -295,7 +297,9 @@ def as_dict(d: Formulas) -> dict[str, Any]:
     """
 
     def both(expression: Expr | None) -> dict[str, str] | None:
-        return None if expression is None else {"sympy": str(evaluated(expression)), "text": plain(expression), "latex": tex(expression)}
+        if expression is None:
+            return None
+        return {"sympy": str(evaluated(expression)), "text": plain(expression), "latex": tex(expression)}
 
     a = d.anatomy
     return {

@@ -12,6 +12,7 @@ applied to v, Total[r] the sum of r over the coordinates.
 from typing import Any
 
 import sympy
+from mpmath.libmp import from_int
 from sympy import Expr, S, Symbol
 from sympy.printing.precedence import PRECEDENCE
 
@@ -33,13 +34,50 @@ class Field(Symbol):
 
 
 class Step(Symbol):
-    """A step number that algebra leaves alone: beta^n stays one power, where a number would become a polynomial of degree n.
+    """A step number as a symbol: simplifying leaves beta^n one power, where a number makes a polynomial of degree n.
 
     `algebra.evaluated` puts the number in.
     """
 
     def __new__(cls, number: int) -> "Step":
+        """Of a number."""
         return Symbol.__new__(cls, str(number), integer=True, positive=True)
+
+
+class Exponent(sympy.NumberSymbol):
+    """A large integer exponent: a number that, like pi, SymPy neither multiplies out nor looks for roots with."""
+
+    is_integer = is_positive = True
+    __slots__ = ("number",)
+    number: int
+
+    def __new__(cls, number: int) -> "Exponent":
+        """Of a number."""
+        self = super().__new__(cls)
+        self.number = number
+        return self
+
+    def _hashable_content(self) -> tuple[int]:
+        return (self.number,)
+
+    def __getnewargs__(self) -> tuple[int]:
+        return (self.number,)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Exponent) and self.number == other.number
+
+    __hash__ = sympy.NumberSymbol.__hash__
+
+    def __int__(self) -> int:
+        return self.number
+
+    def _as_mpf_val(self, prec: int) -> Any:
+        return from_int(self.number, prec)
+
+    def _print(self, _printer: Any) -> str:
+        return str(self.number)
+
+    _sympystr = _latex = _print
 
 
 g, theta = Field("g", real=True), Field("theta", real=True)
