@@ -13,7 +13,8 @@ import pytest
 from sympy import Abs, Rational
 
 import memoryless as ml
-from memoryless.errors import NeverForgets
+from memoryless.errors import BadInput, NeverForgets, NotDerivable
+from memoryless.formulas.compiled import compiled
 from memoryless.formulas.symbols import H, g, h, n, w
 from tests.formulas.cases import LR, b1, b2, beta, close, derive, eps, is_zero, lam, single, tensors
 from tests.problems import METHODS, norm, reference_loss
@@ -112,7 +113,7 @@ def test_geometric_series_are_the_literal_sums(name, step, monkeypatch):
     assert close(found, expected, tensors(literal.F, method))
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name != "groups"])
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in ("groups", "nadam_schedule")])
 def test_a_long_past(name):
     method = METHODS[name](LR)
     d, c = ml.derive(method, step=60), ml.correction(method, reference_loss(), step=60)
@@ -141,3 +142,13 @@ def test_a_hundred_million_steps(name):
             x.subs({b1: 0.9, b2: 0.99, eps: 0.1, h: 1}).replace(H, lambda v: v).subs(g, 0.3) for x in (d.M, derive(name).M)
         )
         assert float(M) == pytest.approx(float(steady), rel=1e-14)
+
+
+def test_weights_without_a_formula_have_no_long_past():
+    with pytest.raises(NotDerivable, match="without a formula in n, give a step of at most 10, or take ml.correction"):
+        ml.derive(METHODS["nadam_schedule"](LR), step=11)
+
+
+def test_a_long_sum_is_not_compiled():
+    with pytest.raises(BadInput, match="a sum of 1000 terms, at most 300 are compiled"):
+        compiled(ml.derive(METHODS["lion"](LR), step=1000).M)

@@ -18,6 +18,9 @@ from memoryless.errors import BadInput
 from memoryless.formulas.algebra import approximated, evaluated
 from memoryless.formulas.symbols import L, g, theta, w
 
+_TERMS = 300
+"""Of a sum that are written out."""
+
 
 class _Printer(TorchPrinter):
     """Sums of tensors and numbers as operators; relations as operators, which also compare a tensor with a number."""
@@ -56,6 +59,11 @@ def compiled(expression: Expr, K: Callable[[Tensor], Tensor] | None = None) -> C
         raise BadInput(f"give these symbols numbers first: {', '.join(sorted(map(str, left)))}")
     if any(S.Infinity in limits for total in expression.atoms(sympy.Sum) for limits in total.limits):
         raise BadInput("the formula holds a sum over infinitely many ages; derive it at a step, or take ml.correction")
+    for first, last in (limits[1:] for total in expression.atoms(sympy.Sum) for limits in total.limits):
+        if last - first >= _TERMS:
+            raise BadInput(
+                f"the formula holds a sum of {last - first + 1} terms, at most {_TERMS} are compiled; take ml.correction"
+            )
     expression = expression.doit()
     # torch's functions take no Python numbers, and no fractions.
     numeric = approximated(expression, 17, lambda number: not (number.is_Integer and abs(number) < 2**31))

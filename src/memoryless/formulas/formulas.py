@@ -18,10 +18,13 @@ from memoryless.formulas.algebra import evaluated, rational, tidy
 from memoryless.formulas.lagging import LaggingUpdate, slope_at_0
 from memoryless.formulas.net_age import NetAge
 from memoryless.formulas.stand_in import Functions, Symbolic, formula
-from memoryless.formulas.symbols import Beta, H, g, k, theta
+from memoryless.formulas.symbols import Beta, H, Step, g, k, theta
 from memoryless.formulas.variable import Variable
 from memoryless.methods.kernel import require_fading
 from memoryless.methods.method import Method
+
+_LONGEST = 10
+"""Of the sums over the past that are written out; see `_written_out`."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,8 @@ class Formulas(LaggingUpdate):
         """
         method = _made(make, values)
         variables = tuple(Variable.of(method, l) for l in range(len(method.variables)))
+        if isinstance(step, Step):
+            step = _written_out(step, variables)
         if step is None:
             for v in method.variables:
                 require_fading(v)
@@ -183,6 +188,24 @@ def _made(make: Callable[..., Any], given: Mapping[str, Any]) -> Method:
     if not isinstance(method, Method):
         raise NotDerivable(f"{getattr(make, '__name__', make)} returned {type(method).__name__}, expected a memoryless.Method")
     return method
+
+
+def _written_out(step: Step, variables: tuple[Variable, ...]) -> Expr:
+    """The step, as a number if a variable's weight has no formula in n: the sums over the past are then written out.
+
+    Raises:
+        NotDerivable: for so many steps that would not end.
+    """
+    try:
+        for v in variables:
+            v.weight(step)
+    except NotDerivable as error:
+        if int(str(step)) > _LONGEST:
+            raise NotDerivable(
+                f"{error}; without a formula in n, give a step of at most {_LONGEST}, or take ml.correction"
+            ) from error
+        return S(int(str(step)))
+    return step
 
 
 def _without_coupling(variables: tuple[Variable, ...]) -> tuple[tuple[Variable, ...], Expr]:

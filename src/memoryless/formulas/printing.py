@@ -126,7 +126,7 @@ def _decimals(expression: Expr) -> Expr:
     def clumsy(q: sympy.Rational) -> bool:
         return q.q > 1000 or abs(q.p) > 10_000 or (q.q > 10 and sympy.Rational(f"{float(q):.4g}") == q)
 
-    expression = approximated(expression, 6, lambda number: number.has(Exponent))
+    expression = approximated(expression, 6, lambda number: number.has(Exponent) and not number.is_integer)
     return expression.xreplace(
         {q: sympy.Float(q, 6) for q in expression.atoms(sympy.Rational) if not q.is_Integer and clumsy(q)}
     )
