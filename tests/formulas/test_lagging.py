@@ -113,7 +113,7 @@ def test_geometric_series_are_the_literal_sums(name, step, monkeypatch):
     assert close(found, expected, tensors(literal.F, method))
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name not in ("groups", "nadam_schedule")])
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "groups"])
 def test_a_long_past(name):
     method = METHODS[name](LR)
     d, c = ml.derive(method, step=60), ml.correction(method, reference_loss(), step=60)
@@ -145,10 +145,10 @@ def test_a_hundred_million_steps(name):
 
 
 def test_weights_without_a_formula_have_no_long_past():
-    with pytest.raises(NotDerivable, match="without a formula in n, give a step of at most 10, or take ml.correction"):
-        ml.derive(METHODS["nadam_schedule"](LR), step=11)
+    with pytest.raises(NotDerivable, match=r"without a formula in n, give a step of at most \d+, or take ml\.correction"):
+        ml.derive(METHODS["nadam_schedule"](LR), step=1000)
 
 
 def test_a_long_sum_is_not_compiled():
-    with pytest.raises(BadInput, match="a sum of 1000 terms, at most 300 are compiled"):
+    with pytest.raises(BadInput, match="a sum of 1000 terms, expected at most 300"):
         compiled(ml.derive(METHODS["lion"](LR), step=1000).M)

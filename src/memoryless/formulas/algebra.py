@@ -60,7 +60,10 @@ def approximated(expression: Expr, digits: int, which: Callable[[Expr], bool]) -
     """
     if expression.is_number and which(expression):
         return expression.evalf(digits)
-    return expression.func(*(approximated(x, digits, which) for x in expression.args)) if expression.args else expression
+    args = expression.args
+    if expression.is_Mul or expression.is_Add:
+        args = (expression.func(*(x for x in args if x.is_number)), *(x for x in args if not x.is_number))
+    return expression.func(*(approximated(x, digits, which) for x in args)) if args else expression
 
 
 def tidy(expression: Expr) -> Expr:

@@ -62,7 +62,7 @@ def compiled(expression: Expr, K: Callable[[Tensor], Tensor] | None = None) -> C
     for first, last in (limits[1:] for total in expression.atoms(sympy.Sum) for limits in total.limits):
         if last - first >= _TERMS:
             raise BadInput(
-                f"the formula holds a sum of {last - first + 1} terms, at most {_TERMS} are compiled; take ml.correction"
+                f"the formula holds a sum of {last - first + 1} terms, expected at most {_TERMS}; take ml.correction"
             )
     expression = expression.doit()
     # torch's functions take no Python numbers, and no fractions.

@@ -23,7 +23,7 @@ from memoryless.formulas.variable import Variable
 from memoryless.methods.kernel import require_fading
 from memoryless.methods.method import Method
 
-_LONGEST = 10
+_LONGEST = 100
 """Of the sums over the past that are written out; see `_written_out`."""
 
 
@@ -201,9 +201,8 @@ def _written_out(step: Step, variables: tuple[Variable, ...]) -> Expr:
             v.weight(step)
     except NotDerivable as error:
         if int(str(step)) > _LONGEST:
-            raise NotDerivable(
-                f"{error}; without a formula in n, give a step of at most {_LONGEST}, or take ml.correction"
-            ) from error
+            way_out = f"give a step of at most {_LONGEST}, or take ml.correction"
+            raise NotDerivable(f"{error}; without a formula in n, {way_out}") from error
         return S(int(str(step)))
     return step
 
