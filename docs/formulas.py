@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import memoryless as ml
-from memoryless.formulas.derive import SYMBOLS
-from memoryless.formulas.formulas import Derivation
+from memoryless.formulas.derive import Derivation
+from memoryless.formulas.hyperparameters import SYMBOLS
 from memoryless.formulas.printing import markdown, plain, title
 from memoryless.formulas.symbols import h, name_of
 

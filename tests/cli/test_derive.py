@@ -14,6 +14,7 @@ BAD = [
     ("adamw --set beta1", "--set expects NAME=VALUE such as beta1=0.9, got 'beta1'"),
     ("adamw --set beta1=2", "every beta must lie in [0, 1), got 2"),
     ("adamw --set beta1=x+y", "expected a number or a symbol's name, got 'x+y'"),
+    ("lion --step 1.5", "--step must be an integer >= 0, or n, got '1.5'"),
     ("lion --step -1", "--step must be an integer >= 0, or n, got '-1'"),
     ("nowhere:method", "nowhere:method not found: No module named 'nowhere'"),
     ("torch.optim:Adagrad", "Adagrad is a black box, which has no formula"),
@@ -47,6 +48,11 @@ def test_prints_and_writes(folder: Path, capsys: pytest.CaptureFixture[str]):
     assert "<math" in (folder / "a.html").read_text()
     main(["derive", "signum", "--json", "--latex", "a.tex"])  # its own file may be overwritten
     assert json.loads(capsys.readouterr().out)["method"] == "signum"
+
+
+def test_any_step(capsys: pytest.CaptureFixture[str]):
+    main(["derive", "heavy_ball", "--step", "100000000"])
+    assert "F = g (1 - β^100000001) / (1 - β)" in capsys.readouterr().out.replace("/", " / ")
 
 
 @pytest.mark.parametrize("text", ["adamw(weight_decay=0, eps=0)", "torch.optim.AdamW(weight_decay=0, eps=0)"])

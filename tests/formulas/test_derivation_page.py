@@ -19,7 +19,7 @@ import sympy
 from fontTools.ttLib import TTFont
 
 import memoryless as ml
-from memoryless.formulas.formulas import Derivation
+from memoryless.formulas.derive import Derivation
 from memoryless.formulas.printing import MATH_FONT, plain, tex
 from memoryless.formulas.symbols import GradK, H, HessK, Total
 from memoryless.methods.catalogue import CATALOGUE

@@ -15,7 +15,11 @@ from sympy.printing.pytorch import TorchPrinter
 from torch import Tensor
 
 from memoryless.errors import BadInput
+from memoryless.formulas.algebra import approximated, evaluated
 from memoryless.formulas.symbols import L, g, theta, w
+
+_TERMS = 300
+"""Of a sum that are written out."""
 
 
 class _Printer(TorchPrinter):
@@ -50,13 +54,19 @@ def compiled(expression: Expr, K: Callable[[Tensor], Tensor] | None = None) -> C
         >>> M(torch.tensor([1.0, -2.0]), torch.zeros(2), lambda v: 3 * v)
         tensor([ 1.2000, -2.4000])
     """
+    expression = evaluated(expression)
     if left := expression.free_symbols - {g, theta, w, L}:
         raise BadInput(f"give these symbols numbers first: {', '.join(sorted(map(str, left)))}")
     if any(S.Infinity in limits for total in expression.atoms(sympy.Sum) for limits in total.limits):
         raise BadInput("the formula holds a sum over infinitely many ages; derive it at a step, or take ml.correction")
+    for first, last in (limits[1:] for total in expression.atoms(sympy.Sum) for limits in total.limits):
+        if last - first >= _TERMS:
+            raise BadInput(
+                f"the formula holds a sum of {last - first + 1} terms, expected at most {_TERMS}; take ml.correction"
+            )
     expression = expression.doit()
     # torch's functions take no Python numbers, and no fractions.
-    numeric = expression.replace(lambda e: e.is_number and not (e.is_Integer and abs(e) < 2**31), lambda e: e.evalf(17))
+    numeric = approximated(expression, 17, lambda number: not (number.is_Integer and abs(number) < 2**31))
     here: dict[str, Any] = {}
     slope = torch.func.grad(K) if K else lambda c: c
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 import sympy
 from sympy import Eq, Expr, S, Symbol
 
-from memoryless.formulas.derive import SYMBOLS, derive
-from memoryless.formulas.formulas import Derivation
+from memoryless.formulas.algebra import evaluated, scalar
+from memoryless.formulas.formulas import Formulas
+from memoryless.formulas.hyperparameters import SYMBOLS
 from memoryless.formulas.net_age import NetAge, sign_of
 from memoryless.formulas.symbols import (
     Beta,
@@ -30,11 +31,11 @@ from memoryless.formulas.symbols import (
     h,
     k,
     name_of,
-    scalar,
     theta,
     update,
     w,
 )
+from memoryless.methods.catalogue import CATALOGUE
 
 _M, _P = Field("M"), Field("P")
 _R, _dR, _K, _kappa, _loss, _velocity, _resummed, _change = (
@@ -54,7 +55,7 @@ class Section:
     lines: Sequence[Sentence | Eq]
 
 
-def document(d: Derivation) -> list[Section]:
+def document(d: Formulas) -> list[Section]:
     """The derivation, section by section.
 
     Args:
@@ -82,7 +83,7 @@ def document(d: Derivation) -> list[Section]:
     return [*sections, Section("In words", [*reading(d), [_VALIDITY]])]
 
 
-def _coupled(d: Derivation) -> Iterator[Section]:
+def _coupled(d: Formulas) -> Iterator[Section]:
     """A decay in the gradient: the same for the gradient of another loss, then in that of L."""
     whole = L + d.coupling / 2 * Total(theta**2)
     first, *others = document(replace(d, coupling=S.Zero))
@@ -101,7 +102,7 @@ def _eq(left: Expr, right: Expr) -> Eq:
     return Eq(left, right, evaluate=False)
 
 
-def _assumptions(d: Derivation) -> Iterator[Sentence]:
+def _assumptions(d: Formulas) -> Iterator[Sentence]:
     when = ["the memory has settled, n → ∞"] if d.step is None else ["at step ", d.step, ", from an empty memory"]
     v, where = Field("v"), [_eq(g, Symbol("grad L")), ", ", _eq(Symbol("H"), Symbol("hess L")), " at ", theta]
     yield ["Full batch; ", *when, "; ", *where, "; products are elementwise, but ", H(v), " is the Hessian applied to ", v, "."]
@@ -122,7 +123,7 @@ def _assumptions(d: Derivation) -> Iterator[Sentence]:
         yield ["The update jumps where a coordinate of ", g, " is 0; the formulas hold where none is."]
 
 
-def _memory(d: Derivation) -> Iterator[Sentence]:
+def _memory(d: Formulas) -> Iterator[Sentence]:
     for v in d.variables:
         c, age = v.moment(0, d.step), v.mean_age(d.step)
         if d.step is not None and d.step.is_Integer and d.step < v.lag:
@@ -136,7 +137,7 @@ def _memory(d: Derivation) -> Iterator[Sentence]:
         yield ["A mean age is counted in steps of the present update, since those of the past differed from it in size."]
 
 
-def _update(d: Derivation) -> Iterator[Sentence | Eq]:
+def _update(d: Formulas) -> Iterator[Sentence | Eq]:
     yield _eq(update, d.readout)
     yield ["with the history frozen ", _eq(update, d.F), ", and with the history that lags"]
     yield _eq(_M, d.M if d.aligned else d.lagging)
@@ -146,7 +147,7 @@ def _update(d: Derivation) -> Iterator[Sentence | Eq]:
         yield [f"F and M are those of {twin}: to first order the two do the same."]
 
 
-def _net_age(d: Derivation, a: NetAge) -> Iterator[Sentence | Eq]:
+def _net_age(d: Formulas, a: NetAge) -> Iterator[Sentence | Eq]:
     decay = a.decay * theta
     yield ["Write ", _eq(update, decay + Product(_P, g)), " with the preconditioner ", _eq(_P, a.P), ". Then"]
     yield _eq(_M, Product(h, _kappa, _P, H(update)))
@@ -162,11 +163,11 @@ def _net_age(d: Derivation, a: NetAge) -> Iterator[Sentence | Eq]:
 
 def _valued(a: NetAge, kappa: Expr) -> Expr:
     """An expression in the ages' symbols, with its value if that is a number."""
-    value = kappa.subs(a.ages)
+    value = evaluated(kappa.subs(a.ages))
     return _eq(kappa, value) if value.is_number and kappa.free_symbols else kappa
 
 
-def _modified_loss(d: Derivation, a: NetAge) -> Iterator[Sentence | Eq]:
+def _modified_loss(d: Formulas, a: NetAge) -> Iterator[Sentence | Eq]:
     if d.modified_loss is not None:
         yield [
             "The net age is the same for every coordinate, so the memoryless iteration descends a loss: ",
@@ -193,21 +194,21 @@ def _modified_loss(d: Derivation, a: NetAge) -> Iterator[Sentence | Eq]:
             yield ["from ", _valued(a, low), " for small ", size, " to ", _valued(a, high), " for large ", size, "."]
 
 
-def _resummed_lines(d: Derivation) -> Iterator[Sentence | Eq]:
+def _resummed_lines(d: Formulas) -> Iterator[Sentence | Eq]:
     yield ["Only the path is linearized, not the update; to first order in ", h, " it is ", _M, "."]
     yield _eq(_resummed, d.moved)
     if d.aligned:
         yield ["with ", _eq(w, d.drifts[w])]
 
 
-def _flow(d: Derivation) -> Iterator[Sentence | Eq]:
+def _flow(d: Formulas) -> Iterator[Sentence | Eq]:
     yield _eq(_velocity, d.flow)
     if d.anatomy and (loss := d.anatomy.flow_loss) is not None:
         yield ["which is ", -Product(_P, Grad(_loss)), " with"]
         yield _eq(_loss, loss)
 
 
-def _limit(condition: Eq, d: Derivation) -> Iterator[Sentence | Eq]:
+def _limit(condition: Eq, d: Formulas) -> Iterator[Sentence | Eq]:
     if d.anatomy:
         line: list[str | Expr] = [condition, ": ", _eq(_P, d.anatomy.P), ", ", _eq(_kappa, _short(d.anatomy))]
     else:
@@ -226,7 +227,7 @@ def _loss_of(a: NetAge) -> Eq:
     return _eq(_loss, a.loss_of(_short(a)))
 
 
-def _twin(d: Derivation) -> str | None:
+def _twin(d: Formulas) -> str | None:
     """Another catalogue method with the same steady F and M, up to the names of its rates."""
     symbols = d.F.free_symbols | d.M.free_symbols
     rates = sorted((b for b in symbols if isinstance(b, Beta)), key=str)
@@ -244,11 +245,11 @@ def _twin(d: Derivation) -> str | None:
 
 
 @functools.cache
-def _catalogue(name: str) -> Derivation:
-    return derive(name)
+def _catalogue(name: str) -> Formulas:
+    return Formulas.of(CATALOGUE[name], SYMBOLS[name])
 
 
-def reading(d: Derivation) -> Iterator[Sentence | Eq]:
+def reading(d: Formulas) -> Iterator[Sentence | Eq]:
     """What the formulas say, in words.
 
     Args:
@@ -308,14 +309,14 @@ def reading(d: Derivation) -> Iterator[Sentence | Eq]:
             ]
     if (crossing := a.crossing) is not None:
         quantity, value = crossing
-        known = value.subs(a.ages)
+        known = evaluated(value.subs(a.ages))
         if not known.free_symbols and known > 0:
             yield ["In between, the sign changes at ", _eq(quantity, known), "."]
         elif known.free_symbols:
             yield ["In between, the sign changes at ", _eq(quantity, value), ", if that is positive."]
 
 
-def _reading_without_anatomy(d: Derivation) -> Iterator[Sentence]:
+def _reading_without_anatomy(d: Formulas) -> Iterator[Sentence]:
     if _lion_k(d) is not None:
         yield ["Memory never raises ", _K, " (for any convex K, without decay, on any loss)."]
     elif not d.aligned:
@@ -330,16 +331,18 @@ def _reading_without_anatomy(d: Derivation) -> Iterator[Sentence]:
         ]
 
 
-def _lion_k(d: Derivation) -> Expr | None:
+def _lion_k(d: Formulas) -> Expr | None:
     """The positive c with M = c h Hess K(g) H F, F = grad K(g) + lambda theta; None if that is not the form of F and M."""
+    if d.step is not None:
+        return None
     rate = sympy.simplify((d.F - GradK(g)) / theta)
     factor = sympy.simplify(sympy.expand_mul(d.M).coeff(HessK(g, H(GradK(g)))) / d.lr)
-    if d.step is not None or rate.has(Field) or sign_of(factor) != 1:
+    if rate.has(Field) or sign_of(factor) != 1:
         return None
     return scalar(factor) if sympy.simplify(d.M - factor * d.lr * HessK(g, H(d.F))) == 0 else None
 
 
-def _theorem(d: Derivation, factor: Expr) -> Iterator[Sentence | Eq]:
+def _theorem(d: Formulas, factor: Expr) -> Iterator[Sentence | Eq]:
     slope = H(GradK(g))
     yield ["H is symmetric, so that along ", theta]
     yield _eq(Grad(_K), slope)

@@ -18,8 +18,7 @@ from memoryless.corrections.correction import correction
 from memoryless.errors import NoModifiedLoss, NotDerivable
 from memoryless.flat import dot, norm
 from memoryless.formulas.compiled import compiled
-from memoryless.formulas.derive import derive
-from memoryless.formulas.formulas import Derivation
+from memoryless.formulas.derive import Derivation, derive
 from memoryless.loss.loss import Loss
 from memoryless.methods.method import AnyOptimizer, Method
 from memoryless.render.numbers import plain

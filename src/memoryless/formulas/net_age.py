@@ -21,16 +21,14 @@ regularizes coordinates with kappa P > 0 and anti-regularizes those with kappa P
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import sympy
 from sympy import Expr, S, Symbol
 
 from memoryless.errors import NotDerivable
-from memoryless.formulas.symbols import Beta, GradK, H, HessK, L, Total, equal, g, scalar, shortest, theta, tidy, w
-
-if TYPE_CHECKING:
-    from memoryless.formulas.formulas import Derivation
+from memoryless.formulas.algebra import equal, evaluated, scalar, shortest, tidy
+from memoryless.formulas.lagging import LaggingUpdate
+from memoryless.formulas.symbols import Beta, GradK, H, HessK, L, Total, g, theta, w
 
 x = Symbol("x", positive=True)
 """|g| of one coordinate, of an update that is odd in g."""
@@ -59,32 +57,32 @@ class NetAge:
     _elasticities: dict[Symbol, Expr] = field(repr=False)
 
     @classmethod
-    def of(cls, derivation: "Derivation") -> "NetAge":
+    def of(cls, lagging: LaggingUpdate) -> "NetAge":
         """Take an update apart.
 
         Args:
-            derivation: with one drift for all its variables.
+            lagging: with one drift for all its variables.
 
         Raises:
             NotDerivable: phi mixes coordinates, or g and theta, or the updates of the past are no multiples of the present one.
         """
-        decay, update = _split(derivation)
+        decay, update = _split(lagging)
         odd = equal(update.subs(g, -x), -update.subs(g, x))
         at = x if odd else g
         size = update.subs(g, at)
         ages, elasticities = {}, {}
         y = sympy.Dummy("y", real=True)
-        if not derivation.aligned:
+        if not lagging.aligned:
             raise NotDerivable("at this step the updates of the past are no multiples of the present one: no single net age")
-        for v in derivation.variables:
-            if v.m not in derivation.ages:
+        for v in lagging.variables:
+            if v.m not in lagging.ages:
                 continue
             if v.g.has(theta):
                 raise NotDerivable(f"variable {v.m} remembers theta apart from the gradient: no net age")
-            tau, ages[tau] = derivation.ages[v.m]
-            only = derivation.slope({v.m: v.moment(0, derivation.step) * (v.g + y * v.g.diff(g) * w)}, y)
+            tau, ages[tau] = lagging.ages[v.m]
+            only = lagging.slope({v.m: v.moment(0, lagging.step) * (v.g + y * v.g.diff(g) * w)}, y)
             elasticities[tau] = shortest(elasticities.get(tau, 0) + (only.diff(w) * g).subs(g, at) / size)
-        return cls(derivation.lr, decay, derivation.coupling, at, ages, shortest(size / at), elasticities)
+        return cls(lagging.lr, decay, lagging.coupling, at, ages, shortest(size / at), elasticities)
 
     def _in_g(self, expression: Expr) -> Expr:
         return expression.subs(x, sympy.Abs(g))
@@ -218,8 +216,8 @@ class NetAge:
     def sign(self, kappa: Expr) -> int | None:
         """Sign of an expression in the ages' symbols; see `sign_of`."""
         value = kappa.subs(self.ages)
-        if value.is_number:
-            return int(sympy.sign(value))
+        if (number := evaluated(value)).is_number:
+            return int(sympy.sign(number))
         return 1 if kappa.is_positive else -1 if kappa.is_negative else sign_of(value)
 
 
@@ -235,9 +233,9 @@ def sign_of(expression: Expr) -> int | None:
     return 0 if value.is_zero else 1 if value.is_positive else -1 if value.is_negative else None
 
 
-def _split(derivation: "Derivation") -> tuple[Expr, Expr]:
+def _split(lagging: LaggingUpdate) -> tuple[Expr, Expr]:
     """Lambda and the rest of F = lambda theta + rest(g)."""
-    F = derivation.frozen
+    F = lagging.frozen
     if F.has(GradK, HessK, H):
         raise NotDerivable("phi does not act on each coordinate: kappa is a matrix")
     decay, rest = S.Zero, S.Zero

@@ -19,9 +19,10 @@ from sympy.printing.precedence import PRECEDENCE
 from sympy.printing.str import StrPrinter
 
 import memoryless
+from memoryless.formulas.algebra import approximated, evaluated
 from memoryless.formulas.document import Sentence, document, reading
-from memoryless.formulas.formulas import Derivation
-from memoryless.formulas.symbols import L, g, norm_of, theta
+from memoryless.formulas.formulas import Formulas
+from memoryless.formulas.symbols import Exponent, L, g, norm_of, theta
 from memoryless.render.page import fill
 
 _GREEK = {"beta": "β", "rho": "\u03c1", "tau": "τ", "epsilon": "ε", "lamda": "λ", "theta": "θ", "kappa": "κ"}
@@ -119,11 +120,13 @@ def plain(expression: Expr) -> str:
 
 
 def _decimals(expression: Expr) -> Expr:
-    """Fractions of large numbers as decimals, and those with a short one."""
+    """Fractions of large numbers as decimals, and those with a short one; the step's number in its place."""
+    expression = evaluated(expression)
 
     def clumsy(q: sympy.Rational) -> bool:
         return q.q > 1000 or abs(q.p) > 10_000 or (q.q > 10 and sympy.Rational(f"{float(q):.4g}") == q)
 
+    expression = approximated(expression, 6, lambda number: number.has(Exponent) and not number.is_integer)
     return expression.xreplace(
         {q: sympy.Float(q, 6) for q in expression.atoms(sympy.Rational) if not q.is_Integer and clumsy(q)}
     )
@@ -139,7 +142,7 @@ def tex(expression: Expr) -> str:
     return TexPrinter(settings | {"fold_short_frac": False, "mul_symbol": None}).doprint(_decimals(expression))
 
 
-def title(d: Derivation) -> str:
+def title(d: Formulas) -> str:
     """Name and hyperparameters.
 
     Args:
@@ -159,7 +162,7 @@ def title(d: Derivation) -> str:
     return f"{d.name}({values})"
 
 
-def text(d: Derivation) -> str:
+def text(d: Formulas) -> str:
     """Plain text for a terminal.
 
     Args:
@@ -176,7 +179,7 @@ def _flat(line: Sentence, printed: Any) -> str:
     return "".join(piece if isinstance(piece, str) else printed(piece) for piece in line)
 
 
-def markdown(d: Derivation, level: int = 1) -> str:
+def markdown(d: Formulas, level: int = 1) -> str:
     """Markdown with LaTeX between dollars.
 
     Args:
@@ -222,7 +225,7 @@ _TEX = {
 }
 
 
-def latex(d: Derivation) -> str:
+def latex(d: Formulas) -> str:
     """A LaTeX article that compiles as it is.
 
     Args:
@@ -241,7 +244,7 @@ def latex(d: Derivation) -> str:
     )
 
 
-def html(d: Derivation) -> str:
+def html(d: Formulas) -> str:
     """One self-contained HTML page; the formulas are MathML, which browsers render by themselves.
 
     Args:
@@ -263,7 +266,7 @@ def html(d: Derivation) -> str:
     )
 
 
-def _printed(d: Derivation, inline: Any, display: Any) -> list[tuple[str, list[tuple[bool, str]]]]:
+def _printed(d: Formulas, inline: Any, display: Any) -> list[tuple[str, list[tuple[bool, str]]]]:
     """Sections with their lines printed: (title, [(is it a displayed equation?, text)])."""
     return [
         (s.title, [(True, display(line)) if isinstance(line, Eq) else (False, inline(line)) for line in s.lines])
@@ -271,7 +274,7 @@ def _printed(d: Derivation, inline: Any, display: Any) -> list[tuple[str, list[t
     ]
 
 
-def _values(d: Derivation) -> str:
+def _values(d: Formulas) -> str:
     def shown(value: Any) -> str:
         return (
             f"({', '.join(map(shown, value))})"
@@ -286,7 +289,7 @@ def _values(d: Derivation) -> str:
     return ", ".join(pairs)
 
 
-def as_dict(d: Derivation) -> dict[str, Any]:
+def as_dict(d: Formulas) -> dict[str, Any]:
     """For JSON: every formula in SymPy's own notation, as text, and in LaTeX.
 
     Args:
@@ -294,7 +297,9 @@ def as_dict(d: Derivation) -> dict[str, Any]:
     """
 
     def both(expression: Expr | None) -> dict[str, str] | None:
-        return None if expression is None else {"sympy": str(expression), "text": plain(expression), "latex": tex(expression)}
+        if expression is None:
+            return None
+        return {"sympy": str(evaluated(expression)), "text": plain(expression), "latex": tex(expression)}
 
     a = d.anatomy
     return {

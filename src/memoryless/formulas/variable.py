@@ -15,7 +15,9 @@ import sympy
 from sympy import Expr, S, Symbol
 
 from memoryless.errors import NotDerivable
-from memoryless.formulas.symbols import Symbolic, formula, g, k, n, rational, scalar, theta
+from memoryless.formulas.algebra import rational, scalar
+from memoryless.formulas.stand_in import Symbolic, formula
+from memoryless.formulas.symbols import g, k, n, theta
 from memoryless.methods.method import Method
 
 
@@ -87,6 +89,8 @@ class Variable:
             ages = range(self.lag, int(step) + 1)
             terms = (a**p * self.beta ** (a - self.lag) * (self.first if a == step else 1) for a in ages)
             return scalar(self.weight(step) * sum(terms, S.Zero))
+        if self.beta == 0:
+            return scalar(self.weight(step) * S(self.lag) ** p)
         if self.beta == 1:
             return scalar(self.weight(step) * (sympy.summation(k**p, (k, self.lag, step)) + (self.first - 1) * step**p))
         total = _series(p, self.lag, step).subs(_z, self.beta)

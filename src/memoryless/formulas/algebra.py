@@ -1,0 +1,150 @@
+"""Expressions in the shape in which one writes them, and whether two are the same function."""
+
+# SymPy's annotations do not describe what it returns.
+# pyright: reportArgumentType=false, reportReturnType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportAssignmentType=false, reportOperatorIssue=false, reportOptionalOperand=false, reportGeneralTypeIssues=false
+# pyright: reportIncompatibleMethodOverride=false, reportOptionalMemberAccess=false, reportIndexIssue=false
+
+import math
+import numbers
+from collections.abc import Callable
+from typing import Any
+
+import sympy
+from sympy import Expr, S
+from sympy.functions.elementary.hyperbolic import HyperbolicFunction
+from sympy.functions.elementary.trigonometric import TrigonometricFunction
+
+from memoryless.formulas.symbols import Exponent, Field, GradK, H, HessK, L, Step, Total, g, theta, w
+
+_MULTIPLIED_OUT = 20
+"""The largest exponent that stays an integer of SymPy's."""
+
+
+def rational(x: Any) -> Expr:
+    """A number, or an expression with its floats, as the fractions that their first fifteen digits say.
+
+    Args:
+        x: number or expression.
+    """
+    if isinstance(x, numbers.Real) and not isinstance(x, (Expr, bool)):
+        return S.Infinity if math.isinf(x) else sympy.Rational(f"{x:.15g}")
+    expression = sympy.sympify(x)
+    return expression.xreplace({f: rational(float(f)) for f in expression.atoms(sympy.Float)})
+
+
+def evaluated(expression: Expr) -> Expr:
+    """With the step's number in place of its symbol.
+
+    Args:
+        expression: of any kind.
+    """
+    numbers = {step: sympy.Integer(str(step)) for step in expression.atoms(Step)}
+
+    def power(base: Expr, exponent: Expr) -> Expr:
+        exponent = exponent.xreplace(numbers)
+        if not exponent.is_Integer or abs(exponent) <= _MULTIPLIED_OUT:
+            return base**exponent
+        return base ** (sympy.sign(exponent) * Exponent(abs(int(exponent))))
+
+    return expression.replace(lambda e: e.is_Pow and e.exp.has(Step), lambda e: power(*e.args)).xreplace(numbers)
+
+
+def approximated(expression: Expr, digits: int, which: Callable[[Expr], bool]) -> Expr:
+    """Numbers in it as decimals, each as a whole: what cancels in it costs no digits.
+
+    Args:
+        expression: of any kind.
+        digits: significant ones.
+        which: of the numbers.
+    """
+    if expression.is_number and which(expression):
+        return expression.evalf(digits)
+    args = expression.args
+    if expression.is_Mul or expression.is_Add:
+        args = (expression.func(*(x for x in args if x.is_number)), *(x for x in args if not x.is_number))
+    return expression.func(*(approximated(x, digits, which) for x in args)) if args else expression
+
+
+def tidy(expression: Expr) -> Expr:
+    """The same, with the terms in H, in sums over coordinates and in g and w (or in K) collected, and 1 - beta for beta - 1.
+
+    Args:
+        expression: of any kind.
+    """
+    nodes = expression.atoms(GradK, HessK) or expression.atoms(H, Total) | {L, g, w, theta}
+
+    def collected(sum_: Expr) -> Expr:
+        return sympy.collect(sympy.expand_mul(sum_), nodes, func=scalar) if sum_.is_polynomial(*nodes) else sum_
+
+    return _descending(expression.replace(lambda e: e.is_Add, collected))
+
+
+def shortest(expression: Expr) -> Expr:
+    """Simplified if that makes it shorter; with numbers for symbols it may clear denominators instead.
+
+    Args:
+        expression: of any kind.
+    """
+    if expression.has(TrigonometricFunction, HyperbolicFunction):
+        return expression  # SymPy would search their identities for seconds
+    return min(expression, sympy.simplify(expression), key=sympy.count_ops)
+
+
+def equal(a: Expr, b: Expr) -> bool:
+    """Whether two expressions are the same function: decided in 30 digits at four points, with both signs where there are two.
+
+    Args:
+        a: of any kind.
+        b: of any kind.
+    """
+    difference = a - b
+    if difference == 0 or not difference.free_symbols or difference.has(GradK, HessK):  # K has no values
+        return sympy.simplify(difference) == 0
+    for seed in range(4):
+        point = {}
+        for i, v in enumerate(sorted(difference.free_symbols, key=str)):
+            size = S(seed + i + 2) if v.is_integer else sympy.Rational(2 * i + seed + 3, 5 * i + 2 * seed + 17)
+            # + + +, - - -, + - +, - + -
+            point[v] = size if v.is_nonnegative else (-1) ** (seed + i * (seed // 2)) * size
+        value, scale = (x.subs(point).evalf(30) for x in (difference, abs(a) + abs(b)))
+        if not value.is_number or not scale.is_number:
+            return sympy.simplify(difference) == 0
+        if not abs(value) <= 1e-20 * (1 + scale):
+            return False
+    return True
+
+
+def scalar(coefficient: Expr) -> Expr:
+    """A factor that is the same for all coordinates, in its shortest form; another is left as it is.
+
+    Args:
+        coefficient: of any kind.
+    """
+    if coefficient.has(Field):
+        return coefficient
+    return _descending(sympy.powsimp(sympy.factor(coefficient), deep=True))
+
+
+def _descending(expression: Expr) -> Expr:
+    """1 - x for x - 1 where it is a factor, likewise 9 - 10 x, if that costs no sign; -(1 + x) for -1 - x."""
+
+    def turned(base: Expr, exponent: Expr) -> Expr:
+        return (-1) ** exponent * (-base) ** exponent if exponent.is_Integer and _is_negative(base) else base**exponent
+
+    def signed(product: Expr) -> Expr:
+        first = next(filter(_is_negative, product.args), None)
+        return product if first is None else -(product / first) * -first
+
+    expression = expression.replace(sympy.Pow, turned)
+    return expression.replace(
+        lambda e: e.is_Mul and (e.as_coeff_Mul()[0].is_negative or any(_is_negative_sum(x) for x in e.args)), signed
+    )
+
+
+def _is_negative_sum(x: Expr) -> bool:
+    return x.is_Add and all(term.could_extract_minus_sign() for term in x.args)
+
+
+def _is_negative(x: Expr) -> bool:
+    return x.is_Add and bool(x.as_coeff_Add()[0].is_negative)
