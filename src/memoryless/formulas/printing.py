@@ -6,6 +6,7 @@
 # pyright: reportIncompatibleMethodOverride=false, reportOptionalMemberAccess=false, reportIndexIssue=false
 
 import base64
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ from sympy.printing.latex import LatexPrinter
 from sympy.printing.precedence import PRECEDENCE
 from sympy.printing.str import StrPrinter
 
-import memoryless
 from memoryless.formulas.algebra import approximated, evaluated
 from memoryless.formulas.document import Sentence, document, reading
 from memoryless.formulas.formulas import Formulas
@@ -240,7 +240,7 @@ def latex(d: Formulas) -> str:
         heading=title(d).partition("(")[0].translate(table),
         values=_values(d),
         sections=_printed(d, printed, tex),
-        version=memoryless.__version__,
+        version=version("memoryless"),
     )
 
 
