@@ -44,7 +44,7 @@ class Kernel:
         import torch
         from rich.console import Console
 
-        from memoryless.methods.fading.profile import memory_kernel
+        from memoryless.methods.fading.memory import memory_kernel
         from memoryless.methods.named import resolve
         from memoryless.report import kernel as report
 

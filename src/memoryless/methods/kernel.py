@@ -33,9 +33,7 @@ def require_fading(variable: Momentum) -> None:
     weight = variable.weight(math.inf)
     if variable.beta == 1 or (is_number(weight) and not math.isfinite(weight)):
         why = "beta = 1" if variable.beta == 1 else "weight(n) has no limit"
-        raise NeverForgets(
-            f"the steady state of a memory that never fades ({why}) does not exist; give step=n for the correction at step n"
-        )
+        raise NeverForgets(f"the steady state of a memory that never fades ({why}) does not exist")
 
 
 @lru_cache(maxsize=16)

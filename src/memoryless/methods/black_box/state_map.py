@@ -17,10 +17,11 @@ from scipy.sparse.linalg import LinearOperator, gmres
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from memoryless.errors import BadInput, NeverForgets, Stalled
+from memoryless.errors import NeverForgets, NoSteadyState, Stalled
 from memoryless.methods.black_box.derivative import no_formula, tangent
 from memoryless.methods.black_box.snapshot import State
 from memoryless.methods.black_box.torch_method import TorchMethod
+from memoryless.methods.forgetting import LONGEST
 
 Answer = tuple[Tensor, Tensor]
 """The next s, and F."""
@@ -28,8 +29,6 @@ Answer = tuple[Tensor, Tensor]
 FAR = 5_544_000
 """Steps taken before the steady state, as far as the optimizer knows. Float32 counts so far one by one; a multiple of most
 periods, so that what is done every k-th step shows as a difference to the next."""
-LONGEST = 1e6
-"""A mean memory age beyond this many steps does not fade in any run."""
 PRODUCTS = 60
 """Most products with A_s for one solution."""
 NEWTON = 8
@@ -71,7 +70,7 @@ class Memory:
         self._step(third.restored(), 1.1 * gradient + 0.1 * gradient.norm() * signs, theta + 0.1 * (1 + theta.abs()) * signs)
         records = [state.leaves() for state in (second, third, fourth, twin.saved(4))]
         if len({len(record) for record in records}) > 1:
-            raise NeverForgets(f"{method}: its state gains entries step by step; give step=n")
+            raise NeverForgets("its state gains entries step by step", method)
         self.state = fourth
         self.names: list[str] = []
         self.moving: dict[int, Tensor] = {}
@@ -109,7 +108,7 @@ class Memory:
             The next s and F.
 
         Raises:
-            BadInput: something else than s changed.
+            NoSteadyState: something else than s changed.
         """
         parts, place = iter(self.split(s)), itertools.count()
 
@@ -126,9 +125,9 @@ class Memory:
         after = twin.leaves()
         for i, (name, value) in enumerate(after):
             if i in self.counters and float(value) not in (self.far, self.far + 1):
-                raise BadInput(f"{self.method}: '{name}' counts the steps in cycles, so there is no steady state; give step=n")
+                raise NoSteadyState(f"'{name}' counts the steps in cycles, so there is no steady state", self.method)
             if i in self.still and not _equal(value, self.still[i]):
-                raise BadInput(f"{self.method}: '{name}' still changes at rest, so there is no steady state; give step=n")
+                raise NoSteadyState(f"'{name}' still changes at rest, so there is no steady state", self.method)
         with torch.no_grad():
             tensors = [after[i][1].double().reshape(-1) for i in self.moving]
             return torch.cat(tensors) if tensors else s, F
@@ -154,7 +153,7 @@ class Memory:
                 moved = self._size(after - self.s)
                 if moved <= 10 * self.epsilon or not len(self.s):
                     if not F.isfinite().all():
-                        raise BadInput(f"{self.method}: the update is not finite where its memory comes to rest; give step=n")
+                        raise NoSteadyState("the update is not finite where its memory comes to rest", self.method)
                     return self.s, F
                 if not np.isfinite(moved):
                     break
@@ -242,7 +241,7 @@ class Memory:
 
         Raises:
             NeverForgets: the memory does not fade, or turns a corner at rest.
-            BadInput: the memory has no derivative, or still depends on the step count.
+            NoSteadyState: it has no derivative.
         """
         try:
             r = self.push(torch.zeros_like(self.s), drift, back)[0]
@@ -252,20 +251,18 @@ class Memory:
             if self._sharpened():
                 return self.lag(drift, back)
             self._require_smooth(*self.around(torch.zeros_like(self.s), drift, back)[:2])
-            raise NeverForgets(
-                f"{self.method}: its memory at rest never forgets a disturbance ({stalled}); give step=n"
-            ) from None
+            raise NeverForgets(f"its memory at rest never forgets a disturbance ({stalled})", self.method) from None
         self._check_count(a + b)
         ages = [float(x.norm() / y.norm()) if y.any() else 0.0 for x, y in zip(self.split(b), self.split(r), strict=True)]
         if max(ages) > LONGEST:
             name = self.names[int(np.argmax(ages))]
-            raise NeverForgets(f"{self.method}: '{name}' remembers {max(ages):.1g} steps, which fades in no run; give step=n")
+            raise NeverForgets(f"'{name}' remembers {max(ages):.1g} steps, which fades in no run", self.method)
         # From lag 1 to lag 0: one step of the optimizer itself confirms a and b.
         beside = self.around(a + b, drift, back)
         self._require_smooth(*beside[:2])
         if error := self._error(a, *beside):
             if self.missing and not self._sharpened():
-                raise BadInput(f"{self.method}: its memory has no derivative at rest (it is {error}); give step=n")
+                raise NoSteadyState(f"its memory has no derivative at rest (it is {error})", self.method)
             self.missing = self.missing or DROPPED.format(error)
             return self.lag(drift, back)
         return a, b, max(ages)
@@ -295,8 +292,9 @@ class Memory:
             corners = (y.abs() > 0.2 * x.abs()) & (y.abs() > 1e-3 * self.share * norm / len(x) ** 0.5)
             if float(corners.double().mean()) > 0.05:
                 raise NeverForgets(
-                    f"{self.method}: at rest '{name}' answers a rise and a fall of the gradient differently, as a running "
-                    "maximum does, which never forgets; give step=n"
+                    f"at rest '{name}' answers a rise and a fall of the gradient differently, as a running maximum does, "
+                    "which never forgets",
+                    self.method,
                 )
 
     def _check_count(self, direction: Tensor) -> None:
@@ -316,16 +314,15 @@ class Memory:
             for name, change, step in gaps:
                 if not float(change.norm()) <= 1e-6 * float(step.norm()):
                     raise NeverForgets(
-                        f"{self.method}: {name if name == 'the update' else repr(name)} still depends on the step count after "
-                        f"{FAR} steps, so there is no steady state; give step=n"
+                        f"{name if name == 'the update' else repr(name)} still depends on the step count after {FAR} steps, "
+                        "so there is no steady state",
+                        self.method,
                     )
 
     def _never(self, gap: Tensor, why: str) -> NeverForgets:
         moves = [float(x.norm()) / norm for x, norm in zip(self.split(gap), self._norms(), strict=True)]
         name = self.names[int(np.argmax(moves))]
-        return NeverForgets(
-            f"{self.method}: '{name}' never comes to rest, it moves by {max(moves):.1g} of itself a step ({why}); give step=n"
-        )
+        return NeverForgets(f"'{name}' never comes to rest, it moves by {max(moves):.1g} of itself a step ({why})", self.method)
 
     @contextmanager
     def run_by(self, method: TorchMethod) -> Iterator["Memory"]:

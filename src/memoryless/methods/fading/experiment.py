@@ -1,4 +1,4 @@
-"""The memory profile of a black box, by experiment.
+"""The memory kernel of a black box, by experiment.
 
 A disturbance ds of its memory at rest moves by ds <- A_s ds a step, and A_s has as many distinct eigenvalues as the memory has
 betas. So the Krylov space of ds has few dimensions and holds all its future, A_s^k ds = |ds| Q T^k e_1: ages of millions cost
@@ -21,17 +21,16 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from memoryless.errors import BadInput, NeverForgets
+from memoryless.errors import BadInput, NeverForgets, NoSteadyState
 from memoryless.isolation import isolated
-from memoryless.methods.black_box.state_map import LONGEST, Memory
+from memoryless.methods.black_box.state_map import Memory
 from memoryless.methods.black_box.torch_method import TorchMethod
 from memoryless.methods.fading.tails import (
     FLOOR,
     IMPULSE,
     Array,
     Impulse,
-    MemoryProfile,
-    Progress,
+    MemoryKernel,
     above_rounding,
     ages_of,
     draws,
@@ -42,6 +41,8 @@ from memoryless.methods.fading.tails import (
     piece_of,
     tail,
 )
+from memoryless.methods.forgetting import LONGEST
+from memoryless.progress import OnStep
 
 MOST = 40
 """Most dimensions of a Krylov space."""
@@ -58,15 +59,15 @@ FEW = 5.0
 
 
 def experiment(
-    method: TorchMethod, horizon: int, seed: int, on_step: Progress, unsettled: ValueError | None = None
-) -> MemoryProfile:
-    """The profile of a black box, its schedule left out.
+    method: TorchMethod, horizon: int, seed: int, on_step: OnStep, unsettled: BadInput | None = None
+) -> MemoryKernel:
+    """The kernel of a black box, its schedule left out.
 
     Args:
         method: any.
         horizon: most steps to follow it after a disturbance.
         seed: of the random gradients and parameters.
-        on_step: told the number of optimizer steps taken.
+        on_step: told the optimizer steps taken and the most that may be.
         unsettled: why it does not come to rest, where that is known.
     """
     method = _unscheduled(method).exact
@@ -77,17 +78,16 @@ def experiment(
                 raise unsettled
             settled = [_settled(method, g, theta) for g, theta, _ in draws(method.d, seed)]
         except NeverForgets as never:
-            reason = str(never)
-        except ValueError:  # its counters still move it, or it is not finite at a constant gradient
+            reason = never.reason
+        except BadInput:  # its counters still move it, or it is not finite at a constant gradient
             noise = NOISE
         else:
             *_, dg = next(draws(method.d, seed))
             impulse = _large(*settled[0], dg, horizon, on_step)
             try:
                 return _at_rest(method, [memory for memory, _ in settled], impulse, seed)
-            except ValueError as unsettled:
-                reason = str(unsettled)
-        reason = reason.removeprefix(f"{method}: ").removesuffix("; give step=n")
+            except NoSteadyState as unsettled:
+                reason = unsettled.reason
         return _without_rest(method, horizon, seed, on_step, noise, impulse, reason)
 
 
@@ -110,7 +110,7 @@ def _settled(method: TorchMethod, g: Tensor, theta: Tensor) -> tuple[Memory, Ten
     return memory, memory.rest()[1]
 
 
-def _large(memory: Memory, F: Tensor, dg: Tensor, horizon: int, on_step: Progress) -> Impulse:
+def _large(memory: Memory, F: Tensor, dg: Tensor, horizon: int, on_step: OnStep) -> Impulse:
     """Follow the optimizer from rest until what the impulse comes to is plain, or to the horizon."""
     ages, twin, k = log_ages(horizon), memory.state.twin, 0
     _, now = memory.advance(memory.s, IMPULSE * _as_large(dg, memory.gradient))  # the twin lives on from there
@@ -122,7 +122,7 @@ def _large(memory: Memory, F: Tensor, dg: Tensor, horizon: int, on_step: Progres
         leaves = [twin.leaves()[i] for i in memory.moving]
         update.append(float((now - F).norm()))
         held.append(_gaps(leaves, [(name, x) for name, x in zip(memory.names, parts, strict=True)]))
-        on_step(k)
+        on_step(k, horizon)
         if stops and k >= stops[-1]:
             stops.pop()
             end = tail(ages[: len(update)], np.array(update))
@@ -147,11 +147,11 @@ def _small(memory: Memory, left: tuple[Tensor, Tensor]) -> bool:
     return float((after - expected).norm()) <= 0.1 * float((before - expected).norm())
 
 
-def _at_rest(method: TorchMethod, memories: list[Memory], impulse: Impulse, seed: int) -> MemoryProfile:
+def _at_rest(method: TorchMethod, memories: list[Memory], impulse: Impulse, seed: int) -> MemoryKernel:
     spaces = [(_Krylov.of(m, dg), float(dg @ dg)) for m, (*_, dg) in zip(memories, draws(method.d, seed), strict=True)]
     slowest = max(space.radius for space, _ in spaces)
     if slowest > 1 - 1 / LONGEST:
-        raise NeverForgets(f"{method}: a small change of its memory keeps a share {slowest:.9f} of itself a step")
+        raise NeverForgets(f"a small change of its memory keeps a share {slowest:.9f} of itself a step", method)
     ages = log_ages(-40 / math.log(slowest) if slowest > 0 else 0)
     names = list(dict.fromkeys(memories[0].names))
     update, *rows = np.sqrt(np.mean([space.squares(ages, names) / norm for space, norm in spaces], axis=0))
@@ -166,7 +166,7 @@ def _at_rest(method: TorchMethod, memories: list[Memory], impulse: Impulse, seed
     decays = as_small or large.fades
     small = f"keeps {f'at most {slowest:.6g}' if slowest > 0 else 'nothing'} of itself a step"
     followed = f"after a gradient {IMPULSE:g} times as large"
-    return MemoryProfile(
+    return MemoryKernel(
         str(method),
         ages,
         update,
@@ -235,7 +235,7 @@ class _Krylov:
                 columns, updates = (torch.stack(x, dim=1).numpy() for x in (Q, U))
                 return cls(T[:m, :m], columns, updates, size, now.numpy(), memory.names, memory.sizes)
             Q.append(after / T[j + 1, j])
-        raise BadInput(f"{memory.method}: its memory has more than {MOST} time scales")
+        raise NoSteadyState(f"its memory has more than {MOST} time scales", memory.method)
 
     @property
     def radius(self) -> float:
@@ -265,12 +265,13 @@ def _differ(x: Tensor, y: Tensor) -> bool:
 
 
 def _without_rest(
-    method: TorchMethod, horizon: int, seed: int, on_step: Progress, noise: float, impulse: Impulse | None, reason: str
-) -> MemoryProfile:
+    method: TorchMethod, horizon: int, seed: int, on_step: OnStep, noise: float, impulse: Impulse | None, reason: str
+) -> MemoryKernel:
     ages, starts = log_ages(horizon), (horizon // 64, horizon // 4)
-    (early, _), (late, large) = (
-        _follow(method, start, ages, seed, noise, lambda k, i=i: on_step(k + i * 4 * horizon)) for i, start in enumerate(starts)
-    )
+    total = 4 * (sum(starts) + 2 * horizon)
+    at_first = 4 * (starts[0] + horizon)
+    early, _ = _follow(method, starts[0], ages, seed, noise, lambda done, _: on_step(done, total))
+    late, large = _follow(method, starts[1], ages, seed, noise, lambda done, _: on_step(at_first + done, total))
     large, settled = impulse or large, " from rest" if impulse else ""
     pieces = tuple(
         piece_of(name, ages, values, large.lasting(name, noise))
@@ -299,7 +300,7 @@ def _without_rest(
         found.append(reason)
     update = above_rounding(late[""])
     age, half = ages_of(ages, update, noise)
-    return MemoryProfile(
+    return MemoryKernel(
         str(method),
         ages,
         update,
@@ -315,7 +316,7 @@ def _without_rest(
 
 
 def _follow(
-    method: TorchMethod, start: int, ages: NDArray[np.int64], seed: int, noise: float, on_step: Progress
+    method: TorchMethod, start: int, ages: NDArray[np.int64], seed: int, noise: float, on_step: OnStep
 ) -> tuple[dict[str, Array], Impulse]:
     """Responses of each kind of tensor, and of the update as "", to a small and a large change of one gradient."""
     g, theta, dg = next(draws(method.d, seed))
@@ -338,7 +339,7 @@ def _follow(
         usual, up, down, after = (twin.leaves() for twin in twins)
         small.append(_gaps(up, down) | {"": float((F[1] - F[2]).norm())})
         large.append(_gaps(after, usual) | {"": float((F[3] - F[0]).norm() / (F[0].norm() or 1.0))})
-        on_step(4 * (start + k))
+        on_step(4 * (start + k), 4 * (start + int(ages[-1])))
     responses, changes = ({name: np.array([row[name] for row in rows]) for name in rows[0]} for rows in (small, large))
     if not all(np.isfinite(x).all() for x in [*responses.values(), *changes.values()]):
         raise BadInput(f"{method}: its memory is not finite {start + int(ages[-1])} steps into a constant gradient")

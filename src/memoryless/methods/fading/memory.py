@@ -17,17 +17,18 @@ from torch import Tensor
 from memoryless.errors import BadInput, BadType, NeverForgets
 from memoryless.methods.black_box.torch_method import TorchMethod
 from memoryless.methods.fading.experiment import experiment
-from memoryless.methods.fading.tails import DRAWS, Array, MemoryProfile, Piece, Progress, draws, half_life, log_ages, mean_age
+from memoryless.methods.fading.tails import DRAWS, Array, MemoryKernel, Piece, draws, half_life, log_ages, mean_age
 from memoryless.methods.kernel import kernel, total
 from memoryless.methods.method import AnyOptimizer, Index, Momentum, Part, gradient, square
+from memoryless.progress import OnStep, silent
 
 FINITE = 10_000
 """Step at which a momentum form that never forgets is shown."""
 
 
 def memory_kernel(
-    method: AnyOptimizer | TorchMethod, *, horizon: int = 2048, seed: int = 0, on_step: Progress | None = None
-) -> MemoryProfile:
+    method: AnyOptimizer | TorchMethod, *, horizon: int = 2048, seed: int = 0, on_step: OnStep = silent
+) -> MemoryKernel:
     """How far back an optimizer remembers, and whether it forgets fast enough for the theory to hold.
 
     Args:
@@ -35,7 +36,7 @@ def memory_kernel(
         horizon: most steps to follow a black box after a disturbance; a memory shorter than a quarter of it is told from one
             that never fades.
         seed: of the random gradients and parameters.
-        on_step: told the number of optimizer steps taken.
+        on_step: told the optimizer steps taken and the most that may be.
 
     Returns:
         Kernel, mean age and half-life, in all and of each piece of memory, and whether it decays, with the evidence.
@@ -46,20 +47,20 @@ def memory_kernel(
 
     Example:
         >>> from memoryless.methods.catalogue import HeavyBall
-        >>> profile = memory_kernel(HeavyBall(momentum=0.9))
-        >>> round(profile.mean_age, 6), round(profile.half_life, 6), profile.decays
+        >>> found = memory_kernel(HeavyBall(momentum=0.9))
+        >>> round(found.mean_age, 6), round(found.half_life, 6), found.decays
         (9.0, 6.578813, True)
     """
     if horizon < 128:
         raise BadInput(f"horizon must be at least 128 steps, got {horizon}")
     if isinstance(method, TorchMethod):
-        return experiment(method, horizon, seed, on_step or (lambda steps: None))
+        return experiment(method, horizon, seed, on_step)
     if not hasattr(method, "parts"):
         raise BadType(f"expected a method or a TorchMethod, got {type(method).__name__}; see memoryless.method_of")
     return _closed_form(method, seed)
 
 
-def _closed_form(method: AnyOptimizer, seed: int) -> MemoryProfile:
+def _closed_form(method: AnyOptimizer, seed: int) -> MemoryKernel:
     parts = [part for part in method.parts if part.method.variables]
     remembered = [v for part in parts for v in part.method.variables if v.has_memory]
     endless = [v for v in remembered if not _fades(v)]
@@ -89,7 +90,7 @@ def _closed_form(method: AnyOptimizer, seed: int) -> MemoryProfile:
         why = f"{fall}: sum k^2 gamma_k converges{still}"
         age, half = mean_age(ages, values), half_life(ages, values)
     none = np.zeros(0)
-    return MemoryProfile(
+    return MemoryKernel(
         str(method), ages, values, age, half, pieces, not endless, why, "closed form", none.astype(np.int64), none
     )
 

@@ -1,7 +1,7 @@
 """How a kernel over the age of the gradient fades: mean age, half-life, and whether sum_k k^2 kernel[k] converges."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -10,12 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from memoryless.methods.black_box.state_map import LONGEST
+from memoryless.methods.forgetting import LONGEST
 from memoryless.render.numbers import plain
 from memoryless.render.result import Result
 
 Array = NDArray[np.float64]
-Progress = Callable[[int], Any]
 
 IMPULSE = 3.0
 """Size of the one gradient that is out of line, over the usual; it points elsewhere, as what is normalized ignores size."""
@@ -45,11 +44,11 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class MemoryProfile(Result):
+class MemoryKernel(Result):
     """The weight of past gradients in an optimizer's update.
 
     Attributes:
-        method: what was profiled.
+        method: of whose memory.
         ages: k in steps, log-spaced from 0.
         kernel: response of the update to the gradient of each age.
         mean_age: sum k kernel / sum kernel; infinite if memory does not decay.
