@@ -61,6 +61,18 @@ class StepFailed(BadInput):
     """An optimizer's step() raised."""
 
 
+class NotResolved(NoSteadyState):
+    """The steady state was asked of a memory that has not faded by the last step looked at; it may beyond.
+
+    Attributes:
+        up_to: that step.
+    """
+
+    def __init__(self, reason: str, up_to: int, method: object = None):
+        super().__init__(f"{reason}, so whether it fades is not resolved up to step {up_to:,}", method)
+        self.up_to = up_to
+
+
 class DrawsNumbers(BadInput):
     """step() draws random numbers.
 

@@ -39,7 +39,8 @@ class Steady(Stepped):
         point: of the loss; its curvature is used once.
 
     Raises:
-        NeverForgets: the memory does not come to rest, with the evidence.
+        NeverForgets: the memory does not come to rest, or keeps something for ever, with the evidence.
+        NotResolved: it is longer than any run.
         NoSteadyState: for another reason (a schedule), or no derivative.
     """
 
@@ -52,6 +53,7 @@ class Steady(Stepped):
         with isolated(point.theta.device):
             self._memory = Memory(method.exact, point.gradient.double(), point.theta.double())
             self._s, self._F = self._memory.rest()
+            self._memory.require_fading()
 
     @property
     def steps(self) -> int:
