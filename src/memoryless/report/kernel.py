@@ -38,8 +38,8 @@ def print_kernel(found: MemoryKernel, console: Console) -> None:
     for name, kernel, age, half in rows:
         table.add_row(name, number(age), number(half), *(_share(found, kernel, k) for k in SHOWN))
     console.print(table)
-    verdict = "Memory decays" if found.decays else "Memory does NOT decay as the theory needs (Assumption 3.1)"
-    console.print(Text(f"{verdict}: {found.evidence}.", style=TERMINAL["holds" if found.decays else "fails"]))
+    meaning = {True: "holds", False: "fails", None: "estimated"}[found.decays]
+    console.print(Text(f"Memory: {found.judgement}. {found.evidence}.", style=TERMINAL[meaning]))
 
 
 def number(steps: float) -> str:
@@ -88,9 +88,8 @@ def picture(found: MemoryKernel) -> Figure:
         ax.tick_params(colors=COLOUR["soft"], labelcolor=COLOUR["ink"], which="both", length=3)
         ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
         _label(ax)
-        verdict = "memory decays" if found.decays else "memory does not decay as the theory needs"
         figure.text(0.03, 0.945, found.method, fontsize=12, weight="bold", va="center")
-        about = f"{verdict}; {found.way}; ring: half-life, triangle: mean age"
+        about = f"memory: {found.judgement}; {found.way}; ring: half-life, triangle: mean age"
         figure.text(0.03, 0.895, about, color=COLOUR["soft"], va="center")
     return figure
 

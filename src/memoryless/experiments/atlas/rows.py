@@ -26,13 +26,14 @@ from memoryless.loss.measures import MEASURES, Value, evaluate
 from memoryless.loss.point import Point
 from memoryless.methods.fading.experiment import experiment
 from memoryless.methods.fading.tails import above_rounding, ages_of, tail
+from memoryless.methods.forgetting import judgement
 from memoryless.progress import silent
 
 Row = dict[str, Any]
 
 PROBLEMS = ("vector", "network")
-HORIZON, NOISY = 512, 2048
-"""Steps to follow a black box that does not come to rest; where gradients fluctuate, a long memory shows only later."""
+HORIZON = 512
+"""Steps to follow a black box that never comes to rest: what it does then only confirms that."""
 AGES = 257
 """Steps to follow what evaluates the loss itself."""
 SEEDS = 8
@@ -248,12 +249,12 @@ def _fading(machine: Machine, loss: Loss, unsettled: BadInput | None) -> Iterato
             yield {"memory": _followed(machine.run, loss)}
             return
         try:
-            horizon = HORIZON if isinstance(unsettled, NeverForgets) else NOISY
+            horizon = HORIZON if isinstance(unsettled, NeverForgets) else None
             kernel = experiment(machine.method, horizon, 0, silent, unsettled)
         except Exception as error:
             yield {"memory": {"reason": reason_of(error)}}
             return
-    found = {"decays": kernel.decays, "mean_age": kernel.mean_age, "half_life": kernel.half_life}
+    found = {"decays": kernel.decays, "judgement": kernel.judgement, "mean_age": kernel.mean_age, "half_life": kernel.half_life}
     pieces = [{"name": piece.name, "mean_age": piece.mean_age, "half_life": piece.half_life} for piece in kernel.pieces]
     yield {"memory": found | {"evidence": kernel.evidence, "pieces": pieces}}
 
@@ -271,7 +272,8 @@ def _followed(run: Run, loss: Loss) -> Row:
     left = np.array([float((F - G).norm()) for F, G in zip(follow(theta), follow(elsewhere), strict=True)])
     end, (age, half) = tail(ages, left), ages_of(ages, above_rounding(left))
     how = f"the update's response to a disturbance of theta {end.how}"
-    return {"decays": end.fades, "mean_age": age, "half_life": half, "evidence": how, "pieces": []}
+    told = judgement(end.fades, STEP + AGES)
+    return {"decays": end.fades, "judgement": told, "mean_age": age, "half_life": half, "evidence": how, "pieces": []}
 
 
 def _at_rest(machine: Machine, loss: Loss, remembers: bool) -> Iterator[Row]:

@@ -88,7 +88,7 @@ class Memory:
             answers = not _equal(after, otherwise)
             if not answers and _number(after) and after - before == before - earlier == 1:
                 self.counters.add(i)
-            elif _floating(after) and (answers or not _equal(before, after)):
+            elif floating(after) and (answers or not _equal(before, after)):
                 self.moving[i] = torch.as_tensor(after)
                 self.names.append(leaves[0][0])
             else:
@@ -183,8 +183,11 @@ class Memory:
             NotResolved: a step keeps more of it than a memory of `LONGEST` steps would.
             NoSteadyState: it is written anew at some step counts.
         """
+        if not len(self.s) and not self.switches:
+            return
         # Relative, so that what has a sign keeps it.
-        apart = 1e-3 * _signs(self.s) * torch.where(self.s == 0, self._units(), self.s.abs())
+        size = torch.where(self.s == 0, self._units(), self.s.abs()) if len(self.s) else self.s
+        apart = 1e-3 * _signs(self.s) * size
         (after, _), (still, F) = self.advance(self.s + apart), self.advance(self.s)
         for i, (moved, first) in enumerate(zip(self.split(after - still), self.split(apart), strict=True)):
             lost = float((first - moved).norm() / first.norm()) if first.any() else 1.0
@@ -436,7 +439,8 @@ def _signs(like: Tensor) -> Tensor:
     return torch.randn(like.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(like).sign()
 
 
-def _floating(value: Any) -> bool:
+def floating(value: Any) -> bool:
+    """Whether it is a number, or a tensor of numbers, that a memory can average."""
     return value.is_floating_point() if isinstance(value, Tensor) else isinstance(value, float)
 
 
