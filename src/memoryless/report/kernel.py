@@ -38,7 +38,7 @@ def print_kernel(found: MemoryKernel, console: Console) -> None:
     for name, kernel, age, half in rows:
         table.add_row(name, number(age), number(half), *(_share(found, kernel, k) for k in SHOWN))
     console.print(table)
-    meaning = {True: "holds", False: "fails", None: "estimated"}[found.decays]
+    meaning = {True: "holds", False: "fails", None: "doubt"}[found.decays]
     console.print(Text(f"Memory: {found.judgement}. {found.evidence}.", style=TERMINAL[meaning]))
 
 

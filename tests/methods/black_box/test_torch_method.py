@@ -19,7 +19,7 @@ from torch.optim import (
 )
 
 import memoryless as ml
-from memoryless.errors import BadInput, BadType, DrawsNumbers, NeverForgets, NoSteadyState, Reevaluates, StepFailed
+from memoryless.errors import BadInput, BadType, DrawsNumbers, NoSteadyState, Reevaluates, StepFailed
 from memoryless.methods.black_box.torch_method import TorchMethod
 from memoryless.methods.method import Groups
 from tests.methods.black_box.subjects import (
@@ -243,7 +243,7 @@ BAD = {
     "infinite": (infinite, BadInput, "the update is nan at coordinate 0 of step 0"),
     "schedule": (at_rest(warmup), NoSteadyState, "a schedule moves the learning rate, .* no steady state; give step=n"),
     "asgd": (at_rest(ASGD), NoSteadyState, "still changes at rest, so there is no steady state"),
-    "period": (at_rest(Lookahead), NeverForgets, "the update still depends on the step count"),
+    "period": (at_rest(Lookahead), NoSteadyState, "the update still depends on the step count"),
     "cycle": (at_rest(Resetting), NoSteadyState, "'count' counts the steps in cycles"),
     "variance": (at_rest(TORCH["rmsprop_centered"]), NoSteadyState, "not finite where its memory comes to rest"),
     "of_another": (

@@ -40,6 +40,8 @@ FOLLOWED = 0, 10, 100, 1000
 SMALLEST = 1e-8
 """Differences that change their arguments by less than this share of them are not made smaller."""
 DROPPED = "forward mode is {}: step() drops a tangent"
+GROWS = 0.01 / sum(FOLLOWED)
+"""What a memory that never comes to rest moves by a step, relative to it."""
 CHECKED = 1e-4
 """Relative error of the response, against one step of the optimizer, from which it is not believed."""
 
@@ -405,7 +407,8 @@ class Memory:
         )
         if self._rewritten(lambda: self.advance(s)[0] - s):
             return NoSteadyState(f"{why}, but for some step counts", self.method)
-        return NeverForgets(why, self.method)
+        # A sum of N steps grows by about 1 / N of itself; less is a memory at rest but for rounding and switches.
+        return (NeverForgets if max(moves) > GROWS else NoSteadyState)(why, self.method)
 
     @contextmanager
     def run_by(self, method: TorchMethod) -> Iterator["Memory"]:

@@ -169,8 +169,8 @@ class Tail(NamedTuple):
 def tail(ages: NDArray[np.int64], values: Array, noise: float = 0.0) -> Tail:
     """Tell an exponential tail from a power law and a plateau by the largest values in the last three octaves.
 
-    Over successive octaves an exponential falls at the same rate per step, a power law at half the rate. What looks like a power
-    law may be an average that is still filling, whose bias correction goes as 1 / n until n is its age.
+    Over successive octaves an exponential falls at the same rate per step, a power law at half the rate. What
+    looks like a power law may be an average that is still filling, whose bias correction goes as 1 / n until n is its age.
 
     Args:
         ages: increasing, up to K.
