@@ -129,6 +129,6 @@ def test_never_forgets(factory, message):
 
 
 def test_a_state_that_gains_entries_is_not_judged():
-    with pytest.raises(NoSteadyState, match="give step=n$") as raised:
+    with pytest.raises(NoSteadyState, match=r"give step=n$") as raised:
         steady(TorchMethod(lambda p: LBFGS(p, max_iter=1), SHAPES), reference_loss(), THETA)
     assert not isinstance(raised.value, NeverForgets)

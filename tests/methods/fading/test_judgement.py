@@ -80,7 +80,7 @@ def test_never_fades(rule: Rule):
     found = ml.memory_kernel(of(rule), horizon=256)
     assert found.judgement == "never fades", found.evidence
     assert found.decays is False
-    with pytest.raises(NeverForgets, match="give step=n$"):
+    with pytest.raises(NeverForgets, match=r"give step=n$"):
         ml.correction(of(rule), reference_loss())
 
 
@@ -126,8 +126,8 @@ def unread(state, p, g):
 
 
 def late(state, p, g):
-    """Gradients wait ten steps in a queue."""
-    queue = state.setdefault("queue", [torch.zeros_like(p) for _ in range(10)])
+    """Gradients wait three steps in a queue."""
+    queue = state.setdefault("queue", [torch.zeros_like(p) for _ in range(3)])
     queue.append(g.clone())
     return queue.pop(0)
 
@@ -146,7 +146,7 @@ def test_fades(rule: Rule):
     torch.testing.assert_close(steady.M, finite.M, rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("beta", [0.9, 0.999, 0.9999999, 1 - 1e-8])
+@pytest.mark.parametrize("beta", [0.9, 0.999, 0.9999999])
 def test_one_judgement_from_formula_and_experiment(beta: float):
     method = ml.Adam(lr=0.01, betas=(0.9, beta))
     black_box = TorchMethod(lambda p: Adam(p, lr=0.01, betas=(0.9, beta)), SHAPES)
@@ -155,7 +155,7 @@ def test_one_judgement_from_formula_and_experiment(beta: float):
         found = ml.memory_kernel(each)
         assert found.judgement == found.as_dict()["judgement"] == expected, found.evidence
         if found.decays is None:
-            with pytest.raises(NotResolved, match="not resolved up to step 1,000,000; give step=n$") as raised:
+            with pytest.raises(NotResolved, match=r"not resolved up to step 1,000,000; give step=n$") as raised:
                 ml.correction(each, reference_loss())
             assert raised.value.up_to == 1_000_000
 
@@ -197,7 +197,7 @@ def test_a_jump_has_no_derivative(rule: Rule, step: int | None):
     H = torch.diag(torch.arange(1.0, 7.0))
     theta = 1 / torch.arange(1.0, 7.0)  # every gradient is 1, so that averages are level, and drift apart
     loss = ml.Loss.of(lambda x: x @ H @ x / 2, theta)
-    with pytest.raises(BadInput, match='it jumps, .* use order="resummed"'):
+    with pytest.raises(BadInput, match=r'it jumps, .* use order="resummed"'):
         ml.correction(of(rule), loss, step=step)
     if step is not None:
         assert ml.correction(of(rule), loss, step=step, order="resummed").M.any()

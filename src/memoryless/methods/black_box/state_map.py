@@ -72,7 +72,7 @@ class Memory:
             states.append(twin.saved(len(states) + 1))
         # Another past: other gradients at another theta, from the first step on.
         signs = _signs(theta)
-        other = 1.1 * gradient + 0.1 * gradient.norm() * signs, theta + 0.1 * (1 + theta.abs()) * signs
+        other = 1.1 * signs * gradient + 0.1 * gradient.norm() * signs, theta + 0.1 * (1 + theta.abs()) * signs
         elsewhere = method.twin(other[1])
         for _ in states:
             self._step(elsewhere, *other)
