@@ -152,15 +152,16 @@ def derivative(
 def _require_no_jump(method: TorchMethod, along: Callable[[float], Tensor], F: Tensor) -> None:
     """Raise where F changes at once: e -> 0 shrinks the change of a smooth F in proportion, of a switch not at all."""
     near, share = JUMP
-    try:
-        whole, change = (float(norm(along(e) - F)) for e in (1.0, near))
-    except BadInput:  # not finite so far out
-        return
-    if change >= share * whole > 1e-3 * float(norm(F)):
-        raise BadInput(
-            f"{method}: the update has no derivative here: it jumps, a displacement {near:g} as large changes it by "
-            f'{change / whole:.0%} of what the whole one does; use order="resummed"'
-        )
+    for side in (1.0, -1.0):
+        try:
+            whole, change = (float(norm(along(side * e) - F)) for e in (1.0, near))
+        except BadInput:  # not finite so far out
+            continue
+        if change >= share * whole > 1e-3 * float(norm(F)):
+            raise BadInput(
+                f"{method}: the update has no derivative here: it jumps, a displacement {near:g} as large changes it by "
+                f'{change / whole:.0%} of what the whole one does; use order="resummed"'
+            )
 
 
 def _confirmed(method: TorchMethod, M: Tensor, finer: Callable[[int], Tensor], tolerance: float) -> bool:
