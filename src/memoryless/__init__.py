@@ -32,7 +32,7 @@ if TYPE_CHECKING:
         RMSprop,
         Signum,
     )
-    from memoryless.methods.fading.profile import memory_kernel
+    from memoryless.methods.fading.memory import memory_kernel
     from memoryless.methods.live_optimizer import method_of
     from memoryless.methods.method import Method, Momentum
     from memoryless.paths.accuracy import order_of_accuracy
@@ -54,7 +54,7 @@ _HOME = {
     "loss.noise_scale": "gradient_noise",
     "methods.black_box.torch_method": "TorchMethod",
     "methods.catalogue": "Adam AdamW HeavyBall Lion LionK NAdam Nesterov RMSprop Signum",
-    "methods.fading.profile": "memory_kernel",
+    "methods.fading.memory": "memory_kernel",
     "methods.live_optimizer": "method_of",
     "methods.method": "Method Momentum",
     "paths.accuracy": "order_of_accuracy",

@@ -36,7 +36,20 @@ class Diverged(BadInput):
         self.step, self.so_far = step, so_far
 
 
-class NeverForgets(BadInput):
+class NoSteadyState(BadInput):
+    """The limit n -> infinity was asked, and there is none: a schedule, a count in cycles, a memory that does not fade.
+
+    Attributes:
+        reason: why, without the optimizer's name and without advice.
+    """
+
+    def __init__(self, reason: str, method: object = None):
+        named = "" if method is None else f"{method}: "
+        super().__init__(f"{named}{reason}; give step=n")
+        self.reason = reason
+
+
+class NeverForgets(NoSteadyState):
     """The steady state was asked of a memory that does not fade (Assumption 3.1 of https://arxiv.org/abs/2502.02132 fails)."""
 
 
@@ -46,6 +59,32 @@ class NotRecognised(BadInput):
 
 class StepFailed(BadInput):
     """An optimizer's step() raised."""
+
+
+class NotResolved(NoSteadyState):
+    """The steady state was asked of a memory that has not faded by the last step looked at; it may beyond.
+
+    Attributes:
+        up_to: that step.
+    """
+
+    def __init__(self, reason: str, up_to: int, method: object = None):
+        super().__init__(f"{reason}, so whether it fades is not resolved up to step {up_to:,}", method)
+        self.up_to = up_to
+
+
+class DrawsNumbers(BadInput):
+    """step() draws random numbers.
+
+    Attributes:
+        change: of the update from one seed to another, relative.
+    """
+
+    def __init__(self, optimizer: str, change: float):
+        super().__init__(
+            f"{optimizer}.step() draws random numbers: two seeds give updates that differ by {change:.1%}; switch its noise off"
+        )
+        self.change = change
 
 
 class Reevaluates(BadInput):

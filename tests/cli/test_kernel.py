@@ -20,7 +20,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     file, shown = str(tmp_path / "adamw.png"), ""
     for _ in range(2):  # its own picture may be overwritten
         shown = command(capsys, "torch.optim.AdamW", ("betas=0.9,0.999", "lr=1e-3"), png=file)
-    for text in ("exp_avg_sq", "999", "692.8", "Memory decays"):
+    for text in ("exp_avg_sq", "999", "692.8", "Memory: fades"):
         assert text in shown
     found = json.loads(command(capsys, "torch.optim.Muon", ("momentum=0.8",), json=True))
     assert found["pieces"][0]["mean_age"] == pytest.approx(4)

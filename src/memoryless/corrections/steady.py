@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from memoryless.corrections.unrolled import RESUMMED, Stepped, typed
-from memoryless.errors import BadInput, NoForwardMode, Stalled
+from memoryless.errors import NoForwardMode, NoSteadyState, Stalled
 from memoryless.flat import norm
 from memoryless.isolation import isolated
 from memoryless.loss.point import Point
@@ -39,19 +39,21 @@ class Steady(Stepped):
         point: of the loss; its curvature is used once.
 
     Raises:
-        NeverForgets: the memory does not come to rest, with the evidence.
-        BadInput: no steady state for another reason (a schedule, a corner), or no derivative.
+        NeverForgets: the memory does not come to rest, or keeps something for ever, with the evidence.
+        NotResolved: it is longer than any run.
+        NoSteadyState: for another reason (a schedule), or no derivative.
     """
 
     step = None
 
     def __init__(self, method: TorchMethod, point: Point):
         if method.scheduled:
-            raise BadInput(f"{method}: a schedule moves the learning rate, so there is no steady state; give step=n")
+            raise NoSteadyState("a schedule moves the learning rate, so there is no steady state", method)
         self.method, self.point = method, point
         with isolated(point.theta.device):
             self._memory = Memory(method.exact, point.gradient.double(), point.theta.double())
             self._s, self._F = self._memory.rest()
+            self._memory.require_fading()
 
     @property
     def steps(self) -> int:
@@ -147,7 +149,7 @@ class Lag:
             F: the update at rest, shape (d,).
 
         Raises:
-            BadInput: the memory is too long to unroll.
+            NoSteadyState: the memory is too long to unroll.
         """
         s = self._polynomial()
         return self._unrolled() if s is None else self.at(s, 0)[1]
@@ -200,4 +202,4 @@ class Lag:
             if last is not None and float(norm(F - last)) <= 1e-10 * float(norm(F)):
                 return F
             last, lags = F, 2 * lags
-        raise BadInput(f"{memory.method}: the drifting history has not settled after {UNROLLED} lags; give step=n")
+        raise NoSteadyState(f"the drifting history has not settled after {UNROLLED} lags", memory.method)

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import eigh_tridiagonal, qr
 
-from memoryless.errors import NeverForgets
+from memoryless.errors import NeverForgets, NotResolved
+from memoryless.methods.forgetting import LONGEST
 from memoryless.methods.method import Momentum, is_number, one
 
 Array = NDArray[np.float64]
@@ -29,13 +30,14 @@ def require_fading(variable: Momentum) -> None:
 
     Raises:
         NeverForgets: beta = 1, or a weight without a limit.
+        NotResolved: it remembers more than `LONGEST` steps.
     """
     weight = variable.weight(math.inf)
     if variable.beta == 1 or (is_number(weight) and not math.isfinite(weight)):
         why = "beta = 1" if variable.beta == 1 else "weight(n) has no limit"
-        raise NeverForgets(
-            f"the steady state of a memory that never fades ({why}) does not exist; give step=n for the correction at step n"
-        )
+        raise NeverForgets(f"the steady state of a memory that never fades ({why}) does not exist")
+    if variable.beta > LONGEST * (1 - variable.beta):
+        raise NotResolved(f"beta = {variable.beta!r} remembers {variable.beta / (1 - variable.beta):,.0f} steps", LONGEST)
 
 
 @lru_cache(maxsize=16)

@@ -84,7 +84,7 @@ def fading(row: Row) -> str:
     """
     if row["kind"] == "no memory":
         return "no memory"
-    return {True: "fades", False: "never fades", None: "not known"}[row["memory"].get("decays")]
+    return row["memory"].get("judgement", "not known")
 
 
 def ages(row: Row) -> str:

@@ -1,4 +1,4 @@
-"""A memory profile as a table and as a picture."""
+"""A memory kernel as a table and as a picture."""
 
 import math
 
@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 from scipy.optimize import isotonic_regression
 
-from memoryless.methods.fading.tails import IMPULSE, Array, MemoryProfile
+from memoryless.methods.fading.tails import IMPULSE, Array, MemoryKernel
 from memoryless.render.style import COLOUR, PICTURE, SERIES, TERMINAL
 
 SHOWN = 1, 10, 100, 1000
@@ -22,24 +22,24 @@ LOWEST = 1e-4
 """Share of the largest weight down to which weights are drawn."""
 
 
-def print_kernel(profile: MemoryProfile, console: Console) -> None:
+def print_kernel(found: MemoryKernel, console: Console) -> None:
     """Print ages and half-lives of the memory, in all and of each piece, and whether it decays.
 
     Args:
-        profile: to show.
+        found: to show.
         console: where to.
     """
-    table = Table(title=f"Memory of {profile.method}", box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")
-    table.caption = f"ages in steps; at age k the weight relative to the largest; {profile.way}"
+    table = Table(title=f"Memory of {found.method}", box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")
+    table.caption = f"ages in steps; at age k the weight relative to the largest; {found.way}"
     for k, column in enumerate(("memory", "mean age", "half-life", *(f"k = {k:,}" for k in SHOWN))):
         table.add_column(column, justify="right" if k else "left", no_wrap=True)
-    rows = [("update", profile.kernel, profile.mean_age, profile.half_life)]
-    rows += [(piece.name, piece.kernel, piece.mean_age, piece.half_life) for piece in profile.pieces]
+    rows = [("update", found.kernel, found.mean_age, found.half_life)]
+    rows += [(piece.name, piece.kernel, piece.mean_age, piece.half_life) for piece in found.pieces]
     for name, kernel, age, half in rows:
-        table.add_row(name, number(age), number(half), *(_share(profile, kernel, k) for k in SHOWN))
+        table.add_row(name, number(age), number(half), *(_share(found, kernel, k) for k in SHOWN))
     console.print(table)
-    verdict = "Memory decays" if profile.decays else "Memory does NOT decay as the theory needs (Assumption 3.1)"
-    console.print(Text(f"{verdict}: {profile.evidence}.", style=TERMINAL["holds" if profile.decays else "fails"]))
+    meaning = {True: "holds", False: "fails", None: "doubt"}[found.decays]
+    console.print(Text(f"Memory: {found.judgement}. {found.evidence}.", style=TERMINAL[meaning]))
 
 
 def number(steps: float) -> str:
@@ -51,21 +51,21 @@ def number(steps: float) -> str:
     return f"{steps:,.4g}" if steps < 1e4 else f"{steps:,.0f}" if math.isfinite(steps) else "no end"
 
 
-def _share(profile: MemoryProfile, kernel: Array, k: int) -> str:
-    if k > profile.ages[-1] or not kernel.any():
-        return "0" if profile.decays else "-"
-    share = float(np.interp(k, profile.ages, kernel)) / float(kernel.max())
+def _share(found: MemoryKernel, kernel: Array, k: int) -> str:
+    if k > found.ages[-1] or not kernel.any():
+        return "0" if found.decays else "-"
+    share = float(np.interp(k, found.ages, kernel)) / float(kernel.max())
     return f"{share:.2g}" if share else "0"
 
 
-def picture(profile: MemoryProfile) -> Figure:
+def picture(found: MemoryKernel) -> Figure:
     """Weight against age, every curve relative to its largest value; half-lives as rings, mean ages as ticks below.
 
     Args:
-        profile: to draw.
+        found: to draw.
     """
-    curves = [("update", profile.kernel, profile.mean_age, profile.half_life, COLOUR["ink"])]
-    for i, piece in enumerate(profile.pieces):
+    curves = [("update", found.kernel, found.mean_age, found.half_life, COLOUR["ink"])]
+    for i, piece in enumerate(found.pieces):
         curves.append((piece.name, piece.kernel, piece.mean_age, piece.half_life, SERIES[i % len(SERIES)]))
     with mpl.rc_context(PICTURE):
         figure = Figure(figsize=(9, 5.2), dpi=160)
@@ -73,13 +73,13 @@ def picture(profile: MemoryProfile) -> Figure:
         ax.set_yscale("log")
         ax.set_xscale("symlog", linthresh=1, linscale=0.4)
         ax.set_ylim(LOWEST, 1.5)
-        ax.set_xlim(0, _last(profile))
+        ax.set_xlim(0, _last(found))
         for name, kernel, age, half, color in curves:
-            _curve(ax, profile, name, kernel, age, half, color)
-        if len(profile.impulse) and profile.impulse.any():
-            shown = np.where(profile.impulse > 0, profile.impulse / profile.impulse.max(), np.nan)
+            _curve(ax, found, name, kernel, age, half, color)
+        if len(found.impulse) and found.impulse.any():
+            shown = np.where(found.impulse > 0, found.impulse / found.impulse.max(), np.nan)
             label = f"update, after one gradient\n{IMPULSE:g} times as large"
-            ax.plot(profile.impulse_ages, shown, color=COLOUR["soft"], linewidth=1.2, linestyle=(0, (1, 1)), label=label)
+            ax.plot(found.impulse_ages, shown, color=COLOUR["soft"], linewidth=1.2, linestyle=(0, (1, 1)), label=label)
         ax.axhline(0.5, color=COLOUR["axis"], linewidth=0.8, linestyle=(0, (4, 2)), zorder=0)
         ax.set_xlabel("age $k$ of the gradient, steps")
         ax.set_ylabel("weight, relative to the largest")
@@ -88,28 +88,27 @@ def picture(profile: MemoryProfile) -> Figure:
         ax.tick_params(colors=COLOUR["soft"], labelcolor=COLOUR["ink"], which="both", length=3)
         ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
         _label(ax)
-        verdict = "memory decays" if profile.decays else "memory does not decay as the theory needs"
-        figure.text(0.03, 0.945, profile.method, fontsize=12, weight="bold", va="center")
-        about = f"{verdict}; {profile.way}; ring: half-life, triangle: mean age"
+        figure.text(0.03, 0.945, found.method, fontsize=12, weight="bold", va="center")
+        about = f"memory: {found.judgement}; {found.way}; ring: half-life, triangle: mean age"
         figure.text(0.03, 0.895, about, color=COLOUR["soft"], va="center")
     return figure
 
 
-def _last(profile: MemoryProfile) -> float:
+def _last(found: MemoryKernel) -> float:
     """The age up to which anything is seen."""
-    curves = [(profile.ages, profile.kernel), *((profile.ages, piece.kernel) for piece in profile.pieces)]
-    curves.append((profile.impulse_ages, profile.impulse))
+    curves = [(found.ages, found.kernel), *((found.ages, piece.kernel) for piece in found.pieces)]
+    curves.append((found.impulse_ages, found.impulse))
     seen = [ages[values > LOWEST * values.max(initial=0)] for ages, values in curves if values.any()]
     return max(10.0, *(float(ages[-1]) for ages in seen))
 
 
-def _curve(ax: Axes, profile: MemoryProfile, name: str, kernel: Array, age: float, half: float, color: str) -> None:
+def _curve(ax: Axes, found: MemoryKernel, name: str, kernel: Array, age: float, half: float, color: str) -> None:
     if not kernel.any():
         return
     values = kernel / kernel.max()
     label = f"{name}\nmean age {number(age)}, half-life {number(half)}"
     width = 2.2 if name == "update" else 1.6
-    ax.plot(profile.ages, np.where(values > 0, values, np.nan), color=color, linewidth=width, label=label)
+    ax.plot(found.ages, np.where(values > 0, values, np.nan), color=color, linewidth=width, label=label)
     if math.isfinite(half):
         ax.plot([half], [0.5], "o", color=color, markerfacecolor="white", markersize=6, markeredgewidth=1.5, zorder=4)
     if math.isfinite(age):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from memoryless.audits.effect import Changes, Vectors, effects_of
 from memoryless.corrections.correction import correction
-from memoryless.errors import NeverForgets
+from memoryless.errors import BadInput, NeverForgets
 from memoryless.experiments.atlas import subjects
 from memoryless.experiments.atlas.subjects import Subject
 from memoryless.experiments.atlas.ways import AGREE, ROUNDING, STEP, Machine, Run, Ways, draws_numbers, machine, reason_of
@@ -25,12 +25,14 @@ from memoryless.loss.measures import MEASURES, evaluate
 from memoryless.loss.point import Point
 from memoryless.methods.fading.experiment import experiment
 from memoryless.methods.fading.tails import above_rounding, ages_of, tail
+from memoryless.methods.forgetting import judgement
+from memoryless.progress import silent
 
 Row = dict[str, Any]
 
 PROBLEMS = ("vector", "network")
-HORIZON, NOISY = 512, 2048
-"""Steps to follow a black box that does not come to rest; where gradients fluctuate, a long memory shows only later."""
+HORIZON = 512
+"""Steps to follow a black box that never comes to rest: what it does then only confirms that."""
 AGES = 257
 """Steps to follow what evaluates the loss itself."""
 SEEDS = 8
@@ -96,7 +98,7 @@ def examine(library: str, name: str) -> Iterator[Row]:
     for problem, loss in problems().items():
         try:
             with isolated(loss.device):
-                found[problem], rest[problem] = _examined(subject, loss, profiled=problem == PROBLEMS[-1])
+                found[problem], rest[problem] = _examined(subject, loss, remembers=problem == PROBLEMS[-1])
         except Exception as error:  # whatever an optimizer does, it is a row
             found[problem] = {"kind": "refused", "reason": reason_of(error)}
     yield row()
@@ -144,7 +146,7 @@ def _kind(kinds: list[str]) -> str:
     return next((kind for kind in reversed(kinds) if kind != "refused"), "refused")
 
 
-def _examined(subject: Subject, loss: Loss, profiled: bool) -> tuple[Row, Iterator[Row]]:
+def _examined(subject: Subject, loss: Loss, remembers: bool) -> tuple[Row, Iterator[Row]]:
     """One optimizer on one problem: what is found at step n, and what finds the rest."""
     draws = draws_numbers(subject, loss)
     live = subject.needs != "gradient"
@@ -160,8 +162,8 @@ def _examined(subject: Subject, loss: Loss, profiled: bool) -> tuple[Row, Iterat
     if draws or live:
         what = "draws random numbers at every step" if draws else "evaluates the loss itself"
         found["steady"] = {"reason": f"it {what}: the machine finds no steady state of that"}
-        return found, _profile(one, loss, NeverForgets("it draws random numbers") if draws else None) if profiled else iter(())
-    return found, _at_rest(one, loss, profiled)
+        return found, _fading(one, loss, NeverForgets("it draws random numbers") if draws else None) if remembers else iter(())
+    return found, _at_rest(one, loss, remembers)
 
 
 def _answer(ways: list[Ways], loss: Loss, lr: float, draws: bool) -> Row:
@@ -232,21 +234,21 @@ def _finite(x: Any) -> Any:
     return None if isinstance(x, float) and not math.isfinite(x) else x
 
 
-def _profile(machine: Machine, loss: Loss, unsettled: ValueError | None) -> Iterator[Row]:
-    """How memory fades: by the profile of a black box, or of what evaluates the loss itself by a disturbance."""
+def _fading(machine: Machine, loss: Loss, unsettled: BadInput | None) -> Iterator[Row]:
+    """How memory fades: by the kernel of a black box, or of what evaluates the loss itself by a disturbance."""
     with isolated(loss.device):
         if machine.method is None:
             yield {"memory": _followed(machine.run, loss)}
             return
         try:
-            horizon = HORIZON if isinstance(unsettled, NeverForgets) else NOISY
-            profile = experiment(machine.method, horizon, 0, lambda steps: None, unsettled)
+            horizon = HORIZON if isinstance(unsettled, NeverForgets) else None
+            kernel = experiment(machine.method, horizon, 0, silent, unsettled)
         except Exception as error:
             yield {"memory": {"reason": reason_of(error)}}
             return
-    found = {"decays": profile.decays, "mean_age": profile.mean_age, "half_life": profile.half_life}
-    pieces = [{"name": piece.name, "mean_age": piece.mean_age, "half_life": piece.half_life} for piece in profile.pieces]
-    yield {"memory": found | {"evidence": profile.evidence, "pieces": pieces}}
+    found = {"decays": kernel.decays, "judgement": kernel.judgement, "mean_age": kernel.mean_age, "half_life": kernel.half_life}
+    pieces = [{"name": piece.name, "mean_age": piece.mean_age, "half_life": piece.half_life} for piece in kernel.pieces]
+    yield {"memory": found | {"evidence": kernel.evidence, "pieces": pieces}}
 
 
 def _followed(run: Run, loss: Loss) -> Row:
@@ -262,10 +264,11 @@ def _followed(run: Run, loss: Loss) -> Row:
     left = np.array([float((F - G).norm()) for F, G in zip(follow(theta), follow(elsewhere), strict=True)])
     end, (age, half) = tail(ages, left), ages_of(ages, above_rounding(left))
     how = f"the update's response to a disturbance of theta {end.how}"
-    return {"decays": end.fades, "mean_age": age, "half_life": half, "evidence": how, "pieces": []}
+    told = judgement(end.fades, STEP + AGES)
+    return {"decays": end.fades, "judgement": told, "mean_age": age, "half_life": half, "evidence": how, "pieces": []}
 
 
-def _at_rest(machine: Machine, loss: Loss, profiled: bool) -> Iterator[Row]:
+def _at_rest(machine: Machine, loss: Loss, remembers: bool) -> Iterator[Row]:
     """The steady state, or why there is none; how memory fades; the steady state resummed."""
     method, theta, point = machine.method, loss.theta, Point(loss)
     assert method is not None
@@ -273,10 +276,10 @@ def _at_rest(machine: Machine, loss: Loss, profiled: bool) -> Iterator[Row]:
     try:
         # A correction of its own for each order, so that the steps told are those of one.
         first = correction(method, loss, theta)
-    except ValueError as error:
+    except BadInput as error:
         unsettled = error
     except Exception as error:
-        unsettled = ValueError(reason_of(error))
+        unsettled = BadInput(reason_of(error))
 
     changes = Changes(evaluate(list(MEASURES), point), point, method.lr)
 
@@ -289,8 +292,8 @@ def _at_rest(machine: Machine, loss: Loss, profiled: bool) -> Iterator[Row]:
         found = {"F": float(first.F.norm()), "M": float(first.M.norm()), "way": first.way, "steps": first.steps}
         found |= {"effects": told(first.F, first=first.M), "resummed_reason": LATE}
     yield {"steady": found}
-    if profiled:
-        yield from _profile(machine, loss, unsettled)
+    if remembers:
+        yield from _fading(machine, loss, unsettled)
     if first is None:
         return
     try:

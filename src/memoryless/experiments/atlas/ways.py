@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from memoryless.corrections.expansion import expansion
-from memoryless.errors import BadInput
+from memoryless.errors import BadInput, DrawsNumbers
 from memoryless.experiments.atlas.subjects import Make, Subject
 from memoryless.isolation import isolated
 from memoryless.loss.loss import Loss
@@ -167,10 +167,8 @@ def draws_numbers(subject: Subject, loss: Loss) -> bool:
         return not torch.equal(one, other)
     try:
         TorchMethod(subject.make, loss.shapes)
-    except ValueError as error:
-        if "draws random numbers" in str(error):
-            return True
-        raise
+    except DrawsNumbers:
+        return True
     return False
 
 

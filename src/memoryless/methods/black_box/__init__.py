@@ -1,1 +1,7 @@
-"""Any torch optimizer as a method: its own step(), run as a pure function of state, gradient and theta."""
+"""Any torch optimizer as a method: its own step(), run as a pure function of state, gradient and theta.
+
+May import `methods.method`, `methods.forgetting`, and what lies below `methods`.
+
+In reading order: `snapshot` (a live optimizer's memory as a value), `torch_method` (step() as a function),
+`derivative` (of the update, in two ways), `state_map` (the memory as one vector, at rest and disturbed).
+"""

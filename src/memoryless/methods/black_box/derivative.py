@@ -28,6 +28,12 @@ CERTAIN = 0.9
 """Differences count if they agree with each other on the whole or at this share of the coordinates; a few may turn sharply."""
 
 
+JUMP = 1e-6, 0.1
+"""A jump: displaced by the first share, F changes by the second, or more, of what the whole displacement changes it by."""
+STEEP = 10
+"""|M| over |F| from which a jump is looked for although differences agree."""
+
+
 class Derivative(NamedTuple):
     """A derivative, and how it was found.
 
@@ -130,13 +136,32 @@ def derivative(
         return (along(e) - along(-e)) / (2 * e)
 
     if M is not None and _confirmed(method, M, lambda k: central(e / RATIO**k), tolerance):
+        # Beside a switch differences, ever finer, end where rounding keeps them on this side of it: at 0.
+        if not M.any() or float(norm(M)) > STEEP * float(norm(F)):
+            _require_no_jump(method, along, F)
         return Derivative(M, "forward mode", "a difference agrees" + digits)
     if M is None:
         # One side of a step eight times as large sees the same derivative: three runs in place of eight.
         fine, coarse = central(e / RATIO), (along(e) - F) / e
         if fine.any() and _worst(method, coarse, fine, torch.zeros_like(F), 0.0) <= ONE_SIDED:
             return Derivative(fine, "difference", missing + digits)
+    _require_no_jump(method, along, F)
     return _by_differences(method, M, missing, along, F, e, tolerance, digits)
+
+
+def _require_no_jump(method: TorchMethod, along: Callable[[float], Tensor], F: Tensor) -> None:
+    """Raise where F changes at once: e -> 0 shrinks the change of a smooth F in proportion, of a switch not at all."""
+    near, share = JUMP
+    for side in (1.0, -1.0):
+        try:
+            whole, change = (float(norm(along(side * e) - F)) for e in (1.0, near))
+        except BadInput:  # not finite so far out
+            continue
+        if change >= share * whole > 1e-3 * float(norm(F)):
+            raise BadInput(
+                f"{method}: the update has no derivative here: it jumps, a displacement {near:g} as large changes it by "
+                f'{change / whole:.0%} of what the whole one does; use order="resummed"'
+            )
 
 
 def _confirmed(method: TorchMethod, M: Tensor, finer: Callable[[int], Tensor], tolerance: float) -> bool:

@@ -7,7 +7,7 @@ A step count enters through bias corrections and schedules: it is set far out (`
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,10 +17,11 @@ from scipy.sparse.linalg import LinearOperator, gmres
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from memoryless.errors import BadInput, NeverForgets, Stalled
+from memoryless.errors import NeverForgets, NoSteadyState, NotResolved, Stalled
 from memoryless.methods.black_box.derivative import no_formula, tangent
 from memoryless.methods.black_box.snapshot import State
 from memoryless.methods.black_box.torch_method import TorchMethod
+from memoryless.methods.forgetting import LONGEST
 
 Answer = tuple[Tensor, Tensor]
 """The next s, and F."""
@@ -28,8 +29,8 @@ Answer = tuple[Tensor, Tensor]
 FAR = 5_544_000
 """Steps taken before the steady state, as far as the optimizer knows. Float32 counts so far one by one; a multiple of most
 periods, so that what is done every k-th step shows as a difference to the next."""
-LONGEST = 1e6
-"""A mean memory age beyond this many steps does not fade in any run."""
+ENTRIES = 64
+"""Most steps until the state has all its entries."""
 PRODUCTS = 60
 """Most products with A_s for one solution."""
 NEWTON = 8
@@ -39,6 +40,8 @@ FOLLOWED = 0, 10, 100, 1000
 SMALLEST = 1e-8
 """Differences that change their arguments by less than this share of them are not made smaller."""
 DROPPED = "forward mode is {}: step() drops a tangent"
+GROWS = 0.01 / sum(FOLLOWED)
+"""What a memory that never comes to rest moves by a step, relative to it."""
 CHECKED = 1e-4
 """Relative error of the response, against one step of the optimizer, from which it is not believed."""
 
@@ -46,8 +49,8 @@ CHECKED = 1e-4
 class Memory:
     """The moving part of an optimizer's memory as one vector s, and its step at frozen counters.
 
-    Which tensors belong to s is found by trying: those that change from step to step, or with the gradient. Numbers that
-    grow by one a step, whatever the gradient, are counters.
+    What belongs to s is found by trying: tensors and numbers that change from step to step, or are others after another past,
+    be they written every step or once. Numbers that grow by one a step, whatever the past, are counters.
 
     Attributes:
         steps: optimizer steps spent.
@@ -61,32 +64,39 @@ class Memory:
         self.steps, self.missing, self.far = 0, "", FAR
         twin = method.twin(theta)
         states: list[State] = []
-        for n in range(1, 5):
+        while len(states) < 4 or len({len(state.leaves()) for state in states[-3:]}) > 1:
+            if len(states) == ENTRIES:
+                raise NotResolved("its state gains entries step by step", ENTRIES, method)
             F = self._step(twin, gradient, theta)
-            method.require_finite(F, twin.leaves(), n - 1)
-            states.append(twin.saved(n))
-        *_, second, third, fourth = states
-        # The last step again, with another gradient at another theta.
+            method.require_finite(F, twin.leaves(), len(states))
+            states.append(twin.saved(len(states) + 1))
+        # Another past: other gradients at another theta, from the first step on.
         signs = _signs(theta)
-        self._step(third.restored(), 1.1 * gradient + 0.1 * gradient.norm() * signs, theta + 0.1 * (1 + theta.abs()) * signs)
-        records = [state.leaves() for state in (second, third, fourth, twin.saved(4))]
-        if len({len(record) for record in records}) > 1:
-            raise NeverForgets(f"{method}: its state gains entries step by step; give step=n")
-        self.state = fourth
+        other = 1.1 * signs * gradient + 0.1 * gradient.norm() * signs, theta + 0.1 * (1 + theta.abs()) * signs
+        elsewhere = method.twin(other[1])
+        for _ in states:
+            self._step(elsewhere, *other)
+        records = [*(state.leaves() for state in states[-3:]), elsewhere.leaves()]
+        if len(records[-1]) != len(records[0]):
+            raise NoSteadyState("what its state holds depends on the gradient", method)
+        self.state = states[-1]
         self.names: list[str] = []
         self.moving: dict[int, Tensor] = {}
         self.counters: set[int] = set()
         self.still: dict[int, Any] = {}
+        self.switches: dict[int, tuple[str, Any]] = {}
         for i, leaves in enumerate(zip(*records, strict=True)):
-            earlier, before, after, elsewhere = (value for _, value in leaves)
-            answers = not _equal(after, elsewhere)
+            earlier, before, after, otherwise = (value for _, value in leaves)
+            answers = not _equal(after, otherwise)
             if not answers and _number(after) and after - before == before - earlier == 1:
                 self.counters.add(i)
-            elif isinstance(after, Tensor) and after.is_floating_point() and (answers or not _equal(before, after)):
-                self.moving[i] = after
+            elif floating(after) and (answers or not _equal(before, after)):
+                self.moving[i] = torch.as_tensor(after)
                 self.names.append(leaves[0][0])
             else:
                 self.still[i] = after
+                if answers:
+                    self.switches[i] = leaves[0][0], otherwise
         self.sizes = [x.numel() for x in self.moving.values()]
         self.epsilon = max([torch.finfo(x.dtype).eps for x in self.moving.values() if x.ndim], default=2.0**-52)
         self.share = self.epsilon ** (1 / 3)
@@ -109,16 +119,18 @@ class Memory:
             The next s and F.
 
         Raises:
-            BadInput: something else than s changed.
+            NoSteadyState: something else than s changed.
         """
         parts, place = iter(self.split(s)), itertools.count()
 
         def leaf(value: Any) -> Any:
             i = next(place)
             if i in self.moving:
-                return next(parts).view(value.shape).to(value.dtype, copy=True)
+                part = next(parts)
+                return part.view(value.shape).to(value.dtype, copy=True) if isinstance(value, Tensor) else float(part)
             if i in self.counters:
                 return torch.full_like(value, self.far) if isinstance(value, Tensor) else type(value)(self.far)
+            value = self.still.get(i, value)
             return value.clone() if isinstance(value, Tensor) else value
 
         twin = self.state.restored(leaf)
@@ -126,11 +138,11 @@ class Memory:
         after = twin.leaves()
         for i, (name, value) in enumerate(after):
             if i in self.counters and float(value) not in (self.far, self.far + 1):
-                raise BadInput(f"{self.method}: '{name}' counts the steps in cycles, so there is no steady state; give step=n")
+                raise NoSteadyState(f"'{name}' counts the steps in cycles, so there is no steady state", self.method)
             if i in self.still and not _equal(value, self.still[i]):
-                raise BadInput(f"{self.method}: '{name}' still changes at rest, so there is no steady state; give step=n")
+                raise NoSteadyState(f"'{name}' still changes at rest, so there is no steady state", self.method)
         with torch.no_grad():
-            tensors = [after[i][1].double().reshape(-1) for i in self.moving]
+            tensors = [torch.as_tensor(after[i][1]).to(s).reshape(-1) for i in self.moving]
             return torch.cat(tensors) if tensors else s, F
 
     def rest(self) -> tuple[Tensor, Tensor]:
@@ -154,7 +166,7 @@ class Memory:
                 moved = self._size(after - self.s)
                 if moved <= 10 * self.epsilon or not len(self.s):
                     if not F.isfinite().all():
-                        raise BadInput(f"{self.method}: the update is not finite where its memory comes to rest; give step=n")
+                        raise NoSteadyState("the update is not finite where its memory comes to rest", self.method)
                     return self.s, F
                 if not np.isfinite(moved):
                     break
@@ -163,7 +175,59 @@ class Memory:
                 except Stalled as stalled:
                     why = str(stalled)
                     break
-        raise self._never(self.advance(followed)[0] - followed, why)
+        raise self._never(followed, why)
+
+    def require_fading(self) -> None:
+        """Raise if something in the memory at rest is kept for ever, or nearly so, and has a say in the update.
+
+        Raises:
+            NeverForgets: it was written once.
+            NotResolved: a step keeps more of it than a memory of `LONGEST` steps would.
+            NoSteadyState: it is written anew at some step counts.
+        """
+        if not len(self.s) and not self.switches:
+            return
+        # Relative, so that what has a sign keeps it.
+        size = torch.where(self.s == 0, self._units(), self.s.abs()) if len(self.s) else self.s
+        apart = 1e-3 * _signs(self.s) * size
+        (after, _), (still, F) = self.advance(self.s + apart), self.advance(self.s)
+        for i, (moved, first) in enumerate(zip(self.split(after - still), self.split(apart), strict=True)):
+            lost = float((first - moved).norm() / first.norm()) if first.any() else 1.0
+            if not lost < 1 / LONGEST:
+                continue
+            alone = [torch.zeros_like(x) for x in self.split(apart)]
+            alone[i] = first
+            beside = self.s + torch.cat(alone)
+            then, told = self.advance(beside)
+            rest = torch.cat([x for j, x in enumerate(self.split(then - still)) if j != i] or [F.new_zeros(0)])
+            if torch.equal(told, F) and not rest.any():
+                continue  # nothing reads it
+            if self._rewritten(lambda beside=beside, i=i: self.split(self.advance(beside)[0] - beside)[i]):
+                raise NoSteadyState(
+                    f"'{self.names[i]}' is written anew at some step counts, so there is no steady state", self.method
+                )
+            if lost > 1e-9:
+                raise NotResolved(f"'{self.names[i]}' loses {lost:.1g} of itself a step", LONGEST, self.method)
+            raise NeverForgets(f"'{self.names[i]}' is written once and read for ever", self.method)
+        for i, (name, other) in self.switches.items():
+            own, self.still[i] = self.still[i], other
+            try:
+                then, told = self.advance(self.s)
+            finally:
+                self.still[i] = own
+            if not torch.equal(told, F) or not torch.equal(then, still):
+                raise NeverForgets(f"'{name}' is written once and read for ever", self.method)
+
+    def _rewritten(self, change: Callable[[], Tensor]) -> bool:
+        """Whether a change of the memory is another at other step counts."""
+        usual = change()
+        try:
+            for self.far in (FAR - 1, 2 * FAR + 7):
+                if float((change() - usual).norm()) > 1e-6 * float(self.s.norm()):
+                    return True
+        finally:
+            self.far = FAR
+        return False
 
     def push(self, ds: Tensor, dg: Tensor | None = None, dtheta: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The derivatives of A and U at s along a direction.
@@ -242,7 +306,8 @@ class Memory:
 
         Raises:
             NeverForgets: the memory does not fade, or turns a corner at rest.
-            BadInput: the memory has no derivative, or still depends on the step count.
+            NotResolved: it is longer than `LONGEST`.
+            NoSteadyState: it has no derivative.
         """
         try:
             r = self.push(torch.zeros_like(self.s), drift, back)[0]
@@ -252,20 +317,18 @@ class Memory:
             if self._sharpened():
                 return self.lag(drift, back)
             self._require_smooth(*self.around(torch.zeros_like(self.s), drift, back)[:2])
-            raise NeverForgets(
-                f"{self.method}: its memory at rest never forgets a disturbance ({stalled}); give step=n"
-            ) from None
+            raise NeverForgets(f"its memory at rest never forgets a disturbance ({stalled})", self.method) from None
         self._check_count(a + b)
         ages = [float(x.norm() / y.norm()) if y.any() else 0.0 for x, y in zip(self.split(b), self.split(r), strict=True)]
         if max(ages) > LONGEST:
             name = self.names[int(np.argmax(ages))]
-            raise NeverForgets(f"{self.method}: '{name}' remembers {max(ages):.1g} steps, which fades in no run; give step=n")
+            raise NotResolved(f"'{name}' remembers {max(ages):,.0f} steps", LONGEST, self.method)
         # From lag 1 to lag 0: one step of the optimizer itself confirms a and b.
         beside = self.around(a + b, drift, back)
         self._require_smooth(*beside[:2])
         if error := self._error(a, *beside):
             if self.missing and not self._sharpened():
-                raise BadInput(f"{self.method}: its memory has no derivative at rest (it is {error}); give step=n")
+                raise NoSteadyState(f"its memory has no derivative at rest (it is {error})", self.method)
             self.missing = self.missing or DROPPED.format(error)
             return self.lag(drift, back)
         return a, b, max(ages)
@@ -295,8 +358,9 @@ class Memory:
             corners = (y.abs() > 0.2 * x.abs()) & (y.abs() > 1e-3 * self.share * norm / len(x) ** 0.5)
             if float(corners.double().mean()) > 0.05:
                 raise NeverForgets(
-                    f"{self.method}: at rest '{name}' answers a rise and a fall of the gradient differently, as a running "
-                    "maximum does, which never forgets; give step=n"
+                    f"at rest '{name}' answers a rise and a fall of the gradient differently, as a running maximum does, "
+                    "which never forgets",
+                    self.method,
                 )
 
     def _check_count(self, direction: Tensor) -> None:
@@ -315,17 +379,36 @@ class Memory:
             )
             for name, change, step in gaps:
                 if not float(change.norm()) <= 1e-6 * float(step.norm()):
-                    raise NeverForgets(
-                        f"{self.method}: {name if name == 'the update' else repr(name)} still depends on the step count after "
-                        f"{FAR} steps, so there is no steady state; give step=n"
-                    )
+                    what = name if name == "the update" else repr(name)
+                    raise self._counting(f"{what} still depends on the step count after {FAR} steps")
 
-    def _never(self, gap: Tensor, why: str) -> NeverForgets:
+    def _counting(self, why: str) -> NoSteadyState:
+        """What to raise where a step depends on the count: a memory that lengthens with it never fades, a period may."""
+        apart = 1e-3 * _signs(self.s) * self.s.abs()
+
+        def lost(far: int) -> list[float]:
+            self.far = far
+            after, still = (self.advance(x)[0] for x in (self.s + apart, self.s))
+            self.far = FAR
+            parts = zip(*map(self.split, (apart - (after - still), apart)), strict=True)
+            return [float(x.norm() / y.norm()) if y.any() else 1.0 for x, y in parts]
+
+        for name, sooner, later in zip(self.names, lost(FAR), lost(2 * FAR), strict=True):
+            if sooner < 1e-3 and later < 0.9 * sooner:
+                return NeverForgets(f"{why}: '{name}' remembers ever longer", self.method)
+        return NoSteadyState(f"{why}, so there is no steady state", self.method)
+
+    def _never(self, s: Tensor, why: str) -> NoSteadyState:
+        """What to raise where the memory, followed to s, does not come to rest."""
+        gap = self.advance(s)[0] - s
         moves = [float(x.norm()) / norm for x, norm in zip(self.split(gap), self._norms(), strict=True)]
-        name = self.names[int(np.argmax(moves))]
-        return NeverForgets(
-            f"{self.method}: '{name}' never comes to rest, it moves by {max(moves):.1g} of itself a step ({why}); give step=n"
+        why = (
+            f"'{self.names[int(np.argmax(moves))]}' never comes to rest, it moves by {max(moves):.1g} of itself a step ({why})"
         )
+        if self._rewritten(lambda: self.advance(s)[0] - s):
+            return NoSteadyState(f"{why}, but for some step counts", self.method)
+        # A sum of N steps grows by about 1 / N of itself; less is a memory at rest but for rounding and switches.
+        return (NeverForgets if max(moves) > GROWS else NoSteadyState)(why, self.method)
 
     @contextmanager
     def run_by(self, method: TorchMethod) -> Iterator["Memory"]:
@@ -357,6 +440,11 @@ class Memory:
 
 def _signs(like: Tensor) -> Tensor:
     return torch.randn(like.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(like).sign()
+
+
+def floating(value: Any) -> bool:
+    """Whether it is a number, or a tensor of numbers, that a memory can average."""
+    return value.is_floating_point() if isinstance(value, Tensor) else isinstance(value, float)
 
 
 def _number(value: Any) -> bool:

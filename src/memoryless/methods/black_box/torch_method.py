@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from memoryless.errors import BadInput, BadType, Reevaluates, StepFailed
+from memoryless.errors import BadInput, BadType, DrawsNumbers, Reevaluates, StepFailed
 from memoryless.flat import Layout, norm, slices_of
 from memoryless.isolation import isolated
 from memoryless.methods.black_box.snapshot import State, Twin
@@ -412,8 +412,5 @@ def _inspected(method: TorchMethod) -> torch.dtype:
         raise Reevaluates(f"{name}.step() uses the value of the loss: it is no function of one gradient per step")
     other, *_ = run(2)
     if not float(norm(F - other)) <= rounding:
-        change = float(norm(F - other) / norm(F))
-        raise BadInput(
-            f"{name}.step() draws random numbers: two seeds give updates that differ by {change:.1%}; switch its noise off"
-        )
+        raise DrawsNumbers(name, float(norm(F - other) / norm(F)))
     return dtype

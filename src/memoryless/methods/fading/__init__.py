@@ -1,1 +1,7 @@
-"""Does a memory fade, and how fast?"""
+"""Does a memory fade, and how fast?
+
+May import `methods`, `methods.black_box` and what lies below `methods`.
+
+In reading order: `tails` (how a response ends, ages and half-lives), `memory` (the door: `memory_kernel`, and momentum forms in
+closed form), `experiment` (a black box, followed after a disturbance).
+"""

@@ -1,4 +1,4 @@
-"""The memory profile of a black box, by experiment.
+"""The memory kernel of a black box, by experiment.
 
 A disturbance ds of its memory at rest moves by ds <- A_s ds a step, and A_s has as many distinct eigenvalues as the memory has
 betas. So the Krylov space of ds has few dimensions and holds all its future, A_s^k ds = |ds| Q T^k e_1: ages of millions cost
@@ -21,17 +21,16 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from memoryless.errors import BadInput, NeverForgets
+from memoryless.errors import BadInput, NeverForgets, NoSteadyState, NotResolved
 from memoryless.isolation import isolated
-from memoryless.methods.black_box.state_map import LONGEST, Memory
+from memoryless.methods.black_box.state_map import Memory, floating
 from memoryless.methods.black_box.torch_method import TorchMethod
 from memoryless.methods.fading.tails import (
     FLOOR,
     IMPULSE,
     Array,
     Impulse,
-    MemoryProfile,
-    Progress,
+    MemoryKernel,
     above_rounding,
     ages_of,
     draws,
@@ -42,6 +41,8 @@ from memoryless.methods.fading.tails import (
     piece_of,
     tail,
 )
+from memoryless.methods.forgetting import LONGEST
+from memoryless.progress import OnStep
 
 MOST = 40
 """Most dimensions of a Krylov space."""
@@ -52,43 +53,64 @@ NOISE = 0.3
 DIFFERENCE = 1e-4
 """Relative size of a small change: its square is a central difference's truncation, a double's rounding over it its noise."""
 LONGER = 2.0
-"""Growth of the half-life from one start to another 16 times as late from which memory is said to lengthen."""
+"""Growth of the half-life from one start to another four times as late from which memory may lengthen for ever."""
+HORIZON, FARTHEST = 2048, 16_384
+"""Steps to follow a disturbance: first, and, doubled while that does not tell, at most."""
 FEW = 5.0
 """Half-lives below so many steps are the present gradient's, and vary with it."""
 
 
 def experiment(
-    method: TorchMethod, horizon: int, seed: int, on_step: Progress, unsettled: ValueError | None = None
-) -> MemoryProfile:
-    """The profile of a black box, its schedule left out.
+    method: TorchMethod, horizon: int | None, seed: int, on_step: OnStep, unsettled: BadInput | None = None
+) -> MemoryKernel:
+    """The kernel of a black box, its schedule left out.
 
     Args:
         method: any.
-        horizon: most steps to follow it after a disturbance.
+        horizon: steps to follow it after a disturbance; None is as many as it takes, `FARTHEST` at most.
         seed: of the random gradients and parameters.
-        on_step: told the number of optimizer steps taken.
+        on_step: told the optimizer steps taken and the most that may be.
         unsettled: why it does not come to rest, where that is known.
     """
-    method = _unscheduled(method).exact
-    reason, noise, impulse = "", 0.0, None
+    method, steps = _unscheduled(method).exact, HORIZON if horizon is None else horizon
     with isolated(torch.device("cpu"), seed):
+        while True:
+            found, sure = _looked(method, steps, seed, on_step, unsettled)
+            if found.decays is not None or sure or horizon is not None or steps >= FARTHEST:
+                return found
+            steps *= 2
+
+
+def _looked(
+    method: TorchMethod, horizon: int, seed: int, on_step: OnStep, unsettled: BadInput | None
+) -> tuple[MemoryKernel, bool]:
+    """What one horizon tells, and whether a longer one can tell no more."""
+    why, noise, impulse = unsettled, 0.0, None
+    try:
+        if why is not None:
+            raise why
+        settled = [_settled(method, g, theta) for g, theta, _ in draws(method.d, seed)]
+    except NoSteadyState as refused:  # its counters still move it, or it grows
+        why = refused
+        noise = 0.0 if isinstance(refused, (NeverForgets, NotResolved)) else NOISE
+    except BadInput:  # it is not finite at a constant gradient
+        noise = NOISE
+    else:
+        memory, F = settled[0]
         try:
-            if unsettled is not None:
-                raise unsettled
-            settled = [_settled(method, g, theta) for g, theta, _ in draws(method.d, seed)]
-        except NeverForgets as never:
-            reason = str(never)
-        except ValueError:  # its counters still move it, or it is not finite at a constant gradient
-            noise = NOISE
-        else:
-            *_, dg = next(draws(method.d, seed))
-            impulse = _large(*settled[0], dg, horizon, on_step)
-            try:
-                return _at_rest(method, [memory for memory, _ in settled], impulse, seed)
-            except ValueError as unsettled:
-                reason = str(unsettled)
-        reason = reason.removeprefix(f"{method}: ").removesuffix("; give step=n")
-        return _without_rest(method, horizon, seed, on_step, noise, impulse, reason)
+            memory.require_fading()
+        except (NeverForgets, NotResolved) as refused:
+            why = refused
+        except NoSteadyState:
+            pass
+        *_, dg = next(draws(method.d, seed))
+        impulse = _large(memory, F, dg, horizon, on_step)
+        try:
+            return _at_rest(method, [memory for memory, _ in settled], impulse, seed, horizon, why), why is not None
+        except NoSteadyState as refused:
+            why = why or refused
+    found = _without_rest(method, horizon, seed, on_step, noise, impulse, why)
+    return found, isinstance(why, NotResolved)
 
 
 def _unscheduled(method: TorchMethod) -> TorchMethod:
@@ -110,7 +132,7 @@ def _settled(method: TorchMethod, g: Tensor, theta: Tensor) -> tuple[Memory, Ten
     return memory, memory.rest()[1]
 
 
-def _large(memory: Memory, F: Tensor, dg: Tensor, horizon: int, on_step: Progress) -> Impulse:
+def _large(memory: Memory, F: Tensor, dg: Tensor, horizon: int, on_step: OnStep) -> Impulse:
     """Follow the optimizer from rest until what the impulse comes to is plain, or to the horizon."""
     ages, twin, k = log_ages(horizon), memory.state.twin, 0
     _, now = memory.advance(memory.s, IMPULSE * _as_large(dg, memory.gradient))  # the twin lives on from there
@@ -122,7 +144,7 @@ def _large(memory: Memory, F: Tensor, dg: Tensor, horizon: int, on_step: Progres
         leaves = [twin.leaves()[i] for i in memory.moving]
         update.append(float((now - F).norm()))
         held.append(_gaps(leaves, [(name, x) for name, x in zip(memory.names, parts, strict=True)]))
-        on_step(k)
+        on_step(k, horizon)
         if stops and k >= stops[-1]:
             stops.pop()
             end = tail(ages[: len(update)], np.array(update))
@@ -132,7 +154,9 @@ def _large(memory: Memory, F: Tensor, dg: Tensor, horizon: int, on_step: Progres
     left = []
     for _ in range(2):
         leaves = twin.leaves()
-        left.append(torch.cat([leaves[i][1].double().reshape(-1) for i in memory.moving] or [memory.s]) - memory.s)
+        left.append(
+            torch.cat([torch.as_tensor(leaves[i][1]).to(memory.s).reshape(-1) for i in memory.moving] or [memory.s]) - memory.s
+        )
         memory.method.displacement(twin, memory.gradient, memory.theta)
     change = _relative(np.array(update) / (float(F.norm()) or 1.0))
     return Impulse(ages[: len(update)], change, pieces, (left[0], left[1]))
@@ -147,11 +171,13 @@ def _small(memory: Memory, left: tuple[Tensor, Tensor]) -> bool:
     return float((after - expected).norm()) <= 0.1 * float((before - expected).norm())
 
 
-def _at_rest(method: TorchMethod, memories: list[Memory], impulse: Impulse, seed: int) -> MemoryProfile:
+def _at_rest(
+    method: TorchMethod, memories: list[Memory], impulse: Impulse, seed: int, horizon: int, why: NoSteadyState | None
+) -> MemoryKernel:
     spaces = [(_Krylov.of(m, dg), float(dg @ dg)) for m, (*_, dg) in zip(memories, draws(method.d, seed), strict=True)]
     slowest = max(space.radius for space, _ in spaces)
     if slowest > 1 - 1 / LONGEST:
-        raise NeverForgets(f"{method}: a small change of its memory keeps a share {slowest:.9f} of itself a step")
+        raise NeverForgets(f"a small change of its memory keeps a share {slowest:.9f} of itself a step", method)
     ages = log_ages(-40 / math.log(slowest) if slowest > 0 else 0)
     names = list(dict.fromkeys(memories[0].names))
     update, *rows = np.sqrt(np.mean([space.squares(ages, names) / norm for space, norm in spaces], axis=0))
@@ -163,10 +189,11 @@ def _at_rest(method: TorchMethod, memories: list[Memory], impulse: Impulse, seed
         if row.any()
     )
     large = tail(impulse.ages, impulse.update)
-    decays = as_small or large.fades
+    # What is kept for ever besides has no part in these responses.
+    decays = False if isinstance(why, NeverForgets) else _judged(why, [] if as_small else [large.fades])
     small = f"keeps {f'at most {slowest:.6g}' if slowest > 0 else 'nothing'} of itself a step"
     followed = f"after a gradient {IMPULSE:g} times as large"
-    return MemoryProfile(
+    return MemoryKernel(
         str(method),
         ages,
         update,
@@ -174,7 +201,9 @@ def _at_rest(method: TorchMethod, memories: list[Memory], impulse: Impulse, seed
         half_life(ages, update),
         pieces,
         decays,
-        f"a small change of memory {small}; "
+        _up_to(why, horizon),
+        ("" if why is None else f"{why.reason}; ")
+        + f"a small change of memory {small}; "
         + (
             f"so does what is left {impulse.ages[-1]:,} steps {followed}"
             if as_small
@@ -235,7 +264,7 @@ class _Krylov:
                 columns, updates = (torch.stack(x, dim=1).numpy() for x in (Q, U))
                 return cls(T[:m, :m], columns, updates, size, now.numpy(), memory.names, memory.sizes)
             Q.append(after / T[j + 1, j])
-        raise BadInput(f"{memory.method}: its memory has more than {MOST} time scales")
+        raise NoSteadyState(f"its memory has more than {MOST} time scales", memory.method)
 
     @property
     def radius(self) -> float:
@@ -265,19 +294,26 @@ def _differ(x: Tensor, y: Tensor) -> bool:
 
 
 def _without_rest(
-    method: TorchMethod, horizon: int, seed: int, on_step: Progress, noise: float, impulse: Impulse | None, reason: str
-) -> MemoryProfile:
-    ages, starts = log_ages(horizon), (horizon // 64, horizon // 4)
-    (early, _), (late, large) = (
-        _follow(method, start, ages, seed, noise, lambda k, i=i: on_step(k + i * 4 * horizon)) for i, start in enumerate(starts)
-    )
+    method: TorchMethod,
+    horizon: int,
+    seed: int,
+    on_step: OnStep,
+    noise: float,
+    impulse: Impulse | None,
+    why: BadInput | None,
+) -> MemoryKernel:
+    ages, starts = log_ages(horizon), (horizon // 4, horizon)
+    total = 4 * (sum(starts) + 2 * horizon)
+    at_first = 4 * (starts[0] + horizon)
+    early, _ = _follow(method, starts[0], ages, seed, noise, lambda done, _: on_step(done, total))
+    late, large = _follow(method, starts[1], ages, seed, noise, lambda done, _: on_step(at_first + done, total))
     large, settled = impulse or large, " from rest" if impulse else ""
     pieces = tuple(
         piece_of(name, ages, values, large.lasting(name, noise))
         for name, values in late.items()
         if name and values.max() > FLOOR
     )
-    found = []
+    found, grows = [], False
     if not (end := tail(large.ages, large.update, noise)).fades:
         found.append(f"after a gradient {IMPULSE:g} times as large{settled} the update's change {end.how}")
     if not (small := tail(ages, early[""], noise)).fades and impulse is None:
@@ -289,17 +325,19 @@ def _without_rest(
                 found.append(
                     f"the half-life of '{name}' grows: {in_steps(a)} from step {starts[0]}, {in_steps(b)} from step {starts[1]}"
                 )
+                grows = True
                 break
-    decays = not found
+    fades = [end.fades, *([small.fades] if impulse is None else []), *([None] if grows else [])]
+    decays = _judged(why, fades)
     if decays:
         found.append(
             f"the update's response to a small change of one gradient {small.how}, to one {IMPULSE:g} times as large {end.how}"
         )
-    elif reason:
-        found.append(reason)
+    elif isinstance(why, NoSteadyState):
+        found.append(why.reason)
     update = above_rounding(late[""])
     age, half = ages_of(ages, update, noise)
-    return MemoryProfile(
+    return MemoryKernel(
         str(method),
         ages,
         update,
@@ -307,6 +345,7 @@ def _without_rest(
         half,
         pieces,
         decays,
+        _up_to(why, starts[1] + horizon),
         "; ".join(found),
         f"experiment from step {starts[1]}" + (", fluctuating gradients" if noise else ""),
         large.ages,
@@ -314,8 +353,25 @@ def _without_rest(
     )
 
 
+def _judged(why: BadInput | None, fades: Sequence[bool | None]) -> bool | None:
+    """One judgement from why there is no steady state, and from what each response did.
+
+    A memory that does not come to rest (a sum, a maximum, an ever longer average) never fades if a response outlasts the
+    horizon; where what keeps it from rest may be a period or noise, such a response is not resolved.
+    """
+    if isinstance(why, NotResolved):
+        return None
+    if False in fades or (isinstance(why, NeverForgets) and None in fades):
+        return False
+    return None if None in fades else True
+
+
+def _up_to(why: BadInput | None, looked: int) -> int:
+    return why.up_to if isinstance(why, NotResolved) else looked
+
+
 def _follow(
-    method: TorchMethod, start: int, ages: NDArray[np.int64], seed: int, noise: float, on_step: Progress
+    method: TorchMethod, start: int, ages: NDArray[np.int64], seed: int, noise: float, on_step: OnStep
 ) -> tuple[dict[str, Array], Impulse]:
     """Responses of each kind of tensor, and of the update as "", to a small and a large change of one gradient."""
     g, theta, dg = next(draws(method.d, seed))
@@ -338,7 +394,7 @@ def _follow(
         usual, up, down, after = (twin.leaves() for twin in twins)
         small.append(_gaps(up, down) | {"": float((F[1] - F[2]).norm())})
         large.append(_gaps(after, usual) | {"": float((F[3] - F[0]).norm() / (F[0].norm() or 1.0))})
-        on_step(4 * (start + k))
+        on_step(4 * (start + k), 4 * (start + int(ages[-1])))
     responses, changes = ({name: np.array([row[name] for row in rows]) for name in rows[0]} for rows in (small, large))
     if not all(np.isfinite(x).all() for x in [*responses.values(), *changes.values()]):
         raise BadInput(f"{method}: its memory is not finite {start + int(ages[-1])} steps into a constant gradient")
@@ -351,8 +407,8 @@ def _gaps(these: Sequence[tuple[str, Any]], those: Sequence[tuple[str, Any]]) ->
     """Norm of the difference of each kind of tensor of two states."""
     squares: dict[str, float] = {}
     for (name, x), (_, y) in zip(these, those, strict=True):
-        if isinstance(x, Tensor) and x.is_floating_point():
-            gap = x.double().reshape(-1) - y.double().reshape(-1)
+        if floating(x):
+            gap = torch.as_tensor(x).double().reshape(-1) - torch.as_tensor(y).double().reshape(-1)
             squares[name] = squares.get(name, 0.0) + float(gap @ gap)
     return {name: math.sqrt(value) for name, value in squares.items()}
 

@@ -1,7 +1,7 @@
 """How a kernel over the age of the gradient fades: mean age, half-life, and whether sum_k k^2 kernel[k] converges."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -10,12 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from memoryless.methods.black_box.state_map import LONGEST
+from memoryless.methods.forgetting import LONGEST, judgement
 from memoryless.render.numbers import plain
 from memoryless.render.result import Result
 
 Array = NDArray[np.float64]
-Progress = Callable[[int], Any]
 
 IMPULSE = 3.0
 """Size of the one gradient that is out of line, over the usual; it points elsewhere, as what is normalized ignores size."""
@@ -45,17 +44,19 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class MemoryProfile(Result):
+class MemoryKernel(Result):
     """The weight of past gradients in an optimizer's update.
 
     Attributes:
-        method: what was profiled.
+        method: of whose memory.
         ages: k in steps, log-spaced from 0.
         kernel: response of the update to the gradient of each age.
         mean_age: sum k kernel / sum kernel; infinite if memory does not decay.
         half_life: age from which the kernel stays below half its largest value.
         pieces: of memory.
-        decays: whether sum k^2 kernel converges, also for large gradients and uniformly in the step (Assumption 3.1).
+        decays: whether sum k^2 kernel converges, also for large gradients and uniformly in the step (Assumption 3.1); None if
+            not resolved up to `horizon`.
+        horizon: last step looked at.
         evidence: why.
         way: how the kernel was found.
         impulse_ages: steps after a gradient `IMPULSE` times as large as usual; empty in closed form.
@@ -68,15 +69,21 @@ class MemoryProfile(Result):
     mean_age: float
     half_life: float
     pieces: tuple[Piece, ...]
-    decays: bool
+    decays: bool | None
+    horizon: int
     evidence: str
     way: str
     impulse_ages: NDArray[np.int64]
     impulse: Array
 
+    @property
+    def judgement(self) -> str:
+        """Fades, never fades, or not resolved up to a step, in words."""
+        return judgement(self.decays, self.horizon)
+
     def as_dict(self) -> dict[str, Any]:
         """All of it; what is infinite is None."""
-        return plain(asdict(self))
+        return plain(asdict(self) | {"judgement": self.judgement})
 
 
 class Impulse(NamedTuple):
@@ -149,12 +156,12 @@ class Tail(NamedTuple):
     """How a response ends.
 
     Attributes:
-        fades: fast enough for sum k^2 gamma_k.
+        fades: fast enough for sum k^2 gamma_k; None where only a longer look can tell.
         how: in words.
         span: steps in which it falls by a factor of e, 0 where that has no meaning.
     """
 
-    fades: bool
+    fades: bool | None
     how: str
     span: float = 0.0
 
@@ -162,7 +169,8 @@ class Tail(NamedTuple):
 def tail(ages: NDArray[np.int64], values: Array, noise: float = 0.0) -> Tail:
     """Tell an exponential tail from a power law and a plateau by the largest values in the last three octaves.
 
-    Over successive octaves an exponential falls at the same rate per step, a power law at half the rate.
+    Over successive octaves an exponential falls at the same rate per step, a power law at half the rate. What
+    looks like a power law may be an average that is still filling, whose bias correction goes as 1 / n until n is its age.
 
     Args:
         ages: increasing, up to K.
@@ -177,11 +185,15 @@ def tail(ages: NDArray[np.int64], values: Array, noise: float = 0.0) -> Tail:
         return Tail(True, f"is gone after {ages[left[-1]]:,} steps")
     before, last = math.log(a / b) / (K / 8), math.log(b / c) / (K / 4)
     if b > (1 + noise + 1e-6) * c and last >= 0.85 * before:
-        return Tail(1 / last < LONGEST, f"falls by a factor of e every {in_steps(1 / last)}", 1 / last)
+        return Tail(True if 1 / last < LONGEST else None, f"falls by a factor of e every {in_steps(1 / last)}", 1 / last)
     power = math.log2(b / c)
     if power < max(0.1, noise):
-        return Tail(False, f"does not fade: {c / largest:.2g} of its largest is left after {K // 2:,} to {K:,} steps")
-    return Tail(power > 3, f"falls only as k^-{power:.2g} up to {K:,} steps")
+        constant = b <= (1 + 1e-9) * c and not noise
+        return Tail(
+            False if constant else None,
+            f"does not fade: {c / largest:.2g} of its largest is left after {K // 2:,} to {K:,} steps",
+        )
+    return Tail(True if power > 3 else None, f"falls only as k^-{power:.2g} up to {K:,} steps")
 
 
 def in_steps(number: float) -> str:

@@ -14,28 +14,29 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from memoryless.errors import BadInput, BadType, NeverForgets
+from memoryless.errors import BadInput, BadType, NeverForgets, NotResolved
 from memoryless.methods.black_box.torch_method import TorchMethod
 from memoryless.methods.fading.experiment import experiment
-from memoryless.methods.fading.tails import DRAWS, Array, MemoryProfile, Piece, Progress, draws, half_life, log_ages, mean_age
-from memoryless.methods.kernel import kernel, total
+from memoryless.methods.fading.tails import DRAWS, Array, MemoryKernel, Piece, draws, half_life, log_ages, mean_age
+from memoryless.methods.forgetting import LONGEST
+from memoryless.methods.kernel import kernel, require_fading, total
 from memoryless.methods.method import AnyOptimizer, Index, Momentum, Part, gradient, square
+from memoryless.progress import OnStep, silent
 
 FINITE = 10_000
 """Step at which a momentum form that never forgets is shown."""
 
 
 def memory_kernel(
-    method: AnyOptimizer | TorchMethod, *, horizon: int = 2048, seed: int = 0, on_step: Progress | None = None
-) -> MemoryProfile:
+    method: AnyOptimizer | TorchMethod, *, horizon: int | None = None, seed: int = 0, on_step: OnStep = silent
+) -> MemoryKernel:
     """How far back an optimizer remembers, and whether it forgets fast enough for the theory to hold.
 
     Args:
         method: from the catalogue, of your own, or any torch optimizer as a `TorchMethod`, whose schedule is left out.
-        horizon: most steps to follow a black box after a disturbance; a memory shorter than a quarter of it is told from one
-            that never fades.
+        horizon: steps to follow a black box after a disturbance; default 2048, doubled up to 16,384 while that does not tell.
         seed: of the random gradients and parameters.
-        on_step: told the number of optimizer steps taken.
+        on_step: told the optimizer steps taken and the most that may be.
 
     Returns:
         Kernel, mean age and half-life, in all and of each piece of memory, and whether it decays, with the evidence.
@@ -46,25 +47,27 @@ def memory_kernel(
 
     Example:
         >>> from memoryless.methods.catalogue import HeavyBall
-        >>> profile = memory_kernel(HeavyBall(momentum=0.9))
-        >>> round(profile.mean_age, 6), round(profile.half_life, 6), profile.decays
+        >>> found = memory_kernel(HeavyBall(momentum=0.9))
+        >>> round(found.mean_age, 6), round(found.half_life, 6), found.decays
         (9.0, 6.578813, True)
     """
-    if horizon < 128:
+    if horizon is not None and horizon < 128:
         raise BadInput(f"horizon must be at least 128 steps, got {horizon}")
     if isinstance(method, TorchMethod):
-        return experiment(method, horizon, seed, on_step or (lambda steps: None))
+        return experiment(method, horizon, seed, on_step)
     if not hasattr(method, "parts"):
         raise BadType(f"expected a method or a TorchMethod, got {type(method).__name__}; see memoryless.method_of")
     return _closed_form(method, seed)
 
 
-def _closed_form(method: AnyOptimizer, seed: int) -> MemoryProfile:
+def _closed_form(method: AnyOptimizer, seed: int) -> MemoryKernel:
     parts = [part for part in method.parts if part.method.variables]
     remembered = [v for part in parts for v in part.method.variables if v.has_memory]
-    endless = [v for v in remembered if not _fades(v)]
+    judged = {v: _fades(v) for v in remembered}
+    endless = [v for v in remembered if not judged[v]]
     fading = [v.beta for v in remembered if v.beta > 0 and v not in endless]
     n = FINITE if endless else None
+    decays = False if False in judged.values() else None if endless else True
     ages = log_ages(FINITE if endless else -40 / math.log(max(fading)) if fading else 0)
     weights = {v: _weights(v, n, ages) for part in parts for v in part.method.variables}
     d = max(_extent(part.index) for part in parts)
@@ -80,7 +83,9 @@ def _closed_form(method: AnyOptimizer, seed: int) -> MemoryProfile:
     pieces = tuple(_exact(name, v, ages, weights[v]) for name, v in named)
     values = np.sqrt(squares)
     if endless:
-        why = f"{next(name for name, v in named if v in endless)} gives every age k its say for ever"
+        longest = next(name for name, v in named if v in endless and judged[v] is decays)
+        lasts = "gives every age k its say for ever" if decays is False else f"remembers more than {LONGEST:,} steps"
+        why = f"{longest} {lasts}"
         age, half = math.inf, half_life(ages, values)
     else:
         slowest = max(fading, default=0.0)
@@ -89,14 +94,16 @@ def _closed_form(method: AnyOptimizer, seed: int) -> MemoryProfile:
         why = f"{fall}: sum k^2 gamma_k converges{still}"
         age, half = mean_age(ages, values), half_life(ages, values)
     none = np.zeros(0)
-    return MemoryProfile(
-        str(method), ages, values, age, half, pieces, not endless, why, "closed form", none.astype(np.int64), none
+    return MemoryKernel(
+        str(method), ages, values, age, half, pieces, decays, LONGEST, why, "closed form", none.astype(np.int64), none
     )
 
 
-def _fades(v: Momentum) -> bool:
+def _fades(v: Momentum) -> bool | None:
     try:
-        total(v, None)
+        require_fading(v)
+    except NotResolved:
+        return None
     except NeverForgets:
         return False
     return True
@@ -110,7 +117,7 @@ def _weights(v: Momentum, n: int | None, ages: NDArray[np.int64]) -> Array:
 
 def _exact(name: str, v: Momentum, ages: NDArray[np.int64], weights: Array) -> Piece:
     shape = np.abs(weights) / (np.abs(weights).max() or 1.0)
-    if not _fades(v):
+    if _fades(v) is False:
         return Piece(name, shape, math.inf, half_life(ages, shape))
     half = math.log(0.5) / math.log(v.beta) if v.beta > 0 else 0.0
     return Piece(name, shape, v.lag + v.beta / (1 - v.beta), v.lag + half)

@@ -1,0 +1,208 @@
+"""Does it forget? One judgement from a momentum form, a black box's kernel and its steady state."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.optim import SGD, Adam, Optimizer
+
+import memoryless as ml
+from memoryless.errors import BadInput, NeverForgets, NoSteadyState, NotResolved
+from memoryless.methods.black_box.torch_method import TorchMethod
+from tests.problems import THETA, reference_loss
+
+SHAPES = [(2, 3)]
+Rule = Callable[[dict[str, Any], Tensor, Tensor], Tensor]
+
+
+class Custom(Optimizer):
+    """p <- p - lr rule(state, p, gradient)."""
+
+    def __init__(self, params: Any, rule: Rule):
+        super().__init__(params, {"lr": 0.01})
+        self.rule = rule
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        for p in self.param_groups[0]["params"]:
+            p.sub_(self.rule(self.state[p], p, p.grad), alpha=0.01)
+
+
+def of(rule: Rule) -> TorchMethod:
+    return TorchMethod(lambda p: Custom(p, rule), SHAPES)
+
+
+def count(state: dict[str, Any]) -> int:
+    state["count"] = state.get("count", 0) + 1
+    return state["count"]
+
+
+def towards_start(state, p, g):
+    return g + 0.1 * (p - state.setdefault("start", p.clone()))
+
+
+def by_first_norm(state, p, g):
+    return g / state.setdefault("norm", g.norm())
+
+
+def by_first_norm_as_number(state, p, g):
+    return g / state.setdefault("norm", g.norm().item())
+
+
+def by_first_signs(state, p, g):
+    return g * (1 + 0.5 * state.setdefault("up", g > 0))
+
+
+def calibrated(state, p, g):
+    """The mean square of the first three gradients, for ever."""
+    v = state.setdefault("v", torch.zeros_like(p))
+    if count(state) <= 3:
+        v.add_(g * g / 3)
+    return g / (v.sqrt() + 0.1)
+
+
+def summed(state, p, g):
+    return g / state.setdefault("v", torch.zeros_like(p)).add_(g * g).sqrt()
+
+
+def longer_and_longer(state, p, g):
+    n = count(state)
+    return state.setdefault("m", torch.zeros_like(p)).lerp_(g, 10 / (10 + n)).clone()
+
+
+NEVER = [towards_start, by_first_norm, by_first_norm_as_number, by_first_signs, calibrated, summed, longer_and_longer]
+
+
+@pytest.mark.parametrize("rule", NEVER)
+def test_never_fades(rule: Rule):
+    found = ml.memory_kernel(of(rule), horizon=256)
+    assert found.judgement == "never fades", found.evidence
+    assert found.decays is False
+    with pytest.raises(NeverForgets, match=r"give step=n$"):
+        ml.correction(of(rule), reference_loss())
+
+
+@pytest.mark.parametrize("rule", [towards_start, by_first_norm])
+def test_what_was_written_once_grows_with_n(rule: Rule):
+    sizes = [float(ml.correction(of(rule), reference_loss(), THETA, step=n).M.norm()) for n in (10, 100, 1000)]
+    assert sizes[1] / sizes[0] == pytest.approx(10, rel=0.05)
+    assert sizes[2] / sizes[1] == pytest.approx(10, rel=0.05)
+
+
+def emptied(state, p, g):
+    v = state.setdefault("v", torch.zeros_like(p))
+    if count(state) % 20 == 0:
+        v.zero_()
+    return g / v.add_(g * g).sqrt()
+
+
+def restarted(state, p, g):
+    m = state.setdefault("m", torch.zeros_like(p))
+    return (m.zero_() if count(state) % 30 == 0 else m).add_(g).clone()
+
+
+def anchored_anew(state, p, g):
+    """Towards where it was up to 25 steps ago."""
+    if count(state) % 25 == 1:
+        state["anchor"] = p.clone()
+    return g + 0.1 * (p - state["anchor"])
+
+
+@pytest.mark.parametrize("rule", [emptied, restarted, anchored_anew])
+def test_emptied_periodically_fades_without_a_steady_state(rule: Rule):
+    found = ml.memory_kernel(of(rule))
+    assert found.judgement == "fades", found.evidence
+    with pytest.raises(NoSteadyState) as raised:
+        ml.correction(of(rule), reference_loss())
+    assert not isinstance(raised.value, NeverForgets)
+
+
+def unread(state, p, g):
+    """A first gradient kept for the record."""
+    state.setdefault("first", g.clone())
+    return state.setdefault("m", torch.zeros_like(p)).mul_(0.9).add_(g).clone()
+
+
+def late(state, p, g):
+    """Gradients wait three steps in a queue."""
+    queue = state.setdefault("queue", [torch.zeros_like(p) for _ in range(3)])
+    queue.append(g.clone())
+    return queue.pop(0)
+
+
+def by_a_number(state, p, g):
+    """An average of a constant, kept as a number, as of the learning rate."""
+    state["scale"] = 0.9 * state.get("scale", 0.0) + 0.1
+    return state.setdefault("m", torch.zeros_like(p)).mul_(0.9).add_(g) * state["scale"]
+
+
+@pytest.mark.parametrize("rule", [unread, late, by_a_number])
+def test_fades(rule: Rule):
+    found = ml.memory_kernel(of(rule))
+    assert found.judgement == "fades", found.evidence
+    steady, finite = (ml.correction(of(rule), reference_loss(), step=n) for n in (None, 400))
+    torch.testing.assert_close(steady.M, finite.M, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("beta", [0.9, 0.999, 0.9999999])
+def test_one_judgement_from_formula_and_experiment(beta: float):
+    method = ml.Adam(lr=0.01, betas=(0.9, beta))
+    black_box = TorchMethod(lambda p: Adam(p, lr=0.01, betas=(0.9, beta)), SHAPES)
+    expected = "fades" if beta < 0.9999 else "not resolved up to step 1,000,000"
+    for each in (method, black_box):
+        found = ml.memory_kernel(each)
+        assert found.judgement == found.as_dict()["judgement"] == expected, found.evidence
+        if found.decays is None:
+            with pytest.raises(NotResolved, match=r"not resolved up to step 1,000,000; give step=n$") as raised:
+                ml.correction(each, reference_loss())
+            assert raised.value.up_to == 1_000_000
+
+
+def noisy_average(state, p, g):
+    """Where the gradient is constant it divides 0 by 0."""
+    mean, square = (state.setdefault(name, torch.zeros_like(p)) for name in ("mean", "square"))
+    mean.lerp_(g, 0.002)
+    square.lerp_(g * g, 0.002)
+    return g / (square - mean * mean).sqrt()
+
+
+def test_the_horizon_grows_until_it_tells():
+    method = of(noisy_average)
+    assert ml.memory_kernel(method, horizon=256).judgement.startswith("not resolved up to step ")
+    assert ml.memory_kernel(method).judgement == "fades"
+
+
+def by_switch(state, p, g):
+    """Steps along the coordinate whose average is largest; at the frozen history two are level."""
+    m = state.setdefault("m", torch.zeros_like(p)).mul_(0.9).add_(g)
+    flat = m.flatten()
+    return g * (1 + (flat[0] > flat[1]))
+
+
+def by_rank(state, p, g):
+    m = state.setdefault("m", torch.zeros_like(p)).mul_(0.9).add_(g)
+    return m.flatten().argsort().argsort().view_as(m) * g
+
+
+def by_sign_of_a_gap(state, p, g):
+    m = state.setdefault("m", torch.zeros_like(p)).mul_(0.9).add_(0.1 * g)
+    return g + torch.sign(m - m.flatten()[0])
+
+
+@pytest.mark.parametrize("rule", [by_switch, by_rank, by_sign_of_a_gap])
+@pytest.mark.parametrize("step", [7, None])
+def test_a_jump_has_no_derivative(rule: Rule, step: int | None):
+    H = torch.diag(torch.arange(1.0, 7.0))
+    theta = 1 / torch.arange(1.0, 7.0)  # every gradient is 1, so that averages are level, and drift apart
+    loss = ml.Loss.of(lambda x: x @ H @ x / 2, theta)
+    with pytest.raises(BadInput, match=r'it jumps, .* use order="resummed"'):
+        ml.correction(of(rule), loss, step=step)
+    if step is not None:
+        assert ml.correction(of(rule), loss, step=step, order="resummed").M.isfinite().all()
+
+
+def test_a_small_horizon_is_its_own():
+    found = ml.memory_kernel(TorchMethod(lambda p: SGD(p, lr=0.1, momentum=0.9), SHAPES), horizon=128)
+    assert (found.judgement, found.decays) == ("fades", True)
