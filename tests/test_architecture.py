@@ -46,10 +46,15 @@ def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
             yield node
 
 
+SHARED = {"step", "batches", "order", "measures", "seed", "on_step"}
+"""Keywords that mean the same wherever they stand, in one order: whoever has read one head knows them."""
+
+
 def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:
     a = function.args
     every = [*a.posonlyargs, *a.args, a.vararg, *a.kwonlyargs, a.kwarg]
-    return [x.arg for x in every if x is not None and x.arg not in ("self", "cls")]
+    shared = {x.arg for x in a.kwonlyargs} & SHARED
+    return [x.arg for x in every if x is not None and x.arg not in shared | {"self", "cls"}]
 
 
 # The command line's functions are its lists of options, which is why it is left out.
