@@ -36,7 +36,7 @@ def require_fading(variable: Momentum) -> None:
     if variable.beta == 1 or (is_number(weight) and not math.isfinite(weight)):
         why = "beta = 1" if variable.beta == 1 else "weight(n) has no limit"
         raise NeverForgets(f"the steady state of a memory that never fades ({why}) does not exist")
-    if variable.beta > LONGEST * (1 - variable.beta):
+    if is_number(variable.beta) and variable.beta > LONGEST * (1 - variable.beta):
         raise NotResolved(f"beta = {variable.beta!r} remembers {variable.beta / (1 - variable.beta):,.0f} steps", LONGEST)
 
 
