@@ -2,14 +2,12 @@
 
 import statistics
 from collections.abc import Iterator
+from typing import Any
 
 import torch
-from torch import Tensor
 
 import memoryless as ml
-from memoryless.corrections.history import frozen
 from memoryless.experiments import problems
-from memoryless.methods.live_optimizer import next_update
 from output import save, show
 
 SETTINGS = [
@@ -21,43 +19,23 @@ SETTINGS = [
 SEEDS = range(5)
 
 
-def cosine(a: Tensor, b: Tensor) -> float:
-    return float(torch.dot(a, b) / (a.norm() * b.norm()))
-
-
-def compare(betas: tuple[float, float], lr: float, steps: tuple[int, ...], seed: int) -> Iterator[tuple[int, dict[str, float]]]:
+def compare(betas: tuple[float, float], lr: float, steps: tuple[int, ...], seed: int) -> Iterator[tuple[int, dict[str, Any]]]:
     """Train, and at each of the steps hold both corrections against the measurement."""
     problem = problems.digits_mlp(seed)
-    loss = problem.loss
     optimizer = torch.optim.Adam(problem.model.parameters(), lr=lr, betas=betas)
-    method = ml.method_of(optimizer, loss.layout)
-    for n in range(max(steps) + 1):
-        theta = loss.theta
-        gradient = loss.gradient(theta)
-        if n in steps:
-            measured = next_update(optimizer, loss.layout, gradient) - frozen(method, gradient, theta, n)
-            first = ml.correction(method, loss, theta, step=n)
-            resummed = ml.correction(method, loss, theta, step=n, order="resummed")
-            per_step = -lr * loss.curvature(theta, gradient.sign()) / gradient.abs().sum()
-            yield (
-                n,
-                {
-                    "cos first": cosine(measured, first.M),
-                    "cos resummed": cosine(measured, resummed.M),
-                    "error first": float((first.M - measured).norm() / measured.norm()),
-                    "error resummed": float((resummed.M - measured).norm() / measured.norm()),
-                    "change measured": float(per_step @ measured),
-                    "change first": float(per_step @ first.M),
-                    "change resummed": float(per_step @ resummed.M),
-                    "outside": first.outside,
-                },
-            )
-        loss.layout.set_gradients(gradient)
-        optimizer.step()
+    for stop in ml.audit_run(
+        optimizer, problem.loss, max(steps), stops=steps, measures=["gradient_1_norm"], compare=(), betas=None
+    ).stops:
+        (effect,), validity = stop.audit.effects, stop.audit.validity
+        found = {"change measured": effect.measured, "slope measured": effect.slopes.measured}
+        for kind in ("first", "resummed"):
+            agreed = getattr(validity, kind)
+            found |= {f"cos {kind}": agreed.cosine, f"error {kind}": agreed.error, f"change {kind}": getattr(effect, kind)}
+        yield stop.audit.step or 0, found | {"outside": validity.outside}
 
 
 def main() -> None:
-    found: dict[tuple, list[dict[str, float]]] = {}
+    found: dict[tuple, list[dict[str, Any]]] = {}
     for betas, lr, steps in SETTINGS:
         for seed in SEEDS:
             for n, figures in compare(betas, lr, steps, seed):

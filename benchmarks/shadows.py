@@ -7,9 +7,13 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 import memoryless as ml
+from memoryless.audits.effect import Changes
 from memoryless.audits.shadow import Shadow
+from memoryless.corrections.history import frozen
 from memoryless.experiments import problems
 from memoryless.experiments.problems import Problem
+from memoryless.loss.measures import evaluate
+from memoryless.loss.point import Point
 from output import save, show
 
 Pair = tuple[float, float]
@@ -28,7 +32,7 @@ RUNS: list[tuple[str, Callable[[], Problem], float, tuple[int, ...]]] = [
 def changes(
     problem: Problem, lr: float, live: Pair, pairs: Sequence[Pair], steps: Sequence[int]
 ) -> Iterator[tuple[int, dict[Pair, float]]]:
-    """Run Adam with the live pair; at the steps, what each pair's memory does to the gradient's 1-norm per step."""
+    """Run Adam with the live pair; at the steps, what each pair's memory does to the gradient's 1-norm in one step."""
     loss = problem.loss
     theta = loss.theta
     methods = {pair: ml.Adam(lr, pair) for pair in (live, *pairs)}
@@ -37,8 +41,10 @@ def changes(
     for n in range(max(steps) + 1):
         gradient = loss.gradient(theta)
         if n in steps:
-            slope = loss.curvature(theta, gradient.sign()) / gradient.abs().sum()
-            yield n, {pair: -lr * float(slope @ shadow.effect(methods[pair], gradient, theta)) for pair in pairs}
+            point = Point(loss, theta)
+            happens = Changes(evaluate(["gradient_1_norm"], point), point, lr)
+            F = {pair: frozen(methods[pair], gradient, theta, n) for pair in pairs}
+            yield n, {pair: happens(F[pair], shadow.effect(methods[pair], gradient, theta))[0] for pair in pairs}
         shadow.update(gradient, theta)
         state, F = methods[live].update(state, gradient, theta)
         theta = theta - lr * F

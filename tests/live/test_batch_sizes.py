@@ -11,7 +11,7 @@ from torch import nn
 import memoryless as ml
 from memoryless.corrections.expected.estimate import Samples
 from memoryless.corrections.sequences import random_order
-from memoryless.live.advice import advice, with_error
+from memoryless.live.advice import advice, answer, with_error
 from memoryless.live.batch_sizes import STOPS, AtSize, BatchSizes, audit_batch_sizes
 from memoryless.loss.batches import cut, map_tensors, together
 from memoryless.report.betas import as_dict, picture
@@ -105,6 +105,10 @@ def test_advice():
     )
     assert "lowering beta1 to 0.8 gives more implicit regularization" in beta1
     assert beta2 == "Beta2 has no neighbour on the grid."
+    assert answer(found, found.sizes[0], 0) == (
+        "At batch size 32, for a lower gradient 1-norm take betas (0.8, 0.99), +0.100 ± 0.001 % per step; "
+        "for a higher one (0.95, 0.99), +0.500 ± 0.001 % per step; yours make (0.9, 0.99), +0.200 ± 0.001 % per step."
+    )
     quiet = made_up((0.2, 0.0005, 0.2), (0.2, 0.0, 0.2))
     assert "no effect on the gradient 1-norm beyond the uncertainty" in advice(quiet, quiet.sizes[0], 0)[0]
 

@@ -68,6 +68,7 @@ class Betas:
         from memoryless.audits.grid import BETAS_1, BETAS_2
         from memoryless.cli import setup
         from memoryless.live.batch_sizes import audit_batch_sizes, train
+        from memoryless.methods import live_optimizer
         from memoryless.report import betas as report
 
         work = setup.load(self.problem, self.seed, setup.MINI_BATCHES, device, dtype)
@@ -91,7 +92,7 @@ class Betas:
         if self.json:
             print(json.dumps({"stages": [report.as_dict(each) for each in found]}))
         else:
-            report.print_advice(found, Console())
+            report.print_advice(found, f"{work.about}, {live_optimizer.method_of(optimizer)}", Console())
         if path is not None:
             save(report.picture(found), path, dpi=130)
 

@@ -5,6 +5,8 @@ What memory does at the own betas is what happens; differences between betas are
 
 import math
 
+import numpy as np
+
 from memoryless.audits.effect import STRAIGHT
 from memoryless.corrections.expected.estimate import Samples
 from memoryless.live.batch_sizes import AtSize, BatchSizes, beside
@@ -28,6 +30,32 @@ def advice(found: BatchSizes, size: AtSize, k: int) -> list[str]:
     if "neutral" not in (word, said(slope)) and not STRAIGHT[0] <= float(slope.mean / own.mean) ** -1 <= STRAIGHT[1]:
         told += f" One step is too long here for slopes, which say {with_error(slope)}."
     return [told, *(_moves(found, size, k, axis) for axis in (0, 1))]
+
+
+def answer(found: BatchSizes, size: AtSize, k: int) -> str:
+    """Which betas at a batch size, in one sentence: the pairs of the grid that make a measure smallest and largest.
+
+    Args:
+        found: all batch sizes.
+        size: one of them.
+        k: which measure.
+    """
+    map_ = size.measured.at((slice(None), slice(None), k))
+    misleads = size.misleads(found, k)
+
+    def told(pair: tuple[int, int]) -> str:
+        here = map_.at(pair)
+        doubt = ", within its uncertainty" if said(here) == "neutral" else ""
+        doubt += ", though what happens near it has the other sign" if misleads[pair] else ""
+        return f"({found.betas_1[pair[0]]:g}, {found.betas_2[pair[1]]:g}), {with_error(here)} per step{doubt}"
+
+    low, high = (np.unravel_index(pick(map_.mean), map_.mean.shape) for pick in (np.argmin, np.argmax))
+    name = label(found.measures[k])
+    at = "full batch" if size.size is None else f"batch size {size.size}"
+    return (
+        f"At {at}, for a lower {name} take betas {told((int(low[0]), int(low[1])))}; "
+        f"for a higher one {told((int(high[0]), int(high[1])))}; yours make {told(found.own)}."
+    )
 
 
 def _moves(found: BatchSizes, size: AtSize, k: int, axis: int) -> str:

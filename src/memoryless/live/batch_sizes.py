@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch.optim import Optimizer
 
-from memoryless.audits.beta_map import Check, predicted_maps
+from memoryless.audits.beta_map import BetaMap, Check, predicted_maps
 from memoryless.audits.grid import Grid
 from memoryless.corrections.expansion import expansion
 from memoryless.corrections.expected.estimate import Samples
@@ -72,6 +72,17 @@ class AtSize:
     resummed: dict[tuple[int, int], Samples]
     checks: tuple[Check, ...]
     products: int
+
+    def misleads(self, found: "BatchSizes", k: int) -> np.ndarray:
+        """Where the measured slopes are not to be believed (`BetaMap.misleads`), over (betas_1, betas_2).
+
+        Args:
+            found: to which this belongs.
+            k: which measure.
+        """
+        name = found.measures[k]
+        slopes = {name: self.measured.mean[..., k]}
+        return BetaMap(found.betas_1, found.betas_2, "measured", slopes, self.checks).misleads(name)
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from memoryless.audits.beta_map import BetaMap
 from memoryless.corrections.expected.estimate import Samples
-from memoryless.live.advice import advice, said, with_error
+from memoryless.live.advice import advice, answer, said, with_error
 from memoryless.live.batch_sizes import AtSize, BatchSizes
 from memoryless.loss.noise_scale import GradientNoise
 from memoryless.render.numbers import label, number, percent
@@ -39,14 +38,16 @@ def as_dict(found: BatchSizes) -> dict[str, Any]:
     plain = found.as_dict()
     for told, size in zip(plain["sizes"], found.sizes, strict=True):
         told["advice"] = {name: advice(found, size, k) for k, name in enumerate(found.measures)}
+        told["answer"] = {name: answer(found, size, k) for k, name in enumerate(found.measures)}
     return plain
 
 
-def print_advice(stages: Sequence[BatchSizes], console: Console) -> None:
-    """For each measure a table over batch sizes and stages; then the advice at the last stage.
+def print_advice(stages: Sequence[BatchSizes], about: str, console: Console) -> None:
+    """For each measure a table over batch sizes and stages; the advice at the last stage; the answer in one sentence each.
 
     Args:
         stages: of training, in order.
+        about: problem and optimizer.
         console: where to.
     """
     last, several = stages[-1], len(stages) > 1
@@ -79,6 +80,10 @@ def print_advice(stages: Sequence[BatchSizes], console: Console) -> None:
             console.print(Text(f"\n{_name(size)}{_known(size, k)}"))
             console.print(Padding("\n".join(advice(last, size, k)), (0, 0, 0, 2)))
         console.print()
+    console.print(Text(f"Which betas? {about}", style="bold"))
+    for k in range(len(last.measures)):
+        for size in last.sizes:
+            console.print(answer(last, size, k))
 
 
 def _known(size: AtSize, k: int) -> str:
@@ -154,8 +159,7 @@ def picture(stages: Sequence[BatchSizes]) -> Figure:
 def _checks(panel: Axes, found: BatchSizes, size: AtSize) -> None:
     """What happens at the checked pairs, and grey where the slopes of the map have another sign."""
     name = found.measures[0]
-    grid = BetaMap(found.betas_1, found.betas_2, "measured", {name: size.measured.mean[..., 0]}, size.checks)
-    grey = np.ma.masked_where(~grid.misleads(name), np.zeros(size.measured.mean.shape[:2]))
+    grey = np.ma.masked_where(~size.misleads(found, 0), np.zeros(size.measured.mean.shape[:2]))
     panel.pcolormesh(grey, cmap=ListedColormap([COLOUR["axis"]]), alpha=0.85)
     for check in size.checks:
         i, j = found.betas_1.index(check.betas[0]), found.betas_2.index(check.betas[1])
