@@ -65,9 +65,8 @@ class Betas:
 
         from rich.console import Console
 
-        from memoryless.audits.grid import BETAS_1, BETAS_2
         from memoryless.cli import setup
-        from memoryless.live.batch_sizes import audit_batch_sizes, train
+        from memoryless.live.batch_sizes import BETAS_1, BETAS_2, audit_batch_sizes, train
         from memoryless.methods import live_optimizer
         from memoryless.report import betas as report
 

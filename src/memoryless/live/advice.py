@@ -75,8 +75,7 @@ def _difference(found: BatchSizes, size: AtSize, k: int, pair: tuple[int, int]) 
     word = said(measured)
     if word == "neutral":
         return f"makes no difference ({with_error(measured)} per step)"
-    more = "more" if word == "regularizes" else "less"
-    says = f"gives {more} implicit regularization ({with_error(measured)} per step)"
+    says = f"moves it {'down' if word == 'regularizes' else 'up'} ({with_error(measured)} per step)"
     return says + (f", against the prediction ({with_error(expected)})" if said(expected) not in (word, "neutral") else "")
 
 

@@ -26,6 +26,7 @@ from memoryless.render.style import COLOUR, DIVERGING, PICTURE, SERIES, TERMINAL
 
 KINDS = ("measured", "predicted")
 TITLE = {"measured": "measured", "predicted": "first order"}
+PAPER = {"facecolor": COLOUR["paper"], "alpha": 0.75, "linewidth": 0, "pad": 1}
 COLOURS = LinearSegmentedColormap.from_list("effect", DIVERGING)
 
 
@@ -165,7 +166,7 @@ def _checks(panel: Axes, found: BatchSizes, size: AtSize) -> None:
         i, j = found.betas_1.index(check.betas[0]), found.betas_2.index(check.betas[1])
         if name in check.changes and (i, j) != found.own:
             text = percent(check.changes[name])
-            panel.text(j + 0.5, i + 0.5, text, fontsize=6.5, ha="left" if j == 0 else "right", va="center")
+            panel.text(j + 0.5, i + 0.5, text, fontsize=6.5, ha="left" if j == 0 else "right", va="center", bbox=PAPER)
 
 
 def _map(panel: Axes, found: BatchSizes, maps: Samples, norm: SymLogNorm) -> None:
