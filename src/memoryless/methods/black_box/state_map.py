@@ -7,7 +7,7 @@ A step count enters through bias corrections and schedules: it is set far out (`
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,7 +21,7 @@ from memoryless.errors import NeverForgets, NoSteadyState, NotResolved, Stalled
 from memoryless.methods.black_box.derivative import no_formula, tangent
 from memoryless.methods.black_box.snapshot import State
 from memoryless.methods.black_box.torch_method import TorchMethod
-from memoryless.methods.forgetting import LONGEST
+from memoryless.methods.forgetting import KEPT, LONGEST
 
 Answer = tuple[Tensor, Tensor]
 """The next s, and F."""
@@ -97,11 +97,23 @@ class Memory:
                 self.still[i] = after
                 if answers:
                     self.switches[i] = leaves[0][0], otherwise
+        # A queue fills step by step, and what is behind its first entries moves only later.
+        while (later := self._moved_later(twin)) and len(states) + len(later) <= ENTRIES:
+            leaves = self.state.leaves()
+            self.moving = {i: torch.as_tensor(leaves[i][1]) for i in sorted({*self.moving, *later})}
+            self.names = [leaves[i][0] for i in self.moving]
+            self.still = {i: x for i, x in self.still.items() if i not in later}
         self.sizes = [x.numel() for x in self.moving.values()]
         self.epsilon = max([torch.finfo(x.dtype).eps for x in self.moving.values() if x.ndim], default=2.0**-52)
         self.share = self.epsilon ** (1 / 3)
         self.s = torch.cat([x.double().reshape(-1) for x in self.moving.values()] or [theta.new_zeros(0)])
         self.first = [float(x.norm()) for x in self.split(self.s)]
+
+    def _moved_later(self, twin: Any) -> list[int]:
+        """Which averages that were still move in one step more."""
+        self._step(twin, self.gradient, self.theta)
+        after = twin.leaves()
+        return [i for i, x in self.still.items() if floating(x) and i not in self.switches and not _equal(after[i][1], x)]
 
     def _step(self, twin: Any, gradient: Tensor, theta: Tensor) -> Tensor:
         self.steps += 1
@@ -167,6 +179,7 @@ class Memory:
                 if moved <= 10 * self.epsilon or not len(self.s):
                     if not F.isfinite().all():
                         raise NoSteadyState("the update is not finite where its memory comes to rest", self.method)
+                    self._require_rest_at_other_counts()
                     return self.s, F
                 if not np.isfinite(moved):
                     break
@@ -176,6 +189,17 @@ class Memory:
                     why = str(stalled)
                     break
         raise self._never(followed, why)
+
+    def _require_rest_at_other_counts(self) -> None:
+        """Raise if the memory at rest is moved by a step at another count."""
+        for self.far in (FAR - 1, 2 * FAR + 7) if self.counters else ():
+            after = self.advance(self.s)[0]
+            moves = [float(x.norm()) / y for x, y in zip(self.split(after - self.s), self._norms(), strict=True)]
+            if max(moves, default=0.0) > 1e-6:
+                self.far = FAR
+                name = self.names[int(np.argmax(moves))]
+                raise self._counting(f"'{name}' comes to rest at some step counts only")
+        self.far = FAR
 
     def require_fading(self) -> None:
         """Raise if something in the memory at rest is kept for ever, or nearly so, and has a say in the update.
@@ -187,17 +211,11 @@ class Memory:
         """
         if not len(self.s) and not self.switches:
             return
-        # Relative, so that what has a sign keeps it.
-        size = torch.where(self.s == 0, self._units(), self.s.abs()) if len(self.s) else self.s
-        apart = 1e-3 * _signs(self.s) * size
-        (after, _), (still, F) = self.advance(self.s + apart), self.advance(self.s)
-        for i, (moved, first) in enumerate(zip(self.split(after - still), self.split(apart), strict=True)):
-            lost = float((first - moved).norm() / first.norm()) if first.any() else 1.0
+        apart, (still, F) = self._apart(self.s), self.advance(self.s)
+        for i, lost in enumerate(self._lost(self.s)):
             if not lost < 1 / LONGEST:
                 continue
-            alone = [torch.zeros_like(x) for x in self.split(apart)]
-            alone[i] = first
-            beside = self.s + torch.cat(alone)
+            beside = self.s + self._only(apart, {i})
             then, told = self.advance(beside)
             rest = torch.cat([x for j, x in enumerate(self.split(then - still)) if j != i] or [F.new_zeros(0)])
             if torch.equal(told, F) and not rest.any():
@@ -206,8 +224,8 @@ class Memory:
                 raise NoSteadyState(
                     f"'{self.names[i]}' is written anew at some step counts, so there is no steady state", self.method
                 )
-            if lost > 1e-9:
-                raise NotResolved(f"'{self.names[i]}' loses {lost:.1g} of itself a step", LONGEST, self.method)
+            if lost > KEPT:
+                raise self._too_slow(i, lost)
             raise NeverForgets(f"'{self.names[i]}' is written once and read for ever", self.method)
         for i, (name, other) in self.switches.items():
             own, self.still[i] = self.still[i], other
@@ -217,6 +235,31 @@ class Memory:
                 self.still[i] = own
             if not torch.equal(told, F) or not torch.equal(then, still):
                 raise NeverForgets(f"'{name}' is written once and read for ever", self.method)
+
+    def _apart(self, s: Tensor) -> Tensor:
+        """A disturbance of s, relative to it, so that what has a sign keeps it."""
+        size = torch.where(s == 0, self._units(), s.abs()) if len(s) else s
+        return 1e-3 * _signs(s) * size
+
+    def _only(self, apart: Tensor, these: Collection[int]) -> Tensor:
+        """A disturbance of some tensors of s alone."""
+        parts = [x if i in these else torch.zeros_like(x) for i, x in enumerate(self.split(apart))]
+        return torch.cat(parts) if parts else apart
+
+    def _lost(self, s: Tensor) -> list[float]:
+        """What each tensor of s loses of a disturbance in a step; one kind at a time, as others may feed on it."""
+        apart, still = self._apart(s), self.advance(s)[0]
+        lost = [1.0] * len(self.names)
+        for kind in dict.fromkeys(self.names):
+            these = [i for i, name in enumerate(self.names) if name == kind]
+            moved = self.split(self.advance(s + self._only(apart, these))[0] - still)
+            for i in these:
+                first = self.split(apart)[i]
+                lost[i] = float((first - moved[i]).norm() / first.norm()) if first.any() else 1.0
+        return lost
+
+    def _too_slow(self, i: int, lost: float) -> NotResolved:
+        return NotResolved(f"'{self.names[i]}' loses {lost:.1g} of itself a step", LONGEST, self.method)
 
     def _rewritten(self, change: Callable[[], Tensor]) -> bool:
         """Whether a change of the memory is another at other step counts."""
@@ -384,14 +427,13 @@ class Memory:
 
     def _counting(self, why: str) -> NoSteadyState:
         """What to raise where a step depends on the count: a memory that lengthens with it never fades, a period may."""
-        apart = 1e-3 * _signs(self.s) * self.s.abs()
 
         def lost(far: int) -> list[float]:
             self.far = far
-            after, still = (self.advance(x)[0] for x in (self.s + apart, self.s))
-            self.far = FAR
-            parts = zip(*map(self.split, (apart - (after - still), apart)), strict=True)
-            return [float(x.norm() / y.norm()) if y.any() else 1.0 for x, y in parts]
+            try:
+                return self._lost(self.s)
+            finally:
+                self.far = FAR
 
         for name, sooner, later in zip(self.names, lost(FAR), lost(2 * FAR), strict=True):
             if sooner < 1e-3 and later < 0.9 * sooner:
@@ -407,6 +449,9 @@ class Memory:
         )
         if self._rewritten(lambda: self.advance(s)[0] - s):
             return NoSteadyState(f"{why}, but for some step counts", self.method)
+        longest = int(np.argmax(moves))
+        if KEPT < (lost := self._lost(s)[longest]) < 1 / LONGEST:
+            return self._too_slow(longest, lost)
         # A sum of N steps grows by about 1 / N of itself; less is a memory at rest but for rounding and switches.
         return (NeverForgets if max(moves) > GROWS else NoSteadyState)(why, self.method)
 
