@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Adam, NAdam, Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from memoryless.errors import BadInput, BadType
 from memoryless.flat import Layout, norm
@@ -215,7 +215,19 @@ def _steps(schedule: Schedule, optimizer: Optimizer, n: int) -> list[list[Hyper]
 
 
 def _replayed(scheduler: LRScheduler, n: int) -> list[list[Hyper]]:
-    """What a torch scheduler sets, taken from its start again: a copy of it moves the groups of a stand-in."""
+    """What a torch scheduler sets, taken from its start again: a copy of it moves the groups of a stand-in.
+
+    A copy that does not arrive where the original is (it holds other schedulers, or counts cycles) did not start anew.
+    """
+    name, advice = (
+        type(scheduler).__name__,
+        "give scheduler= a function n -> {'lr': ..., 'betas': ...}, or a list of those used",
+    )
+    if isinstance(scheduler, ReduceLROnPlateau):
+        raise BadInput(f"{name} follows what it was told along the run; {advice}")
+    if (taken := getattr(scheduler, "last_epoch", None)) != n:
+        counted = "does not count its steps" if taken is None else f"is at step {taken}, the optimizer at step {n}"
+        raise BadInput(f"{name} cannot be taken from its start again: it {counted}; {advice}")
 
     def step() -> None: ...
 
@@ -232,13 +244,16 @@ def _replayed(scheduler: LRScheduler, n: int) -> list[list[Hyper]]:
     for s in range(n + 1):
         if s:
             twin.step()
-        steps.append(
-            [{key: group[key] for key in ("lr", "betas", "momentum") if key in group} for group in stand_in.param_groups]
-        )
-    return copy.deepcopy(steps)
+        moved = [{key: group[key] for key in ("lr", "betas", "momentum") if key in group} for group in stand_in.param_groups]
+        steps.append(copy.deepcopy(moved))
+    if not _close(twin.state_dict(), scheduler.state_dict()):
+        raise BadInput(f"{name} cannot be taken from its start again; {advice}")
+    return steps
 
 
 def _close(x: Any, y: Any) -> bool:
     if isinstance(x, (tuple, list)):
         return isinstance(y, (tuple, list)) and len(x) == len(y) and all(map(_close, x, y))
-    return math.isclose(float(x), float(y), rel_tol=1e-9) if isinstance(x, (int, float, Tensor)) else x == y
+    if isinstance(x, dict):
+        return isinstance(y, dict) and x.keys() == y.keys() and all(_close(x[key], y[key]) for key in x)
+    return math.isclose(float(x), float(y), rel_tol=1e-9) if isinstance(x, (int, float, Tensor)) else type(x) is type(y)
