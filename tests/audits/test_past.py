@@ -229,6 +229,45 @@ def test_a_scheduler_that_cannot_be_replayed_is_refused(schedule: Callable[[Opti
     ml.audit(live, loss, scheduler=past)
 
 
+def test_a_fresh_optimizer_has_no_steps_behind_it():
+    theta = nn.Parameter(START.clone())
+    loss = ml.Loss.of(value, theta)
+    with pytest.raises(BadInput, match="step=5, but Adam has counted 0 steps"):
+        ml.audit(Adam([theta], lr=0.1), loss, step=5)
+    assert not ml.audit(SGD([theta], lr=0.1), loss, step=5).measured.any()  # pyright: ignore[reportOptionalMemberAccess]
+
+
+class AcceleratedOptimizer(Optimizer):
+    """As accelerate wraps one."""
+
+    def __init__(self, optimizer: Optimizer):
+        self.optimizer = optimizer
+
+    @property
+    def param_groups(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.optimizer.param_groups
+
+
+AcceleratedOptimizer.__module__ = "accelerate.optimizer"
+
+
+class Trainer:
+    def __init__(self, optimizer: Optimizer):
+        self.optimizer = optimizer
+
+
+def test_a_framework_s_optimizer_is_unwrapped():
+    make: Any = lambda p: (o := OPTIMIZERS["adamw"](p), LambdaLR(o, lambda s: 1.0))  # noqa: E731
+    live, _, loss, _ = run(make, 5)
+    plain, found = ml.audit(live, loss), ml.audit(AcceleratedOptimizer(live), loss)
+    assert found.method == plain.method
+    assert found.measured is not None
+    assert plain.measured is not None
+    assert torch.equal(found.measured, plain.measured)
+    with pytest.raises(BadType, match=r"got Trainer, which holds one: give its \.optimizer"):
+        ml.audit(Trainer(live), loss)  # pyright: ignore[reportArgumentType]
+
+
 def test_a_method_has_no_past():
     loss = ml.Loss.of(value, START.clone())
     with pytest.raises(BadInput, match="the past of a live optimizer"):

@@ -95,7 +95,9 @@ def require_consistent(optimizer: Optimizer, step: int | None, counted: int | No
         BadInput: says which.
     """
     name = type(optimizer).__name__
-    if None not in (step, counted) and step != counted:
+    # SGD without momentum keeps nothing, at any step.
+    keeps = counted or any("betas" in group for group in optimizer.param_groups)
+    if step is not None and counted is not None and step != counted and keeps:
         raise BadInput(f"step={step}, but {name} has counted {counted} steps; leave step out")
     for group in optimizer.param_groups:
         moved = "betas" if "betas" in group else "momentum"
