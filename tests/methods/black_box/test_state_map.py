@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.optim import (
     LBFGS,
-    Adadelta,
     Adafactor,
     Adagrad,
     Adam,
