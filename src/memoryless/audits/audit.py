@@ -10,7 +10,7 @@ and for each measure S of the loss the relative change that each of them causes 
 (`audits.effect`). Memory regularizes S if it lowers it, anti-regularizes if it raises it.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,13 +21,17 @@ from torch.optim import Optimizer
 from memoryless.audits.effect import COSINE, ERROR, STRAIGHT, Effect, Validity, Vectors, agreement, effects_of, in_words
 from memoryless.corrections.correction import batch_sequence
 from memoryless.corrections.expansion import Expansion, expansion
+from memoryless.corrections.unrolled import Unrolled
 from memoryless.errors import BadInput
 from memoryless.flat import norm
 from memoryless.loss.loss import Loss
 from memoryless.loss.measures import MEASURES, Differentiable, Value, evaluate
 from memoryless.loss.point import Point
-from memoryless.methods import live_optimizer
+from memoryless.methods import live_optimizer, past
+from memoryless.methods.black_box.torch_method import TorchMethod
 from memoryless.methods.method import AnyOptimizer
+from memoryless.methods.past import Schedule
+from memoryless.methods.wrapped import unwrapped
 from memoryless.render.numbers import plain
 from memoryless.render.result import Result
 
@@ -122,6 +126,8 @@ def audit(
     *,
     step: int | None = None,
     batches: Iterable[int] | None = None,
+    scheduler: Schedule | None = None,
+    gradient: Callable[[Tensor], Tensor] | None = None,
     measures: Sequence[str | Differentiable] = tuple(MEASURES),
 ) -> Audit:
     """Audit the memory of an optimizer at one theta. Nothing is changed, bit for bit.
@@ -133,6 +139,11 @@ def audit(
         step: n, the number of past steps; default what the optimizer's state says, or the steady state.
         batches: index of the batch of each step 0..n, the next step's included; None if every step took the full batch.
             Then F[n] is that of the same batches at the present theta, which costs their gradients once.
+        scheduler: of a live optimizer, what moved its lr and betas: the torch scheduler itself, if it steps once a step, or a
+            function n -> {"lr": ..., "betas": ...} (or a list of one such for each group), or the list of these for steps 0..n.
+            Then F[n] has at each past step the hyperparameters of its time, and the past lies back by sum_s lr_s F[s].
+        gradient: of a live optimizer, what the loop does to a gradient, as one vector of shape (d,), before the optimizer sees
+            it: clips its norm, sums instead of averaging.
         measures: names in `MEASURES`, or differentiable functions theta -> scalar.
 
     Returns:
@@ -140,8 +151,8 @@ def audit(
 
     Raises:
         NeverForgets: the steady state was asked of a memory that does not fade.
-        BadInput: the optimizer cannot be run as a function of gradient and theta, or something is out of range or not
-            finite; says what was expected.
+        BadInput: the optimizer cannot be run as a function of gradient and theta, its state contradicts the history that is
+            assumed, or something is out of range or not finite; says what was expected.
 
     Example:
         >>> import memoryless as ml
@@ -155,24 +166,41 @@ def audit(
         >>> found.effects[0].word  # the heavy ball lags behind a falling gradient: it moves on, and flattens
         'regularizes'
     """
+    optimizer = unwrapped(optimizer)
     live = optimizer if isinstance(optimizer, Optimizer) else None
     if live is None:
         method: AnyOptimizer = optimizer  # pyright: ignore[reportAssignmentType]
+        if scheduler is not None or gradient is not None:
+            raise BadInput("scheduler and gradient tell the past of a live optimizer; a method has none: leave them out")
     elif theta is not None:
         raise BadInput("a live optimizer is audited where it is; leave out theta, or give its method: ml.method_of(optimizer)")
     else:
         method = live_optimizer.method_of(live, loss.layout)
-        step = live_optimizer.step_of(live) if step is None else step
+        counted = live_optimizer.step_of(live)
+        past.require_consistent(live, step, counted, scheduler)
+        step = counted if step is None else step
     sequence = None if batches is None else batch_sequence(batches, step, len(loss))
     step = step if sequence is None else len(sequence) - 1
     point = Point(loss, theta)
     values = evaluate(measures, point)
-    update = None
-    if live is not None:
-        gradient = point.gradient if sequence is None else point.gradient_of(sequence[-1])
-        update = live_optimizer.next_update(live, loss.layout, gradient)
-    notes = [UNKNOWN_PAST] if live is not None and len(loss) > 1 and sequence is None else []
-    return inspect(method, point, expansion(method, point, step, sequence), step, values, update, notes)
+    if live is None:
+        return inspect(method, point, expansion(method, point, step, sequence), step, values)
+    seen = point.gradient if sequence is None else point.gradient_of(sequence[-1])
+    notes = past.notes_on(live, loss.layout, scheduler)
+    if len(loss) > 1 and sequence is None:
+        notes.append(UNKNOWN_PAST)
+    elif gradient is None and sequence is None:
+        past.require_gradients_like(live, seen, loss.layout)
+    update = live_optimizer.next_update(live, loss.layout, seen if gradient is None else gradient(seen))
+    if scheduler is None and gradient is None:
+        return inspect(method, point, expansion(method, point, step, sequence), step, values, update, notes)
+    if step is None:
+        raise BadInput("a schedule or a changed gradient has no steady state, and the optimizer counts no steps; give step=n")
+    if scheduler is None:
+        own = TorchMethod.of(live, loss.layout)
+    else:
+        own = past.scheduled(live, loss.layout, scheduler, step, method.lr)
+    return inspect(own, point, Unrolled(own, point, step, sequence, through=gradient), step, values, update, notes)
 
 
 def inspect(

@@ -9,7 +9,7 @@ The D[j] lie in a space of few dimensions (one, where F[s] keeps its direction):
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -94,12 +94,20 @@ class Unrolled(Stepped):
         step: n, the number of past iterates.
         batches: index of the batch used at each step 0..n; None is full batch.
         only: of the past only the iterate of so many steps ago lies back (0: none); None is all of it.
+        through: what the loop does to a gradient, shape (d,), before the optimizer sees it; None is nothing.
     """
 
     def __init__(
-        self, method: TorchMethod, point: Point, step: int, batches: Sequence[int] | None = None, only: int | None = None
+        self,
+        method: TorchMethod,
+        point: Point,
+        step: int,
+        batches: Sequence[int] | None = None,
+        only: int | None = None,
+        through: Callable[[Tensor], Tensor] | None = None,
     ):
         self.method, self.point, self.step = method, point, step
+        self._through = through or (lambda gradient: gradient)
         self._sequence: list[int | None] = [None] * (step + 1) if batches is None else list(batches)
         self._only = only
         self._counted = Counted(method.exact)
@@ -126,7 +134,7 @@ class Unrolled(Stepped):
             return self._frozen[0]
         counted = Counted(self.method)
         with isolated(self.point.theta.device):
-            F = counted.last((self._gradient(i), self._theta) for i in self._sequence)
+            F = counted.last(self._history())
         self._counted.steps += counted.steps
         return F
 
@@ -152,6 +160,10 @@ class Unrolled(Stepped):
     def _typed(self, M: Derivative) -> Derivative:
         return typed(M, self.method, self.point)
 
+    def _history(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Gradient and theta of each step, frozen."""
+        return ((self._through(self._gradient(i)), self._theta) for i in self._sequence)
+
     def _gradient(self, batch: int | None) -> Tensor:
         return (self.point.gradient if batch is None else self.point.gradient_of(batch)).double()
 
@@ -163,7 +175,7 @@ class Unrolled(Stepped):
     def _frozen(self) -> tuple[Tensor, list[Tensor], np.ndarray]:
         """F[n], a basis of the F[s] before it, and their coordinates."""
         with isolated(self.point.theta.device):
-            return _span(self._counted.run((self._gradient(i), self._theta) for i in self._sequence))
+            return _span(self._counted.run(self._history()))
 
     @cached_property
     def _drift(self) -> tuple[Lag, int]:
@@ -182,7 +194,7 @@ class Unrolled(Stepped):
         lag, _ = self._drift
         lags = map(lag, range(self.step + 1))
         return self._counted.last(
-            (shifted(self._gradient(i), dg), shifted(self._theta, back))
+            (self._through(shifted(self._gradient(i), dg)), shifted(self._theta, back))
             for i, (dg, back) in zip(self._sequence, lags, strict=True)
         )
 

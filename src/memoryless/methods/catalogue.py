@@ -122,7 +122,10 @@ def _sgd(
         return Method(lr, variables, lambda f, m, theta: m[0] + m[1], name, hyper, make)
     # kept * (first + the others): the first gradient has weight 1 of the whole, 1/kept of a damped one.
     if kept == 0:
-        raise BadInput(f"{name}: dampening 1 freezes the momentum buffer at the first gradient; expected below 1")
+        raise BadInput(
+            f"{name}: dampening 1 keeps every gradient but the first out of the buffer, where that decays as momentum^n: no "
+            "momentum form; expected below 1, or torch.optim.SGD itself as a TorchMethod"
+        )
     variables = (Momentum(momentum, g, weight=_constant(kept), first=1 / kept, degree=1),)
     return Method(lr, variables, lambda f, m, theta: m[0], name, hyper | {"dampening": dampening}, make)
 

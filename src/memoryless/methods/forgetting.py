@@ -8,6 +8,9 @@ None     not resolved up to step N: it may fade beyond
 LONGEST = 1_000_000
 """A memory of a greater mean age, in steps, fades in no run: its limit is not resolved."""
 
+KEPT = 1e-12
+"""A memory that loses a smaller share of itself a step is kept for ever: the rest is rounding."""
+
 
 def judgement(decays: bool | None, up_to: int) -> str:
     """The judgement in words.

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.linalg import eigh_tridiagonal, qr
 
 from memoryless.errors import NeverForgets, NotResolved
-from memoryless.methods.forgetting import LONGEST
+from memoryless.methods.forgetting import KEPT, LONGEST
 from memoryless.methods.method import Momentum, is_number, one
 
 Array = NDArray[np.float64]
@@ -29,12 +29,12 @@ def require_fading(variable: Momentum) -> None:
         variable: any momentum variable.
 
     Raises:
-        NeverForgets: beta = 1, or a weight without a limit.
+        NeverForgets: beta is 1 but for rounding, or a weight without a limit.
         NotResolved: it remembers more than `LONGEST` steps.
     """
     weight = variable.weight(math.inf)
-    if variable.beta == 1 or (is_number(weight) and not math.isfinite(weight)):
-        why = "beta = 1" if variable.beta == 1 else "weight(n) has no limit"
+    if 1 - variable.beta < KEPT or (is_number(weight) and not math.isfinite(weight)):
+        why = f"beta = {variable.beta:.15g}" if 1 - variable.beta < KEPT else "weight(n) has no limit"
         raise NeverForgets(f"the steady state of a memory that never fades ({why}) does not exist")
     if is_number(variable.beta) and variable.beta > LONGEST * (1 - variable.beta):
         raise NotResolved(f"beta = {variable.beta!r} remembers {variable.beta / (1 - variable.beta):,.0f} steps", LONGEST)

@@ -22,6 +22,8 @@ def _sgd(group: dict[str, Any]) -> Method:
         return catalogue.Nesterov(**common, maximize=group["maximize"])
     # Without momentum torch keeps no buffer and ignores dampening.
     dampening = group["dampening"] if group["momentum"] else 0.0
+    if dampening == 1:
+        raise NotRecognised("SGD with dampening 1 remembers its first gradient only, which has no momentum form")
     return catalogue.HeavyBall(**common, dampening=dampening, maximize=group["maximize"])
 
 

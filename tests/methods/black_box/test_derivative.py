@@ -53,7 +53,7 @@ def test_a_kernel_without_tangents_is_caught():
         assert found.way == "difference"
         assert "drops a tangent" in found.reason
         # Not first believed, so that Newton's method would creep to rest at the optimizer's own pace.
-        assert found.steps < 110
+        assert found.steps < 130
         close(found.M, ml.correction(catalogue("adam"), reference_loss(), step=found.step).M, 1e-7)
 
 

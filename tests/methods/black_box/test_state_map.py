@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.optim import (
     LBFGS,
-    Adadelta,
     Adafactor,
     Adagrad,
     Adam,
@@ -116,7 +115,6 @@ def test_lion_k_theorem(name, seed, rho1, rho2):
 
 NEVER = {
     "adagrad": (lambda p: Adagrad(p), r"'sum' never comes to rest, it moves by .* of itself a step"),
-    "adadelta": (lambda p: Adadelta(p), "'acc_delta' never comes to rest"),
     "amsgrad": (lambda p: Adam(p, amsgrad=True), "'max_exp_avg_sq' answers a rise and a fall .* running maximum"),
     "adafactor": (lambda p: Adafactor(p), "still depends on the step count after 5544000 steps"),
 }

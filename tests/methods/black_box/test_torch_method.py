@@ -245,7 +245,7 @@ BAD = {
     "asgd": (at_rest(ASGD), NoSteadyState, "still changes at rest, so there is no steady state"),
     "period": (at_rest(Lookahead), NoSteadyState, "the update still depends on the step count"),
     "cycle": (at_rest(Resetting), NoSteadyState, "'count' counts the steps in cycles"),
-    "variance": (at_rest(TORCH["rmsprop_centered"]), NoSteadyState, "not finite where its memory comes to rest"),
+    "variance": (at_rest(TORCH["rmsprop_centered"]), NoSteadyState, "update at rest is not finite, though its gradient is"),
     "of_another": (
         lambda: TorchMethod.of(SGD([nn.Parameter(THETA.clone())]), reference_loss().layout),
         BadInput,

@@ -1,12 +1,13 @@
 """Does it forget? One judgement from a momentum form, a black box's kernel and its steady state."""
 
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.optim import SGD, Adam, Optimizer
+from torch.optim import SGD, Adadelta, Adam, Optimizer
 
 import memoryless as ml
 from memoryless.errors import BadInput, NeverForgets, NoSteadyState, NotResolved
@@ -110,7 +111,14 @@ def anchored_anew(state, p, g):
     return g + 0.1 * (p - state["anchor"])
 
 
-@pytest.mark.parametrize("rule", [emptied, restarted, anchored_anew])
+def ring(state, p, g):
+    """The mean of the last ten gradients, each written over the oldest."""
+    kept = state.setdefault("kept", p.new_zeros(10, *p.shape))
+    kept[count(state) % 10] = g
+    return kept.mean(0)
+
+
+@pytest.mark.parametrize("rule", [emptied, restarted, anchored_anew, ring])
 def test_emptied_periodically_fades_without_a_steady_state(rule: Rule):
     found = ml.memory_kernel(of(rule))
     assert found.judgement == "fades", found.evidence
@@ -132,13 +140,34 @@ def late(state, p, g):
     return queue.pop(0)
 
 
+def queue_of_ten(state, p, g):
+    """The mean of a list of ten gradients, full of zeros at first."""
+    queue = state.setdefault("queue", [torch.zeros_like(p) for _ in range(10)])
+    queue.append(g.clone())
+    queue.pop(0)
+    return torch.stack(queue).mean(0)
+
+
+def deque_of_ten(state, p, g):
+    """Full of the first gradient at first."""
+    queue = state.setdefault("queue", deque([g.clone()] * 10, maxlen=10))
+    queue.append(g.clone())
+    return torch.stack(list(queue)).mean(0)
+
+
+def window(state, p, g):
+    """One tensor that shifts."""
+    state["window"] = torch.cat([state.get("window", p.new_zeros(10, *p.shape))[1:], g[None]])
+    return state["window"].mean(0)
+
+
 def by_a_number(state, p, g):
     """An average of a constant, kept as a number, as of the learning rate."""
     state["scale"] = 0.9 * state.get("scale", 0.0) + 0.1
     return state.setdefault("m", torch.zeros_like(p)).mul_(0.9).add_(g) * state["scale"]
 
 
-@pytest.mark.parametrize("rule", [unread, late, by_a_number])
+@pytest.mark.parametrize("rule", [unread, late, queue_of_ten, deque_of_ten, window, by_a_number])
 def test_fades(rule: Rule):
     found = ml.memory_kernel(of(rule))
     assert found.judgement == "fades", found.evidence
@@ -146,7 +175,7 @@ def test_fades(rule: Rule):
     torch.testing.assert_close(steady.M, finite.M, rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("beta", [0.9, 0.999, 0.9999999])
+@pytest.mark.parametrize("beta", [0.9, 0.999, 0.9999999, 1 - 1e-8, 1 - 1e-10])
 def test_one_judgement_from_formula_and_experiment(beta: float):
     method = ml.Adam(lr=0.01, betas=(0.9, beta))
     black_box = TorchMethod(lambda p: Adam(p, lr=0.01, betas=(0.9, beta)), SHAPES)
@@ -158,6 +187,54 @@ def test_one_judgement_from_formula_and_experiment(beta: float):
             with pytest.raises(NotResolved, match=r"not resolved up to step 1,000,000; give step=n$") as raised:
                 ml.correction(each, reference_loss())
             assert raised.value.up_to == 1_000_000
+
+
+def centered(state, p, g):
+    """The root of a variance, which rounding makes negative where the gradient stays the same."""
+    mean, square = (state.setdefault(name, torch.zeros_like(p)) for name in ("mean", "square"))
+    mean.lerp_(g, 0.1)
+    square.lerp_(g * g, 0.1)
+    return g / ((square - mean * mean - 1e-17).sqrt() + 0.1)
+
+
+@pytest.mark.parametrize("step", [None, 400])
+def test_what_is_not_finite_says_why(step: int | None):
+    with pytest.raises(BadInput, match=r"not finite.*, though its gradient is: step\(\) divides by, or takes the root of"):
+        ml.correction(of(centered), reference_loss(), step=step)
+
+
+def test_dampening_one_fades():
+    """The buffer is its first gradient times momentum^n: F[n] = 0.9^n g, and what is left of M is as small."""
+    optimizer = SGD([torch.nn.Parameter(torch.zeros(6))], lr=0.01, momentum=0.9, dampening=1.0)
+    method = ml.method_of(optimizer)
+    assert ml.memory_kernel(method).judgement == "fades"
+    loss = reference_loss()
+    n = 30
+    found = ml.correction(method, loss, THETA, step=n)
+    g = loss.gradient(THETA)
+    torch.testing.assert_close(found.F, 0.9**n * g)
+    back = 0.01 * sum(0.9**s for s in range(n)) * g  # how far the first gradient's theta lies back
+    torch.testing.assert_close(found.M, 0.9**n * loss.curvature(THETA, back))
+    assert not ml.correction(method, loss, THETA).M.any()
+    with pytest.raises(BadInput, match="dampening 1 keeps every gradient but the first out of the buffer"):
+        ml.HeavyBall(lr=0.01, momentum=0.9, dampening=1.0)
+
+
+def test_a_beta_that_is_one_but_for_rounding():
+    beta = 1 - 1e-14
+    for each in (ml.Adam(betas=(0.9, beta)), TorchMethod(lambda p: Adam(p, betas=(0.9, beta)), SHAPES)):
+        assert ml.memory_kernel(each).judgement == "never fades"
+        with pytest.raises(NeverForgets):
+            ml.correction(each, reference_loss())
+
+
+def test_adadelta_fades_in_the_time_that_eps_takes():
+    """acc_delta <- (rho + (1 - rho) r) acc_delta + ..., r = g^2/(g^2 + eps): it loses (1 - rho) eps/(g^2 + eps) a step."""
+    slow, fast = (TorchMethod(lambda p, eps=eps: Adadelta(p, lr=1e-6, eps=eps), SHAPES) for eps in (1e-6, 10.0))
+    with pytest.raises(NotResolved, match="'acc_delta' loses"):
+        ml.correction(slow, reference_loss(), THETA)
+    steady, finite = (ml.correction(fast, reference_loss(), THETA, step=n) for n in (None, 3000))
+    torch.testing.assert_close(steady.M, finite.M, rtol=1e-6, atol=1e-12)
 
 
 def noisy_average(state, p, g):

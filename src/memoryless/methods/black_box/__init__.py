@@ -3,5 +3,6 @@
 May import `methods.method`, `methods.forgetting`, and what lies below `methods`.
 
 In reading order: `snapshot` (a live optimizer's memory as a value), `torch_method` (step() as a function),
-`derivative` (of the update, in two ways), `state_map` (the memory as one vector, at rest and disturbed).
+`derivative` (of the update, in two ways), `state_vector` (the memory as one vector, a step of it), `state_map` (it at rest and
+disturbed).
 """

@@ -53,6 +53,21 @@ def no_formula(error: Exception) -> str:
     return f"forward mode has no formula here ({str(error).splitlines()[0]})"
 
 
+def not_finite(gradient: Tensor, theta: Tensor) -> str:
+    """Why an update is not finite, and what to do.
+
+    Args:
+        gradient: that it was made of.
+        theta: likewise.
+    """
+    if not (gradient.isfinite().all() and theta.isfinite().all()):
+        return ", nor is its gradient; lower lr or check the loss"
+    return (
+        ", though its gradient is: step() divides by, or takes the root of, what rounding leaves of 0, the variance of a "
+        "gradient that stays the same, say; switch that part off (centered=False)"
+    )
+
+
 class Counted:
     """A black box whose steps are counted."""
 
@@ -77,7 +92,7 @@ class Counted:
             self.steps += 1
             F = self.method.displacement(twin, gradient, theta)
             if not F.isfinite().all():
-                raise BadInput(f"{self.method}: the update is not finite at step {n}; lower lr or check the gradient")
+                raise BadInput(f"{self.method}: the update is not finite at step {n}{not_finite(gradient, theta)}")
             yield F
         if twin is not None and F is not None:
             self.method.require_finite(F, twin.leaves(), n)

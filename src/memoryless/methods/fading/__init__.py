@@ -3,5 +3,6 @@
 May import `methods`, `methods.black_box` and what lies below `methods`.
 
 In reading order: `tails` (how a response ends, ages and half-lives), `memory` (the door: `memory_kernel`, and momentum forms in
-closed form), `experiment` (a black box, followed after a disturbance).
+closed form), `krylov` (a disturbance of a memory at rest), `experiment` (a black box, followed
+after a disturbance).
 """

@@ -1,8 +1,7 @@
 """The memory kernel of a black box, by experiment.
 
-A disturbance ds of its memory at rest moves by ds <- A_s ds a step, and A_s has as many distinct eigenvalues as the memory has
-betas. So the Krylov space of ds has few dimensions and holds all its future, A_s^k ds = |ds| Q T^k e_1: ages of millions cost
-some optimizer steps. Without rest, runs that differ in one gradient are compared.
+At rest the answer comes from a Krylov space (`methods.fading.krylov`). Without rest, runs that differ in one gradient are
+compared.
 
 A derivative is blind to what only a large gradient does, to a running maximum say. So the update is followed after an `IMPULSE`
 too. Without rest this is done from two starts: Assumption 3.1 bounds every n at once, so a memory that lengthens with n does
@@ -11,7 +10,6 @@ not fade, however it falls from any one n.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,8 +21,10 @@ from torch.optim import Optimizer
 
 from memoryless.errors import BadInput, NeverForgets, NoSteadyState, NotResolved
 from memoryless.isolation import isolated
-from memoryless.methods.black_box.state_map import Memory, floating
+from memoryless.methods.black_box.state_map import Memory
+from memoryless.methods.black_box.state_vector import floating
 from memoryless.methods.black_box.torch_method import TorchMethod
+from memoryless.methods.fading.krylov import Krylov
 from memoryless.methods.fading.tails import (
     FLOOR,
     IMPULSE,
@@ -44,10 +44,6 @@ from memoryless.methods.fading.tails import (
 from memoryless.methods.forgetting import LONGEST
 from memoryless.progress import OnStep
 
-MOST = 40
-"""Most dimensions of a Krylov space."""
-CLOSED = 1e-9
-"""A Krylov space is closed if a step leaves it by this share."""
 NOISE = 0.3
 """Of gradients where a constant one is degenerate (its variance, that centered methods divide by, is 0); to either side."""
 DIFFERENCE = 1e-4
@@ -75,16 +71,16 @@ def experiment(
     method, steps = _unscheduled(method).exact, HORIZON if horizon is None else horizon
     with isolated(torch.device("cpu"), seed):
         while True:
-            found, sure = _looked(method, steps, seed, on_step, unsettled)
-            if found.decays is not None or sure or horizon is not None or steps >= FARTHEST:
+            last = horizon is not None or steps >= FARTHEST
+            if (found := _looked(method, steps, seed, on_step, unsettled, last)) is not None:
                 return found
             steps *= 2
 
 
 def _looked(
-    method: TorchMethod, horizon: int, seed: int, on_step: OnStep, unsettled: BadInput | None
-) -> tuple[MemoryKernel, bool]:
-    """What one horizon tells, and whether a longer one can tell no more."""
+    method: TorchMethod, horizon: int, seed: int, on_step: OnStep, unsettled: BadInput | None, last: bool
+) -> MemoryKernel | None:
+    """What one horizon tells; None if a longer one may tell more, unless this is the last."""
     why, noise, impulse = unsettled, 0.0, None
     try:
         if why is not None:
@@ -106,11 +102,11 @@ def _looked(
         *_, dg = next(draws(method.d, seed))
         impulse = _large(memory, F, dg, horizon, on_step)
         try:
-            return _at_rest(method, [memory for memory, _ in settled], impulse, seed, horizon, why), why is not None
+            found = _at_rest(method, [memory for memory, _ in settled], impulse, seed, horizon, why)
+            return found if last or why is not None or found.decays is not None else None
         except NoSteadyState as refused:
             why = why or refused
-    found = _without_rest(method, horizon, seed, on_step, noise, impulse, why)
-    return found, isinstance(why, NotResolved)
+    return _without_rest(method, horizon, seed, on_step, noise, impulse, why, last or isinstance(why, NotResolved))
 
 
 def _unscheduled(method: TorchMethod) -> TorchMethod:
@@ -174,7 +170,7 @@ def _small(memory: Memory, left: tuple[Tensor, Tensor]) -> bool:
 def _at_rest(
     method: TorchMethod, memories: list[Memory], impulse: Impulse, seed: int, horizon: int, why: NoSteadyState | None
 ) -> MemoryKernel:
-    spaces = [(_Krylov.of(m, dg), float(dg @ dg)) for m, (*_, dg) in zip(memories, draws(method.d, seed), strict=True)]
+    spaces = [(Krylov.of(m, dg), float(dg @ dg)) for m, (*_, dg) in zip(memories, draws(method.d, seed), strict=True)]
     slowest = max(space.radius for space, _ in spaces)
     if slowest > 1 - 1 / LONGEST:
         raise NeverForgets(f"a small change of its memory keeps a share {slowest:.9f} of itself a step", method)
@@ -215,84 +211,6 @@ def _at_rest(
     )
 
 
-@dataclass(frozen=True)
-class _Krylov:
-    """A_s^k ds = Q T^k e_1 |ds|, with dF = U_s A_s^(k-1) ds for k >= 1 and U_g dg at once.
-
-    Attributes:
-        T: shape (m, m).
-        Q: orthonormal columns, shape (size, m).
-        U: U_s Q, shape (d, m).
-        size: |ds|.
-        now: U_g dg.
-        names: of the tensors of s.
-        sizes: of the tensors of s.
-    """
-
-    T: Array
-    Q: Array
-    U: Array
-    size: float
-    now: Array
-    names: list[str]
-    sizes: list[int]
-
-    @classmethod
-    def of(cls, memory: Memory, dg: Tensor) -> "_Krylov":
-        """By Arnoldi's process (https://doi.org/10.1090/qam/42792), from the memory at rest after a change of one gradient."""
-        ds, now = memory.push(torch.zeros_like(memory.s), dg)
-        beside = memory.around(torch.zeros_like(memory.s), dg)
-        memory._require_smooth(*beside[:2])
-        memory._check_count(ds)
-        if not memory.missing and _differ(now, (beside[0][1] - beside[1][1]) / (2 * beside[2])):
-            memory.missing = "forward mode drops a tangent of the update"
-            return cls.of(memory, dg)
-        size = float(ds.norm())
-        Q, U, T = [ds / (size or 1.0)], [], np.zeros((MOST + 1, MOST))
-        for j in range(MOST):
-            after, F = memory.push(Q[j])
-            U.append(F)
-            scale = float(after.norm())
-            for _ in range(2):  # twice is enough (Giraud et al. 2005)
-                for i, q in enumerate(Q):
-                    part = float(q @ after)
-                    T[i, j] += part
-                    after = after - part * q
-            T[j + 1, j] = float(after.norm())
-            if T[j + 1, j] <= max(CLOSED, 10 * memory.epsilon / memory.share * bool(memory.missing)) * max(scale, 1e-3):
-                m = j + 1
-                columns, updates = (torch.stack(x, dim=1).numpy() for x in (Q, U))
-                return cls(T[:m, :m], columns, updates, size, now.numpy(), memory.names, memory.sizes)
-            Q.append(after / T[j + 1, j])
-        raise NoSteadyState(f"its memory has more than {MOST} time scales", memory.method)
-
-    @property
-    def radius(self) -> float:
-        """The largest share that a disturbance keeps per step, in the long run."""
-        return float(np.abs(np.linalg.eigvals(self.T)).max()) if self.size else 0.0
-
-    def squares(self, ages: NDArray[np.int64], names: Sequence[str]) -> Array:
-        """Squared norm of what the update, and each kind of tensor, still holds, shape (1 + names, ages)."""
-        y = np.zeros((len(ages), len(self.T)))
-        y[0, 0] = self.size
-        for i, gap in enumerate(np.diff(ages)):
-            y[i + 1] = np.linalg.matrix_power(self.T, int(gap)) @ y[i]
-        # The update of age k reads the memory that a step of age k - 1 left.
-        before = np.zeros_like(y)
-        for i, k in enumerate(ages[1:], 1):
-            near = int(np.searchsorted(ages, k - 1, side="right")) - 1
-            before[i] = np.linalg.matrix_power(self.T, int(k - 1 - ages[near])) @ y[near]
-        dF = before @ self.U.T
-        dF[0] = self.now
-        rows = np.split(self.Q, np.cumsum(self.sizes)[:-1])
-        kinds = [np.concatenate([row for name, row in zip(self.names, rows, strict=True) if name == kind]) for kind in names]
-        return np.stack([(x**2).sum(axis=1) for x in (dF, *(y @ kind.T for kind in kinds))])
-
-
-def _differ(x: Tensor, y: Tensor) -> bool:
-    return float((x - y).norm()) > 1e-4 * max(float(x.norm()), float(y.norm()))
-
-
 def _without_rest(
     method: TorchMethod,
     horizon: int,
@@ -301,11 +219,15 @@ def _without_rest(
     noise: float,
     impulse: Impulse | None,
     why: BadInput | None,
-) -> MemoryKernel:
+    last: bool,
+) -> MemoryKernel | None:
     ages, starts = log_ages(horizon), (horizon // 4, horizon)
     total = 4 * (sum(starts) + 2 * horizon)
     at_first = 4 * (starts[0] + horizon)
     early, _ = _follow(method, starts[0], ages, seed, noise, lambda done, _: on_step(done, total))
+    small = tail(ages, early[""], noise)
+    if not last and impulse is None and _judged(why, [small.fades]) is None:
+        return None
     late, large = _follow(method, starts[1], ages, seed, noise, lambda done, _: on_step(at_first + done, total))
     large, settled = impulse or large, " from rest" if impulse else ""
     pieces = tuple(
@@ -316,7 +238,7 @@ def _without_rest(
     found, grows = [], False
     if not (end := tail(large.ages, large.update, noise)).fades:
         found.append(f"after a gradient {IMPULSE:g} times as large{settled} the update's change {end.how}")
-    if not (small := tail(ages, early[""], noise)).fades and impulse is None:
+    if not small.fades and impulse is None:
         found.append(f"the update's response to a small change of one gradient {small.how}")
     if (late[""][1:] > FLOOR * late[""].max()).any():  # it does read what it remembers
         for name in filter(None, late):
@@ -328,7 +250,8 @@ def _without_rest(
                 grows = True
                 break
     fades = [end.fades, *([small.fades] if impulse is None else []), *([None] if grows else [])]
-    decays = _judged(why, fades)
+    if (decays := _judged(why, fades)) is None and not last:
+        return None
     if decays:
         found.append(
             f"the update's response to a small change of one gradient {small.how}, to one {IMPULSE:g} times as large {end.how}"

@@ -1,0 +1,29 @@
+"""The optimizer inside what a training framework puts around it."""
+
+from typing import Any
+
+from torch.optim import Optimizer
+
+from memoryless.errors import BadType
+
+AROUND = ("accelerate", "lightning", "pytorch_lightning")
+"""Packages whose optimizers only pass steps on; others that hold an optimizer (Lookahead, SAM) do something of their own."""
+
+
+def unwrapped(optimizer: Any) -> Any:
+    """The optimizer that takes the steps; anything but such a wrapper is given back.
+
+    Args:
+        optimizer: an optimizer, perhaps wrapped, or a method.
+
+    Raises:
+        BadType: a trainer, which has an optimizer but is none.
+    """
+    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
+        if not isinstance(optimizer, Optimizer) and not hasattr(optimizer, "parts"):
+            name = type(optimizer).__name__
+            raise BadType(f"expected an optimizer or a method, got {name}, which holds one: give its .optimizer")
+        if not any(base.__module__.split(".")[0] in AROUND for base in type(optimizer).__mro__):
+            break
+        optimizer = inner
+    return optimizer
