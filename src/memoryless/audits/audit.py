@@ -28,7 +28,7 @@ from memoryless.loss.measures import MEASURES, Differentiable, Value, evaluate
 from memoryless.loss.point import Point
 from memoryless.methods import live_optimizer
 from memoryless.methods.method import AnyOptimizer
-from memoryless.render.numbers import plain
+from memoryless.render.numbers import plain, some
 from memoryless.render.result import Result
 
 UNKNOWN_PAST = "several batches: the measured effect is memory's alone only if every past step used their mean gradient"
@@ -235,5 +235,5 @@ def _notes(loss: Loss, live: Tensor | None, step: int | None) -> tuple[str, ...]
     if loss.uses_differences:
         notes.append("curvature by differences of gradients")
     if loss.frozen:
-        notes.append(f"frozen parameters left out: {', '.join(loss.frozen)}")
+        notes.append(f"frozen parameters left out: {some(loss.frozen)}")
     return tuple(notes)

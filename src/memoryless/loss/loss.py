@@ -4,11 +4,13 @@ theta has shape (d,) and concatenates the trainable parameters in the order of `
 views of it. Full batch means the plain average over the batches, L = (1/B) sum_i L_i, whatever their sizes, as in
 Section 5.2 of https://arxiv.org/abs/2502.02132. Batches are streamed: memory does not grow with their number.
 
-Evaluating a Loss leaves no trace: parameters, `.grad` fields, buffers and random number generators stay as they were.
+Evaluating a Loss leaves no trace: parameters, `.grad` fields, buffers and random number generators stay as they were. Only
+`backward` is the model's own training pass, with all the traces that one leaves.
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -29,14 +31,24 @@ Action = Callable[[], Any]
 
 
 class _Scope(nn.Module):
-    """Runs an action with other parameters in a model's place, put there and taken back by `functional_call`."""
+    """Runs an action with other parameters in a model's place, put there and taken back by `functional_call`.
+
+    What else its modules hold (a counter, the weight that a weight norm computes) is put back here.
+    """
 
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
 
     def forward(self, action: Action) -> Any:
-        return action()
+        before = [(vars(module), dict(vars(module))) for module in self.model.modules()]
+        try:
+            return action()
+        finally:
+            for now, then in before:
+                for name in [name for name, value in now.items() if name not in then or then[name] is not value]:
+                    del now[name]
+                now.update({name: value for name, value in then.items() if name not in now})
 
 
 class Loss:
@@ -81,12 +93,12 @@ class Loss:
         self.criterion: Callable[[nn.Module, Any], Tensor] | None = criterion
         self.frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
         scope = _Scope(model)
-        buffers = {f"model.{name}": buffer for name, buffer in model.named_buffers()}
         names = [f"model.{name}" for name in trainable]
 
         def at(tensors: Sequence[Tensor], action: Action) -> Any:
             # Buffers go in as copies: a BatchNorm in training mode updates them in place.
-            state = dict(zip(names, tensors, strict=True)) | {name: b.clone() for name, b in buffers.items()}
+            state = dict(zip(names, tensors, strict=True))
+            state |= {f"model.{name}": b.clone() for name, b in (self._earlier or dict(model.named_buffers())).items()}
             return torch.func.functional_call(scope, state, (action,))
 
         self._setup(lambda tensors, batch: criterion(model, batch), at, trainable, batches, curvature)
@@ -158,6 +170,7 @@ class Loss:
         if curvature not in ("exact", "difference"):
             raise BadInput(f"curvature must be 'exact' or 'difference', got {curvature!r}")
         self._function, self._at = function, at
+        self._earlier: Mapping[str, Tensor] = {}
         self.layout = Layout(parameters)
         self._differences = curvature == "difference"
         self._guarded = self._differences
@@ -228,6 +241,58 @@ class Loss:
             BadInput: the loss does not depend on the parameters.
         """
         return self._average(batch, lambda data, i: self._gradient(theta, data, i))
+
+    def backward(self, batch: int | None = None) -> Tensor:
+        """The model's own forward and backward pass, as in training: it fills `.grad`, buffers and generators move.
+
+        Args:
+            batch: index of a batch; None means the average over all, accumulated.
+
+        Returns:
+            The gradient, shape (d,), 0 where a parameter gets none and its `.grad` stays None.
+
+        Raises:
+            NotFinite: loss or gradient is infinite or NaN; says where first.
+            BadInput: the loss does not depend on the parameters.
+        """
+        if self.model is None or self.criterion is None:
+            gradient = self.gradient(self.theta, batch)
+            self.layout.set_gradients(gradient)
+            return gradient
+        for p in self.layout.tensors:
+            p.grad = None
+        count = len(self) if batch is None else 1
+        for i, data in self.batches.select(batch):
+            with torch.enable_grad():
+                (self._scalar(self.criterion(self.model, data), self.layout.tensors, i) / count).backward()
+        grads = [p.grad for p in self.layout.tensors]
+        self._require_dense(grads)
+        gradient = flat(torch.zeros_like(p) if g is None else g for p, g in zip(self.layout.tensors, grads, strict=True))
+        self._require_finite(gradient, "the gradient of" if batch is None else f"on batch {batch} the gradient of")
+        return gradient
+
+    def buffers(self) -> dict[str, Tensor]:
+        """Copies of the model's buffers."""
+        return {} if self.model is None else {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+
+    @contextmanager
+    def before(self, buffers: Mapping[str, Tensor]) -> Iterator[None]:
+        """A context in which L is that of earlier buffers.
+
+        Args:
+            buffers: from `buffers()`.
+        """
+        self._earlier = buffers
+        try:
+            yield
+        finally:
+            self._earlier = {}
+
+    @property
+    def moved(self) -> list[str]:
+        """Names of the buffers that have moved since those of `before`; inside that context only."""
+        now = dict(self.model.named_buffers()) if self.model is not None and self._earlier else {}
+        return [name for name, buffer in now.items() if not torch.equal(buffer, self._earlier[name])]
 
     def gradients(self, thetas: Tensor, batches: Sequence[int] | None = None) -> Tensor:
         """grad L at each of many points, several in one call where they are small.
@@ -305,13 +370,18 @@ class Loss:
 
     def _value(self, tensors: Sequence[Tensor], data: Any, index: int) -> Tensor:
         with isolated(self.device):
-            value = self._function(tensors, data)
+            return self._scalar(self._function(tensors, data), tensors, index)
+
+    def _scalar(self, value: Any, tensors: Sequence[Tensor], index: int) -> Tensor:
+        """What a criterion returned on a batch, shape (), if it can be a loss."""
         if not isinstance(value, Tensor) or value.numel() != 1:
             got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise BadType(f"criterion must return a scalar tensor, got {got}; take the mean over the batch")
         if not torch.isfinite(value):
             self._require_finite(flat(t.detach() for t in tensors), "parameter")
             raise NotFinite(f"the loss is {value.item()} on batch {index}; lower the learning rate or check the data")
+        if torch.is_grad_enabled() and not value.requires_grad and any(t.requires_grad for t in tensors):
+            raise BadInput("the loss does not depend on the parameters: criterion returned a tensor without a graph")
         return value.reshape(())
 
     def _leaves(self, theta: Tensor) -> list[Tensor]:
@@ -322,15 +392,12 @@ class Loss:
 
         def differentiate() -> tuple[Tensor | None, ...]:
             value = self._value(leaves, data, index)
-            if not value.requires_grad:
-                raise BadInput("the loss does not depend on the parameters: criterion returned a tensor without a graph")
             return torch.autograd.grad(value, leaves, create_graph=create_graph, allow_unused=True)
 
         with torch.enable_grad():
             # The backward pass in the scope too: a model with checkpointing runs its forward pass again in it.
             grads = self._at(leaves, differentiate)
-        if sparse := next((n for n, g in zip(self.names, grads, strict=True) if g is not None and g.is_sparse), None):
-            raise BadType(f"the gradient of '{sparse}' is sparse; expected dense, use Embedding(sparse=False)")
+        self._require_dense(grads)
         return leaves, [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, grads, strict=True)]
 
     def _gradient(self, theta: Tensor, data: Any, index: int) -> Tensor:
@@ -391,6 +458,10 @@ class Loss:
             model=self.model,
             evaluate=lambda: self._at(views, lambda: self._value(views, data, index)),
         )
+
+    def _require_dense(self, grads: Sequence[Tensor | None]) -> None:
+        if sparse := next((n for n, g in zip(self.names, grads, strict=True) if g is not None and g.is_sparse), None):
+            raise BadType(f"the gradient of '{sparse}' is sparse; expected dense, use Embedding(sparse=False)")
 
     def _require_finite(self, vector: Tensor, what: str) -> None:
         # One pass: a sum is finite only if all terms are, but for overflow, which the second look rules out.
