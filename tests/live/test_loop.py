@@ -101,9 +101,7 @@ def cross_entropy(model: nn.Module, batch: Any) -> Tensor:
 
 def data(count: int) -> list[tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(0)
-    return [
-        (torch.randn(10, 6, generator=generator), torch.randint(0, 3, (10,), generator=generator)) for _ in range(count)
-    ]
+    return [(torch.randn(10, 6, generator=generator), torch.randint(0, 3, (10,), generator=generator)) for _ in range(count)]
 
 
 def network(layer: nn.Module) -> nn.Module:
@@ -178,4 +176,4 @@ def test_a_stop_sees_the_buffers_that_its_step_found():
     found = ml.audit_run(adamw(model), loss, 10, stops=[2, 7], measures=["gradient_norm_squared"], compare=(), betas=None)
     assert [stop.audit.loss for stop in found.stops] == [losses[2], losses[7]]
     notes = [" ".join(stop.audit.validity.notes) for stop in found.stops]
-    assert all("each step moves buffers of the model (1.parametrizations.weight.0._u, " in note for note in notes)
+    assert all("each step moves buffers (1.parametrizations.weight.0._u, " in note for note in notes)

@@ -28,7 +28,7 @@ from memoryless.loss.measures import MEASURES, Differentiable, Value, evaluate
 from memoryless.loss.point import Point
 from memoryless.methods import live_optimizer
 from memoryless.methods.method import AnyOptimizer
-from memoryless.render.numbers import plain, some
+from memoryless.render.numbers import plain
 from memoryless.render.result import Result
 
 UNKNOWN_PAST = "several batches: the measured effect is memory's alone only if every past step used their mean gradient"
@@ -163,6 +163,8 @@ def audit(
     else:
         method = live_optimizer.method_of(live, loss.layout)
         step = live_optimizer.step_of(live) if step is None else step
+    if batches is not None:
+        loss.batches.require_indexed()
     sequence = None if batches is None else batch_sequence(batches, step, len(loss))
     step = step if sequence is None else len(sequence) - 1
     point = Point(loss, theta)
@@ -232,8 +234,4 @@ def _notes(loss: Loss, live: Tensor | None, step: int | None) -> tuple[str, ...]
         notes.append("no live optimizer: predicted only")
     if live is not None and step is None:
         notes.append("the optimizer does not count its steps: its steady state is assumed, pass step=n for exact transients")
-    if loss.uses_differences:
-        notes.append("curvature by differences of gradients")
-    if loss.frozen:
-        notes.append(f"frozen parameters left out: {some(loss.frozen)}")
-    return tuple(notes)
+    return (*notes, *loss.notes)

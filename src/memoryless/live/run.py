@@ -34,11 +34,10 @@ from memoryless.loss.point import Point
 from memoryless.methods import catalogue, live_optimizer
 from memoryless.methods.method import AnyOptimizer, Index, Method, Momentum
 from memoryless.progress import OnStep, silent
-from memoryless.render.numbers import label, percent, some
+from memoryless.render.numbers import label, percent
 from memoryless.render.result import Result
 
 REPLAYED = "measured against the same batches, replayed at the present theta"
-MOVING = "each step moves buffers of the model ({}): all is told with those of the stop, also of past steps"
 
 
 @dataclass(frozen=True)
@@ -278,11 +277,6 @@ def _stops(stops: Sequence[int] | None, count: int, full_batch: bool) -> list[in
     return wanted
 
 
-def _moving(loss: Loss) -> list[str]:
-    """A note where L is not the same function at every step."""
-    return [MOVING.format(some(loss.moved))] if loss.moved else []
-
-
 class Watched(NamedTuple):
     """What is looked at along a run.
 
@@ -338,7 +332,6 @@ class FullBatch:
         values = evaluate(measures, point)
         live = live_optimizer.next_update(optimizer, loss.layout, point.gradient)
         notes = [UNKNOWN_PAST] if len(loss) > 1 and step != self.shadow.n else []  # steps before this run
-        notes += _moving(loss)
         audit = inspect(method, point, expansion(method, point, step), step, values, live, notes)
         compared = tuple(self._other(other, audit, point, values) for other in others)
         maps: list[BetaMap] = []
@@ -399,7 +392,7 @@ class MiniBatches:
             raise BadInput(f"{watched.method} is run as it is, and its memory has no random lags; leave out lags")
         if any(watched.optimizer.state.values()):
             raise BadInput("the optimizer has steps behind it whose batches are not known; start it anew")
-        loss.batches.require_replayable()
+        loss.batches.require_indexed()
         self.watched, self.order, self.last, self.gradients = watched, order, stops[-1], 0
         live = [watched.method] if watched.method.parts else []
         self.shadow = Shadow([*live, *watched.shadowed], loss.theta)
@@ -430,7 +423,7 @@ class MiniBatches:
         live = live_optimizer.next_update(optimizer, loss.layout, sight.gradient).to(theta.dtype)
         vectors = Vectors(F, live - F, None, None)
         effects = effects_of(values, method.lr, vectors, point)
-        validity = Validity(None, None, None, {effect.measure: effect.ratio for effect in effects}, (REPLAYED, *_moving(loss)))
+        validity = Validity(None, None, None, {effect.measure: effect.ratio for effect in effects}, (REPLAYED, *loss.notes))
         audit = Audit(str(method), sight.taken, method.lr, point.value, vectors, effects, validity)
         compared = []
         for other in others:

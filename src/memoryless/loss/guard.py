@@ -73,7 +73,7 @@ def needs_differences(
         culprit = model and _culprit(model, evaluate)
         where = culprit or f"parameter '{tensor}'"
         reason = f"the exact one is wrong at {where}, off by {error:.1g} relative to a central difference"
-    warnings.warn(f"Hessian-vector products use differences of gradients: {reason}", CurvatureWarning, stacklevel=4)
+    warnings.warn(f"Hessian-vector products use differences of gradients: {reason}", CurvatureWarning, stacklevel=5)
     return True
 
 

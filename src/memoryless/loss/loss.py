@@ -23,6 +23,7 @@ from memoryless.loss import guard
 from memoryless.loss.batches import Batches
 from memoryless.loss.double_backward import twice_differentiable
 from memoryless.loss.many_points import ManyPoints
+from memoryless.render.numbers import some
 
 Curvature = Callable[[Tensor], Tensor]
 
@@ -173,7 +174,7 @@ class Loss:
         self._earlier: Mapping[str, Tensor] = {}
         self.layout = Layout(parameters)
         self._differences = curvature == "difference"
-        self._guarded = self._differences
+        self._guarded = False
         self.batches = Batches(batches, self.device)
         self._many = ManyPoints(self._plain_value, self.gradient, self.batches)
         self._require_finite(self.theta, "parameter")
@@ -207,6 +208,23 @@ class Loss:
     def uses_differences(self) -> bool:
         """Whether curvature comes from differences of gradients, by choice or because the guard found it wrong."""
         return self._differences
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of numbers about L must know besides, as far as it is known by now."""
+        found = []
+        if self._differences:
+            found.append("curvature by differences of gradients")
+        if self.frozen:
+            found.append(f"frozen parameters left out: {some(self.frozen)}")
+        if uneven := self.batches.uneven:
+            least, most = uneven
+            found.append(
+                f"batches of {least} to {most} samples: L is their plain mean, samples of small ones weigh more"
+            )
+        if moved := self._moved:
+            found.append(f"each step moves buffers ({some(moved)}): L is that of those found here, for past steps too")
+        return found
 
     def __len__(self) -> int:
         """Number of batches."""
@@ -289,8 +307,8 @@ class Loss:
             self._earlier = {}
 
     @property
-    def moved(self) -> list[str]:
-        """Names of the buffers that have moved since those of `before`; inside that context only."""
+    def _moved(self) -> list[str]:
+        """Names of the buffers that have moved since those of `before`; none outside that context."""
         now = dict(self.model.named_buffers()) if self.model is not None and self._earlier else {}
         return [name for name, buffer in now.items() if not torch.equal(buffer, self._earlier[name])]
 
@@ -447,10 +465,15 @@ class Loss:
     def _guard(self, theta: Tensor) -> None:
         if self._guarded:
             return
-        self._guarded = True
+        self.batches.require_replayable()
+        if not self._differences:
+            self._differences = self._needs_differences(theta)
+        self._guarded = True  # not before: what was refused once is refused again
+
+    def _needs_differences(self, theta: Tensor) -> bool:
         (index, data), *_ = self.batches.select(0)
         views = self.layout.views(theta.detach())
-        self._differences = guard.needs_differences(
+        return guard.needs_differences(
             gradient=lambda x: self._gradient(x, data, index),
             curvature=lambda x, v: self._linearize(x, data, index)[1](v, False),
             theta=theta.detach(),
