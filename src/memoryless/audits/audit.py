@@ -234,4 +234,6 @@ def _notes(loss: Loss, live: Tensor | None, step: int | None) -> tuple[str, ...]
         notes.append("no live optimizer: predicted only")
     if live is not None and step is None:
         notes.append("the optimizer does not count its steps: its steady state is assumed, pass step=n for exact transients")
+    if live is not None and loss.noise is not None:
+        notes.append("each past step drew its own noise, which counts as memory here; audit_run along batches replays it")
     return (*notes, *loss.notes)

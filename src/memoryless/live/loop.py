@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from memoryless.errors import Diverged, NotFinite
+from memoryless.isolation import Standing, standing
 from memoryless.loss.loss import Loss
 from memoryless.progress import OnStep, silent
 
@@ -25,11 +26,13 @@ class Sight(NamedTuple):
         taken: number of steps taken so far, n.
         theta: where they led, shape (d,).
         gradient: that the step will get, shape (d,).
+        noise: where the generators stood before its forward pass, for a loss with noise.
     """
 
     taken: int
     theta: Tensor
     gradient: Tensor
+    noise: Standing | None = None
 
 
 def run(
@@ -59,10 +62,10 @@ def run(
             if taken == steps:  # only looked at: the model's own pass would move it on
                 look(Sight(taken, theta, loss.gradient(theta, batch)))
             else:
-                buffers = loss.buffers()
+                buffers, noise = loss.buffers(), None if loss.noise is None else standing(loss.device)
                 gradient = loss.backward(batch)
                 with loss.before(buffers):
-                    look(Sight(taken, theta, gradient))
+                    look(Sight(taken, theta, gradient, noise))
                 optimizer.step()
         except NotFinite as error:
             raise Diverged(f"after {taken} steps {error}", taken) from error

@@ -56,6 +56,11 @@ class Batches:
         """Number of batches, every draw of each."""
         return self._count * self._draws
 
+    @property
+    def different(self) -> int:
+        """Number of batches, each counted once."""
+        return self._count
+
     def select(self, batch: int | None) -> Iterator[tuple[int, Any]]:
         """Index and data of one batch, or of all.
 

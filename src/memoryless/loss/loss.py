@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from memoryless.errors import BadInput, BadType, NotFinite
 from memoryless.flat import Layout, flat, norm, total
-from memoryless.isolation import isolated
+from memoryless.isolation import Standing, draws, isolated
 from memoryless.loss import guard
 from memoryless.loss.batches import Batches
 from memoryless.loss.double_backward import twice_differentiable
@@ -63,11 +63,15 @@ class Loss:
         curvature: "exact" (reverse over reverse, 2 gradients) or "difference" (one-sided difference of gradients, one
             gradient; relative error about 1e-3 in float32, 1e-7 in float64 where the gradient is smooth; where it has kinks
             (ReLU) the difference also sees those that its step crosses, the exact product does not).
+        noise: for a loss that draws random numbers (dropout, drop path, VAE, diffusion). "fixed": each batch has a seed, its
+            noise is part of it; a number: L is the mean over so many seeds, each batch counting as that many, index i being
+            batch i mod (number of batches). None: L draws nothing, which the first curvature checks.
 
     Attributes:
         layout: where each parameter tensor lies in theta.
         batches: what L averages over.
         frozen: names of the parameters left out.
+        noise: as given.
 
     Raises:
         BadType: a parameter is complex, or a batch source is a one-shot iterator.
@@ -88,6 +92,7 @@ class Loss:
         batches: Iterable[Any],
         *,
         curvature: Literal["exact", "difference"] = "exact",
+        noise: Literal["fixed"] | int | None = None,
     ):
         trainable: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.model: nn.Module | None = model
@@ -102,7 +107,7 @@ class Loss:
             state |= {f"model.{name}": b.clone() for name, b in (self._earlier or dict(model.named_buffers())).items()}
             return torch.func.functional_call(scope, state, (action,))
 
-        self._setup(lambda tensors, batch: criterion(model, batch), at, trainable, batches, curvature)
+        self._setup(lambda tensors, batch: criterion(model, batch), at, trainable, batches, curvature, noise)
 
     def on(self, model: nn.Module | None, batches: Iterable[Any]) -> "Loss":
         """The same criterion on another model and other batches.
@@ -116,7 +121,8 @@ class Loss:
         """
         if model is None or self.criterion is None:
             raise BadInput("expected the loss of a model, ml.Loss(model, criterion, batches), got one of plain functions")
-        return Loss(model, self.criterion, batches, curvature="difference" if self._differences else "exact")
+        curvature: Literal["exact", "difference"] = "difference" if self._differences else "exact"
+        return Loss(model, self.criterion, batches, curvature=curvature, noise=self.noise)
 
     @classmethod
     def of(
@@ -159,6 +165,7 @@ class Loss:
         parameters: dict[str, Tensor],
         batches: Iterable[Any],
         curvature: str,
+        noise: Literal["fixed"] | int | None = None,
     ) -> None:
         for name, p in parameters.items():
             if not p.is_floating_point():
@@ -170,12 +177,14 @@ class Loss:
             raise BadType(f"all parameters must share one dtype and device, got {', '.join(kinds)}")
         if curvature not in ("exact", "difference"):
             raise BadInput(f"curvature must be 'exact' or 'difference', got {curvature!r}")
-        self._function, self._at = function, at
+        if noise not in (None, "fixed") and (not isinstance(noise, int) or isinstance(noise, bool) or noise < 1):
+            raise BadInput(f"noise must be None, 'fixed' or a number of seeds to average over, got {noise!r}")
+        self._function, self._at, self.noise = function, at, noise
         self._earlier: Mapping[str, Tensor] = {}
         self.layout = Layout(parameters)
         self._differences = curvature == "difference"
         self._guarded = False
-        self.batches = Batches(batches, self.device)
+        self.batches = Batches(batches, self.device, noise if isinstance(noise, int) else 1)
         self._many = ManyPoints(self._plain_value, self.gradient, self.batches)
         self._require_finite(self.theta, "parameter")
 
@@ -217,11 +226,12 @@ class Loss:
             found.append("curvature by differences of gradients")
         if self.frozen:
             found.append(f"frozen parameters left out: {some(self.frozen)}")
+        if self.noise is not None:
+            seeds = "a fixed seed" if self.noise == "fixed" else f"{self.noise} seeds"
+            found.append(f"L draws random numbers: it is that of {seeds} for each batch")
         if uneven := self.batches.uneven:
             least, most = uneven
-            found.append(
-                f"batches of {least} to {most} samples: L is their plain mean, samples of small ones weigh more"
-            )
+            found.append(f"batches of {least} to {most} samples: L is their plain mean, samples of small ones weigh more")
         if moved := self._moved:
             found.append(f"each step moves buffers ({some(moved)}): L is that of those found here, for past steps too")
         return found
@@ -244,12 +254,13 @@ class Loss:
         values = [self._at(tensors, lambda d=data, i=i: self._value(tensors, d, i)) for i, data in self.batches.select(batch)]
         return torch.stack(values).mean()
 
-    def gradient(self, theta: Tensor, batch: int | None = None) -> Tensor:
+    def gradient(self, theta: Tensor, batch: int | None = None, noise: Standing | None = None) -> Tensor:
         """grad L(theta), shape (d,); of one batch if its index is given.
 
         Args:
             theta: shape (d,).
             batch: index of a batch; None means the average over all.
+            noise: where the generators stood at a training step whose noise is to be drawn again; default that of the loss.
 
         Returns:
             Shape (d,), detached.
@@ -258,7 +269,7 @@ class Loss:
             NotFinite: loss or gradient is infinite or NaN; says where first.
             BadInput: the loss does not depend on the parameters.
         """
-        return self._average(batch, lambda data, i: self._gradient(theta, data, i))
+        return self._average(batch, lambda data, i: self._gradient(theta, data, i, noise))
 
     def backward(self, batch: int | None = None) -> Tensor:
         """The model's own forward and backward pass, as in training: it fills `.grad`, buffers and generators move.
@@ -279,10 +290,10 @@ class Loss:
             return gradient
         for p in self.layout.tensors:
             p.grad = None
-        count = len(self) if batch is None else 1
-        for i, data in self.batches.select(batch):
+        used = range(self.batches.different) if batch is None else [batch]
+        for i, data in itertools.chain.from_iterable(map(self.batches.select, used)):
             with torch.enable_grad():
-                (self._scalar(self.criterion(self.model, data), self.layout.tensors, i) / count).backward()
+                (self._scalar(self.criterion(self.model, data), self.layout.tensors, i) / len(used)).backward()
         grads = [p.grad for p in self.layout.tensors]
         self._require_dense(grads)
         gradient = flat(torch.zeros_like(p) if g is None else g for p, g in zip(self.layout.tensors, grads, strict=True))
@@ -386,8 +397,8 @@ class Loss:
         tensors = self.layout.views(theta)
         return self._at(tensors, lambda: self._function(tensors, data)).reshape(())
 
-    def _value(self, tensors: Sequence[Tensor], data: Any, index: int) -> Tensor:
-        with isolated(self.device):
+    def _value(self, tensors: Sequence[Tensor], data: Any, index: int, noise: Standing | None = None) -> Tensor:
+        with isolated(self.device, noise or (None if self.noise is None else index)):
             return self._scalar(self._function(tensors, data), tensors, index)
 
     def _scalar(self, value: Any, tensors: Sequence[Tensor], index: int) -> Tensor:
@@ -405,11 +416,13 @@ class Loss:
     def _leaves(self, theta: Tensor) -> list[Tensor]:
         return [view.requires_grad_() for view in self.layout.views(theta.detach())]
 
-    def _backward(self, theta: Tensor, data: Any, index: int, create_graph: bool) -> tuple[list[Tensor], list[Tensor]]:
+    def _backward(
+        self, theta: Tensor, data: Any, index: int, create_graph: bool, noise: Standing | None = None
+    ) -> tuple[list[Tensor], list[Tensor]]:
         leaves = self._leaves(theta)
 
         def differentiate() -> tuple[Tensor | None, ...]:
-            value = self._value(leaves, data, index)
+            value = self._value(leaves, data, index, noise)
             return torch.autograd.grad(value, leaves, create_graph=create_graph, allow_unused=True)
 
         with torch.enable_grad():
@@ -418,8 +431,8 @@ class Loss:
         self._require_dense(grads)
         return leaves, [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, grads, strict=True)]
 
-    def _gradient(self, theta: Tensor, data: Any, index: int) -> Tensor:
-        _, grads = self._backward(theta, data, index, create_graph=False)
+    def _gradient(self, theta: Tensor, data: Any, index: int, noise: Standing | None = None) -> Tensor:
+        _, grads = self._backward(theta, data, index, False, noise)
         gradient = flat(grads)
         self._require_finite(gradient, f"on batch {index} the gradient of")
         return gradient
@@ -480,6 +493,8 @@ class Loss:
             slices=self.slices,
             model=self.model,
             evaluate=lambda: self._at(views, lambda: self._value(views, data, index)),
+            # With a seed a batch the generators stand where it puts them, and nothing is drawn from where they stood.
+            draws=self.noise is None and draws(lambda: self._at(views, lambda: self._function(views, data)), self.device),
         )
 
     def _require_dense(self, grads: Sequence[Tensor | None]) -> None:
