@@ -123,9 +123,7 @@ def test_noise_that_nobody_spoke_of_is_refused_with_the_way_out(name):
     model, batches = problem(NOISES[name]())
     loss = ml.Loss(model, mse, batches)
     for _ in range(2):  # what is refused once is refused again
-        with pytest.raises(
-            ml.errors.BadInput, match=r"not a function of theta alone.*ml\.Loss\(\.\.\., noise='fixed'\).*noise=8"
-        ):
+        with pytest.raises(ml.errors.BadInput, match=r"not a function of theta alone.*Loss\(\.\.\., noise='fixed'\).*noise=8"):
             loss.curvature(loss.theta, loss.theta)
 
 

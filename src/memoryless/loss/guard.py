@@ -84,6 +84,8 @@ def needs_differences(
         culprit = model and _culprit(model, evaluate)
         where = culprit or f"parameter '{tensor}'"
         reason = f"the exact one is wrong at {where}, off by {error:.1g} relative to a central difference"
+        if theta.dtype != torch.float64:
+            reason += "; a network that fits its data leaves float32 few digits: model.double() tells rounding from an error"
     warnings.warn(f"Hessian-vector products use differences of gradients: {reason}", CurvatureWarning, stacklevel=5)
     return True
 

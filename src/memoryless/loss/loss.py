@@ -23,6 +23,7 @@ from memoryless.loss import guard
 from memoryless.loss.batches import Batches
 from memoryless.loss.double_backward import twice_differentiable
 from memoryless.loss.many_points import ManyPoints
+from memoryless.loss.plainly import plainly
 from memoryless.render.numbers import some
 
 Curvature = Callable[[Tensor], Tensor]
@@ -52,13 +53,34 @@ class _Scope(nn.Module):
                 now.update({name: value for name, value in then.items() if name not in now})
 
 
+def _loss_in(output: Any) -> Any:
+    """The loss that an output holds; the output itself if there is none, or no telling which."""
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, Mapping):
+        return output.get("loss", output)
+    if isinstance(output, (tuple, list)) and not hasattr(output, "loss"):
+        scalars = [x for x in output if isinstance(x, Tensor) and x.numel() == 1]
+        return scalars[0] if len(scalars) == 1 else output
+    return getattr(output, "loss", output)
+
+
+def _advice(dtype: torch.dtype) -> str:
+    if dtype.is_complex:
+        return "hold it as torch.view_as_real(w) and compute with torch.view_as_complex"
+    if dtype.is_floating_point:
+        return "rounding to so few digits hides what memory does; audit model.float() on batches in float32"
+    return "freeze it with requires_grad_(False)"
+
+
 class Loss:
     """The loss L(theta) = (1/B) sum_i L_i(theta) of a model on batches, with gradient and Hessian-vector products.
 
     Args:
         model: any module; its floating-point parameters with `requires_grad` make up theta, frozen ones are left out
             (listed in `frozen`). It is used in the mode (train or eval) it is in.
-        criterion: `criterion(model, batch)` returns the mean loss of the batch, a scalar.
+        criterion: `criterion(model, batch)` returns the mean loss of the batch: a scalar, or an output that holds it as `loss`
+            (transformers' ModelOutput, a dictionary) or as the one scalar of a tuple.
         batches: re-iterable; a sequence is indexed, anything else (a DataLoader) is iterated anew for each use.
         curvature: "exact" (reverse over reverse, 2 gradients) or "difference" (one-sided difference of gradients, one
             gradient; relative error about 1e-3 in float32, 1e-7 in float64 where the gradient is smooth; where it has kinks
@@ -74,7 +96,7 @@ class Loss:
         noise: as given.
 
     Raises:
-        BadType: a parameter is complex, or a batch source is a one-shot iterator.
+        BadType: a parameter is complex or of half precision, or a batch source is a one-shot iterator.
         BadInput: no batches, no trainable parameters, or a parameter that is not finite.
 
     Example:
@@ -105,7 +127,8 @@ class Loss:
             # Buffers go in as copies: a BatchNorm in training mode updates them in place.
             state = dict(zip(names, tensors, strict=True))
             state |= {f"model.{name}": b.clone() for name, b in (self._earlier or dict(model.named_buffers())).items()}
-            return torch.func.functional_call(scope, state, (action,))
+            with plainly():
+                return torch.func.functional_call(scope, state, (action,))
 
         self._setup(lambda tensors, batch: criterion(model, batch), at, trainable, batches, curvature, noise)
 
@@ -168,8 +191,8 @@ class Loss:
         noise: Literal["fixed"] | int | None = None,
     ) -> None:
         for name, p in parameters.items():
-            if not p.is_floating_point():
-                raise BadType(f"parameter '{name}' is {p.dtype}; expected a real floating-point parameter")
+            if p.dtype not in (torch.float32, torch.float64):
+                raise BadType(f"parameter '{name}' is {p.dtype}; expected a real one, float32 or float64: {_advice(p.dtype)}")
         if not parameters:
             raise BadInput("the model has no trainable parameters (requires_grad is False for all): nothing to audit")
         if len({p.dtype for p in parameters.values()}) > 1 or len({p.device for p in parameters.values()}) > 1:
@@ -179,7 +202,8 @@ class Loss:
             raise BadInput(f"curvature must be 'exact' or 'difference', got {curvature!r}")
         if noise not in (None, "fixed") and (not isinstance(noise, int) or isinstance(noise, bool) or noise < 1):
             raise BadInput(f"noise must be None, 'fixed' or a number of seeds to average over, got {noise!r}")
-        self._function, self._at, self.noise = function, at, noise
+        self._function, self._at = function, at
+        self.noise: Literal["fixed"] | int | None = noise
         self._earlier: Mapping[str, Tensor] = {}
         self.layout = Layout(parameters)
         self._differences = curvature == "difference"
@@ -395,7 +419,7 @@ class Loss:
     def _plain_value(self, theta: Tensor, data: Any) -> Tensor:
         """L of a batch without checks, for torch.func's transforms; shape ()."""
         tensors = self.layout.views(theta)
-        return self._at(tensors, lambda: self._function(tensors, data)).reshape(())
+        return _loss_in(self._at(tensors, lambda: self._function(tensors, data))).reshape(())
 
     def _value(self, tensors: Sequence[Tensor], data: Any, index: int, noise: Standing | None = None) -> Tensor:
         with isolated(self.device, noise or (None if self.noise is None else index)):
@@ -403,6 +427,7 @@ class Loss:
 
     def _scalar(self, value: Any, tensors: Sequence[Tensor], index: int) -> Tensor:
         """What a criterion returned on a batch, shape (), if it can be a loss."""
+        value = _loss_in(value)
         if not isinstance(value, Tensor) or value.numel() != 1:
             got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise BadType(f"criterion must return a scalar tensor, got {got}; take the mean over the batch")
