@@ -14,6 +14,9 @@ from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 import memoryless as ml
 from tests.problems import relative_error
 
+# Said by the compiler itself, of the user's own call.
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+
 
 def network() -> nn.Sequential:
     torch.manual_seed(0)
@@ -72,7 +75,6 @@ WRAPPED: dict[str, Callable[[nn.Sequential], Any]] = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:.*set_stance|.*force_eager")
 @pytest.mark.parametrize("name", WRAPPED)
 def test_a_wrapped_model_has_the_derivatives_of_what_is_inside(name):
     plain = ml.Loss(network(), cross_entropy, [BATCH])
