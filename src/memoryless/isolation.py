@@ -2,32 +2,82 @@
 
 import contextlib
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
+
+
+class Standing(NamedTuple):
+    """Where the generators stand: what is drawn from there is the same each time."""
+
+    python: Any
+    numpy: Any
+    torch: Tensor
+    cuda: Tensor | None
+
+
+def standing(device: torch.device) -> Standing:
+    """Where the generators of Python, NumPy, torch and the device stand.
+
+    Args:
+        device: a CUDA device's generator counts too.
+    """
+    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    return Standing(random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda)
+
+
+def _put(there: Standing, device: torch.device) -> None:
+    random.setstate(there.python)
+    np.random.set_state(there.numpy)
+    torch.set_rng_state(there.torch)
+    if there.cuda is not None:
+        torch.cuda.set_rng_state(there.cuda, device)
 
 
 @contextlib.contextmanager
-def isolated(device: torch.device, seed: int | None = None, generators: Iterable[torch.Generator] = ()) -> Iterator[None]:
-    """Run a block, optionally from a seed, then restore the generators of Python, NumPy, torch and the device.
+def isolated(
+    device: torch.device, start: int | Standing | None = None, generators: Iterable[torch.Generator] = ()
+) -> Iterator[None]:
+    """Run a block, then restore the generators of Python, NumPy, torch and the device.
 
     Args:
         device: a CUDA device's generator is restored too.
-        seed: if given, the block starts from it.
+        start: a seed, or where the generators once stood, from which the block draws; None is where they stand.
         generators: restored too.
     """
-    python, legacy = random.getstate(), np.random.get_state()
+    before = standing(device)
     own = [(generator, generator.get_state()) for generator in generators]
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        if seed is not None:
-            random.seed(seed)
-            np.random.seed(seed)
-            torch.manual_seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(legacy)
-            for generator, state in own:
-                generator.set_state(state)
+    try:
+        if isinstance(start, int):
+            random.seed(start)
+            np.random.seed(start)
+            torch.manual_seed(start)
+        elif start is not None:
+            _put(start, device)
+        yield
+    finally:
+        _put(before, device)
+        for generator, state in own:
+            generator.set_state(state)
+
+
+def draws(action: Callable[[], Any], device: torch.device) -> bool:
+    """Whether an action draws from the generators; they are restored.
+
+    Args:
+        action: to run.
+        device: a CUDA device's generator counts too.
+    """
+    with isolated(device):
+        before = standing(device)
+        action()
+        after = standing(device)
+    tensors = zip(before[2:], after[2:], strict=True)
+    return (
+        before.python != after.python
+        or repr(before.numpy) != repr(after.numpy)
+        or not all(x is None or torch.equal(x, y) for x, y in tensors)
+    )

@@ -179,6 +179,8 @@ def audit(
         counted = live_optimizer.step_of(live)
         past.require_consistent(live, step, counted, scheduler)
         step = counted if step is None else step
+    if batches is not None:
+        loss.batches.require_indexed()
     sequence = None if batches is None else batch_sequence(batches, step, len(loss))
     step = step if sequence is None else len(sequence) - 1
     point = Point(loss, theta)
@@ -260,8 +262,6 @@ def _notes(loss: Loss, live: Tensor | None, step: int | None) -> tuple[str, ...]
         notes.append("no live optimizer: predicted only")
     if live is not None and step is None:
         notes.append("the optimizer does not count its steps: its steady state is assumed, pass step=n for exact transients")
-    if loss.uses_differences:
-        notes.append("curvature by differences of gradients")
-    if loss.frozen:
-        notes.append(f"frozen parameters left out: {', '.join(loss.frozen)}")
-    return tuple(notes)
+    if live is not None and loss.noise is not None:
+        notes.append("each past step drew its own noise, which counts as memory here; audit_run along batches replays it")
+    return (*notes, *loss.notes)

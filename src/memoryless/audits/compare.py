@@ -85,7 +85,7 @@ def compare(
         One row per optimizer, in their order; what cannot be run or differentiated has the reason in its row.
 
     Raises:
-        BadInput: no steps, or no optimizers.
+        BadInput: no steps, no optimizers, or batches that are others each time.
 
     Example:
         >>> import torch, memoryless as ml
@@ -99,6 +99,7 @@ def compare(
     named = dict(optimizers) if isinstance(optimizers, Mapping) else {str(method): method for method in optimizers}
     if not named:
         raise BadInput("expected at least one optimizer to compare, got none")
+    loss.batches.require_replayable()
     total = steps * len(named)
     rows = [
         _compared(name, method, Point(loss, theta), steps, measures, lambda done, j=j: on_step(j * steps + done, total))

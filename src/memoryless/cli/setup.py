@@ -209,6 +209,9 @@ class Moved:
     def __init__(self, batches: Any, device: torch.device | None, dtype: torch.dtype | None):
         self.batches, self.device, self.dtype = batches, device, dtype
 
+    def __len__(self) -> int:
+        return len(self.batches)
+
     def __iter__(self) -> Iterator[Any]:
         return map(self._move, iter(self.batches))
 
@@ -218,9 +221,6 @@ class Moved:
 
 class MovedSequence(Moved, Sequence):
     """The same, where they can be had by index."""
-
-    def __len__(self) -> int:
-        return len(self.batches)
 
     def __getitem__(self, index: Any) -> Any:
         return self._move(self.batches[index])

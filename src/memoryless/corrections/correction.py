@@ -106,6 +106,8 @@ def correction(
     if not is_order(order):
         raise BadInput(f"order must be one of {', '.join(ORDERS)}, or an integer >= 1, got {order!r}")
     require_step(step)
+    if batches is not None:
+        loss.batches.require_indexed()
     sequence = None if batches is None else batch_sequence(batches, step, len(loss))
     step = step if sequence is None else len(sequence) - 1
     if isinstance(order, int):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from memoryless.audits.beta_map import BetaMap, Check, predicted_maps
@@ -22,6 +23,7 @@ from memoryless.corrections.expected.estimate import Samples
 from memoryless.corrections.expected.expected import Plan, sampled
 from memoryless.corrections.sequences import random_order
 from memoryless.errors import BadInput
+from memoryless.isolation import isolated
 from memoryless.live import loop
 from memoryless.live.run import audit_run
 from memoryless.loss.batches import cut, together
@@ -200,15 +202,25 @@ def audit_batch_sizes(
     setting = Setting(measures, axes, (axes[0].index(one), axes[1].index(other)), samples, steps, seed)
     found = []
     for j, (size, pieces) in enumerate(pieces_of.items()):
-        model, live = copy.deepcopy((loss.model, optimizer))
-        live.state.clear()
+        model, live = _copied(loss.model, optimizer)
 
         def share(x: float, j: int = j) -> None:
             on_step(round(PARTS * (j + x)), PARTS * len(pieces_of))
 
-        found.append(_at_size(size, live, loss.on(model, pieces), setting, share))
+        with isolated(loss.device, seed):  # the run draws what the model draws
+            found.append(_at_size(size, live, loss.on(model, pieces), setting, share))
     names = tuple(measure if isinstance(measure, str) else measure.__name__ for measure in measures)
     return BatchSizes(*axes, setting.own, names, own.lr, steps, tuple(found))
+
+
+def _copied(model: nn.Module | None, optimizer: Optimizer) -> tuple[nn.Module | None, Optimizer]:
+    """A model, and an optimizer with empty memory over its parameters."""
+    modules = () if model is None else model.modules()
+    # Tensors that a forward pass left (the weight of a weight norm) hang on a graph, which is not copied.
+    left = [x for module in modules for x in vars(module).values() if isinstance(x, Tensor) and not x.is_leaf]
+    copied, live = copy.deepcopy((model, optimizer), {id(x): x.detach().clone() for x in left})
+    live.state.clear()
+    return copied, live
 
 
 class Setting(NamedTuple):

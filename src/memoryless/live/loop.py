@@ -1,6 +1,8 @@
 """The step loop, once: a torch optimizer on the loss's own parameters, looked at before each step.
 
-The run is bit for bit the one that would have happened without the looks.
+The run is bit for bit the user's own, the one that would have happened without the looks: the gradient of a step comes from
+the model's own forward and backward pass, which moves buffers (BatchNorm, spectral norm) and generators (dropout) and leaves
+unused parameters without a gradient. A look sees L with the buffers that this pass found.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,22 +14,25 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from memoryless.errors import Diverged, NotFinite
+from memoryless.isolation import Standing, standing
 from memoryless.loss.loss import Loss
 from memoryless.progress import OnStep, silent
 
 
 class Sight(NamedTuple):
-    """What is seen before a step.
+    """What is seen before a step, L being that of the buffers before its forward pass.
 
     Attributes:
         taken: number of steps taken so far, n.
         theta: where they led, shape (d,).
         gradient: that the step will get, shape (d,).
+        noise: where the generators stood before its forward pass, for a loss with noise.
     """
 
     taken: int
     theta: Tensor
     gradient: Tensor
+    noise: Standing | None = None
 
 
 def run(
@@ -52,13 +57,16 @@ def run(
         Diverged: loss or gradient became infinite or NaN; says after how many steps.
     """
     for taken in range(steps + 1 if batches is None else steps):
-        theta = loss.theta
+        theta, batch = loss.theta, None if batches is None else int(batches[taken])
         try:
-            gradient = loss.gradient(theta, None if batches is None else int(batches[taken]))
-            look(Sight(taken, theta, gradient))
+            if taken == steps:  # only looked at: the model's own pass would move it on
+                look(Sight(taken, theta, loss.gradient(theta, batch)))
+            else:
+                buffers, noise = loss.buffers(), None if loss.noise is None else standing(loss.device)
+                gradient = loss.backward(batch)
+                with loss.before(buffers):
+                    look(Sight(taken, theta, gradient, noise))
+                optimizer.step()
         except NotFinite as error:
             raise Diverged(f"after {taken} steps {error}", taken) from error
-        if taken < steps:
-            loss.layout.set_gradients(gradient)
-            optimizer.step()
         on_step(min(taken + (batches is not None), steps), steps)

@@ -25,6 +25,7 @@ from memoryless.corrections.expansion import expansion
 from memoryless.corrections.expected.estimate import Samples
 from memoryless.errors import BadInput, Diverged
 from memoryless.flat import norm
+from memoryless.isolation import Standing
 from memoryless.live import lags as replayed
 from memoryless.live import loop
 from memoryless.live.loop import Sight
@@ -228,7 +229,8 @@ def audit_run(
         measures: names, or differentiable functions theta -> scalar.
         compare: other methods, measured by shadow memory, full batch also predicted; default `rivals`.
         betas: two axes of the beta maps, for an optimizer with a pair of betas; None for none.
-        lags: along mini-batches replay so many random lags at a stop instead of every batch.
+        lags: along mini-batches replay so many random lags at a stop instead of every batch (every step, for a loss with
+            noise, whose noise is replayed too).
         seed: of the lags.
         on_step: told the steps taken and their number.
 
@@ -390,18 +392,25 @@ class MiniBatches:
             raise BadInput(f"lags must be at least 1, or None for all, got {lags}")
         if lags is not None and not watched.method.parts:
             raise BadInput(f"{watched.method} is run as it is, and its memory has no random lags; leave out lags")
+        if loss.noise is not None and not watched.method.parts:
+            raise BadInput(
+                f"{watched.method} is run as it is, and the noise of past steps cannot be replayed; use model.eval()"
+            )
         if any(watched.optimizer.state.values()):
             raise BadInput("the optimizer has steps behind it whose batches are not known; start it anew")
-        loss.batches.require_replayable()
+        loss.batches.require_indexed()
         self.watched, self.order, self.last, self.gradients = watched, order, stops[-1], 0
         live = [watched.method] if watched.method.parts else []
         self.shadow = Shadow([*live, *watched.shadowed], loss.theta)
-        self.past = None if lags is None else replayed.RandomLags(self.shadow.variables, order, stops, lags, seed)
+        self.past = None if lags is None else replayed.RandomLags(self.shadow.variables, stops, lags, seed)
+        self.noise: dict[int, Standing] | None = None if loss.noise is None else {}
 
     def feed(self, sight: Sight) -> None:
         """Feed the shadows with the gradient of the step, and keep what a later stop will ask for."""
         if self.past is not None:
             self.past.keep(sight)
+        if self.noise is not None and sight.noise is not None and (self.past is None or sight.taken in self.past.wanted):
+            self.noise[sight.taken] = sight.noise
         self.shadow.update(sight.gradient, sight.theta)
 
     def stop(self, sight: Sight) -> Stop:
@@ -409,12 +418,9 @@ class MiniBatches:
         optimizer, method, loss, measures, others, grid = self.watched
         theta, order, point = sight.theta, self.order[: sight.taken + 1], Point(loss, sight.theta)
         values = evaluate(measures, point)
-        if self.past is None:
-            frozen = replayed.exact(point, order)
-            self.gradients += len(point.gradients_of())
-        else:
-            frozen = self.past.memory(point, self.shadow, sight)
-            self.gradients += point.batches_seen
+        noise = None if self.noise is None or sight.noise is None else self.noise | {sight.taken: sight.noise}
+        replay = replayed.Replay(point, order, noise)
+        frozen = replayed.exact(replay) if self.past is None else self.past.memory(replay, self.shadow, sight)
 
         def actual(v: Momentum, index: Index = slice(None)) -> Tensor:
             return self.shadow.memory(v, sight.gradient, theta, index)
@@ -423,7 +429,7 @@ class MiniBatches:
         live = live_optimizer.next_update(optimizer, loss.layout, sight.gradient).to(theta.dtype)
         vectors = Vectors(F, live - F, None, None)
         effects = effects_of(values, method.lr, vectors, point)
-        validity = Validity(None, None, None, {effect.measure: effect.ratio for effect in effects}, (REPLAYED,))
+        validity = Validity(None, None, None, {effect.measure: effect.ratio for effect in effects}, (REPLAYED, *loss.notes))
         audit = Audit(str(method), sight.taken, method.lr, point.value, vectors, effects, validity)
         compared = []
         for other in others:
@@ -448,4 +454,5 @@ class MiniBatches:
 
             # Once a run: a value of a measure costs as much as replaying every batch.
             maps = (checked(found, grid, values, point, effect_of) if sight.taken == self.last else found,)
+        self.gradients += replay.gradients
         return Stop(audit, tuple(compared), maps)

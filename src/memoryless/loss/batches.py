@@ -1,7 +1,9 @@
 """Batches: a source of them that can be asked again and again, and tensors in tuples, lists and dictionaries."""
 
 import itertools
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,36 +13,52 @@ from memoryless.errors import BadInput, BadType
 from memoryless.isolation import isolated
 
 ADVICE = "pass a list or a DataLoader"
+HELD = 2**28
+"""Bytes of tensors up to which a stream is read once and held: a loader with workers starts them anew for every pass."""
+PATIENCE = 1.0
+"""Seconds for counting a stream that does not tell its length."""
+COMPARED = 8
+"""Batches at the head of a stream that are asked for twice."""
 
 
 class Batches:
-    """What a loss averages over, streamed; asking leaves every random number generator as it was.
+    """What a loss averages over; asking leaves every random number generator as it was.
 
     Args:
-        source: re-iterable; a sequence is indexed, anything else (a DataLoader) is iterated anew for each use.
+        source: re-iterable; a sequence is indexed, anything else (a DataLoader) is read once where its tensors fit `HELD`, and
+            iterated anew for each use where they do not.
         device: where the model computes.
+        draws: how often each batch counts, each time with other noise: index i + k * (batches) is draw k of batch i.
 
     Raises:
         BadType: it is no iterable, or can be iterated only once.
-        BadInput: it is empty.
+        BadInput: it is empty, or has no length and no end within `PATIENCE`.
     """
 
-    def __init__(self, source: Iterable[Any], device: torch.device):
+    def __init__(self, source: Iterable[Any], device: torch.device, draws: int = 1):
         if not isinstance(source, Iterable) or isinstance(source, Tensor):
             raise BadType(f"batches must be re-iterable, got {type(source).__name__}; {ADVICE}")
-        self.source, self.device = source, device
+        if isinstance(source, Iterator):
+            raise BadType(f"batches must be re-iterable, got a one-shot {type(source).__name__}; {ADVICE}")
+        self.source, self.device, self._draws = source, device, draws
         holders = source, getattr(source, "sampler", None)
         candidates = (getattr(holder, "generator", None) for holder in holders)
         self._generators = [g for g in candidates if isinstance(g, torch.Generator)]
-        with self._isolated():
-            if iter(source) is source:
-                raise BadType(f"batches must be re-iterable, got a one-shot {type(source).__name__}; {ADVICE}")
-            self._count = len(source) if isinstance(source, Sequence) else sum(1 for _ in source)
+        self._samples: dict[int, int] = {}
+        try:
+            self._count = len(source)  # pyright: ignore[reportArgumentType]
+        except TypeError:
+            self._count = self._counted()
         if self._count == 0:
             raise BadInput(f"batches is empty; expected at least one batch, {ADVICE}")
 
     def __len__(self) -> int:
-        """Number of batches."""
+        """Number of batches, every draw of each."""
+        return self._count * self._draws
+
+    @property
+    def different(self) -> int:
+        """Number of batches, each counted once."""
         return self._count
 
     def select(self, batch: int | None) -> Iterator[tuple[int, Any]]:
@@ -52,47 +70,126 @@ class Batches:
         Raises:
             BadInput: there is no such index.
         """
-        if batch is None and isinstance(self.source, (list, tuple)):
-            yield from enumerate(self.source)
-        elif batch is None:
-            # A DataLoader draws its seeds from the global generator, at the first batch at the latest.
-            with self._isolated():
-                iterator = iter(self.source)
-            for i in range(len(self)):
-                with self._isolated():
-                    data = next(iterator)
-                yield i, data
-        elif not 0 <= batch < len(self):
+        if batch is not None and not 0 <= batch < len(self):
             raise BadInput(f"batch must be in 0..{len(self) - 1}, got {batch}")
-        elif isinstance(self.source, Sequence):
-            yield batch, self.source[batch]
-        else:
-            with self._isolated():
-                data = next(itertools.islice(iter(self.source), batch, None))
-            yield batch, data
+        held = self.source if isinstance(self.source, Sequence) else self._held
+        if batch is not None:
+            i = batch % self._count
+            yield batch, self._noted(i, next(itertools.islice(self._stream(), i, None)) if held is None else held[i])
+            return
+        # A lazy sequence is asked for one batch at a time: none is held longer than it is used.
+        for i, data in enumerate(self._stream() if held is None else (held[i] for i in range(self._count))):
+            for draw in range(self._draws):
+                yield i + draw * self._count, self._noted(i, data)
 
     @property
     def sizes(self) -> list[int] | None:
         """Samples in each batch: the length of its first tensor; None where a batch holds no tensor."""
-        firsts = [tensors(data)[:1] for _, data in self.select(None)]
-        return [len(first) for (first,) in firsts] if all(first and first[0].ndim for first in firsts) else None
+        for _ in self.select(None):
+            pass
+        found = [self._samples.get(i % self._count) for i in range(len(self))]
+        return None if None in found else [size for size in found if size is not None]
+
+    @property
+    def uneven(self) -> tuple[int, int] | None:
+        """Least and most samples of the batches used so far, where they differ."""
+        least, most = min(self._samples.values(), default=0), max(self._samples.values(), default=0)
+        return (least, most) if least < most else None
 
     def require_replayable(self) -> None:
         """Raise unless a batch asked for again is the same batch.
 
         Raises:
-            BadInput: the first or the last batch came out different; says what to do.
+            BadInput: one came out different; says what to do.
         """
-        for i in (0, len(self) - 1):
-            (_, one), (_, other) = (next(self.select(i)) for _ in range(2))
-            if not all(torch.equal(x, y) for x, y in zip(tensors(one), tensors(other), strict=True)):
-                raise BadInput(
-                    f"batch {i} is another each time it is asked for: such a sampler cannot be replayed; pass a list of "
-                    "batches, or a DataLoader whose sampler draws from torch's generators"
-                )
+        if (i := self._differs(None, None)) is not None:
+            raise BadInput(
+                f"batch {i} is another each time it is asked for (a shuffle or augmentation with a generator of its own): it "
+                "cannot be replayed; pass a list of batches, or a DataLoader that draws from torch's generators"
+            )
 
-    def _isolated(self) -> Any:
-        return isolated(self.device, generators=self._generators)
+    def require_indexed(self) -> None:
+        """Raise unless an index names the same batch whatever the random number generators have drawn before.
+
+        Raises:
+            BadInput: a shuffle or random augmentation; says what to do.
+        """
+        self.require_replayable()
+        if (i := self._differs(1, 2)) is not None:
+            raise BadInput(
+                f"batch {i} depends on random numbers (shuffle, augmentation), so its index names other data in every epoch: "
+                "keep the batches that the steps take in a list, ml.Loss(model, criterion, seen), and give indices into that"
+            )
+
+    def _differs(self, seed: int | None, other: int | None) -> int | None:
+        """The first batch that is not the same at two seeds, None being the generators as they are; None if all are."""
+        if isinstance(self.source, Sequence):
+            compared = [[i] for i in sorted({0, self._count - 1})]
+        else:
+            compared = [list(range(min(COMPARED, self._count)))]
+        differing = (i for indices in compared for i in self._differing(indices, seed, other))
+        return next(differing, None)
+
+    def _differing(self, indices: list[int], seed: int | None, other: int | None) -> list[int]:
+        pairs = zip(indices, self._read(indices, seed), self._read(indices, other), strict=False)
+        return [i for i, one, two in pairs if not all(map(_same, tensors(one), tensors(two)))]
+
+    def _read(self, indices: list[int], seed: int | None) -> list[Any]:
+        """Batches from the source itself: any of a sequence, the first of a stream."""
+        with self._isolated(seed):
+            if seed is not None:
+                for generator in self._generators:
+                    generator.manual_seed(seed)
+            if isinstance(self.source, Sequence):
+                return [self.source[i] for i in indices]
+            return list(itertools.islice(iter(self.source), len(indices)))
+
+    @cached_property
+    def _held(self) -> list[Any] | None:
+        """All of a stream, unless it is too long."""
+        held, room = [], HELD
+        for data in self._stream():
+            held.append(data)
+            room -= sum(x.nbytes for x in tensors(data))
+            if room < 0 or not tensors(data):
+                return None
+        return held
+
+    def _stream(self) -> Iterator[Any]:
+        # A DataLoader draws its seeds from the global generator, at the first batch at the latest.
+        with self._isolated():
+            iterator = iter(self.source)
+        for i in range(self._count):
+            with self._isolated():
+                try:
+                    data = next(iterator)
+                except StopIteration:
+                    raise BadInput(f"batches ended after {i}, where their length says {self._count}") from None
+            yield data
+
+    def _counted(self) -> int:
+        count, end = 0, time.monotonic() + PATIENCE
+        with self._isolated():
+            for _ in self.source:
+                count += 1
+                if time.monotonic() > end:
+                    raise BadInput(
+                        f"batches tell no length and go on after {count:,}: say how many, such as "
+                        f"list(itertools.islice(batches, {min(count, 100)}))"
+                    )
+        return count
+
+    def _noted(self, i: int, data: Any) -> Any:
+        if i not in self._samples and (first := tensors(data)[:1]) and first[0].ndim:
+            self._samples[i] = len(first[0])
+        return data
+
+    def _isolated(self, seed: int | None = None) -> Any:
+        return isolated(self.device, seed, self._generators)
+
+
+def _same(x: Tensor, y: Tensor) -> bool:
+    return x.shape == y.shape and torch.equal(x, y)
 
 
 def map_tensors(f: Callable[..., Any], *trees: Any) -> Any:

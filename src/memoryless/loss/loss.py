@@ -4,11 +4,13 @@ theta has shape (d,) and concatenates the trainable parameters in the order of `
 views of it. Full batch means the plain average over the batches, L = (1/B) sum_i L_i, whatever their sizes, as in
 Section 5.2 of https://arxiv.org/abs/2502.02132. Batches are streamed: memory does not grow with their number.
 
-Evaluating a Loss leaves no trace: parameters, `.grad` fields, buffers and random number generators stay as they were.
+Evaluating a Loss leaves no trace: parameters, `.grad` fields, buffers and random number generators stay as they were. Only
+`backward` is the model's own training pass, with all the traces that one leaves.
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -16,11 +18,13 @@ from torch import Tensor, nn
 
 from memoryless.errors import BadInput, BadType, NotFinite
 from memoryless.flat import Layout, flat, norm, total
-from memoryless.isolation import isolated
+from memoryless.isolation import Standing, draws, isolated
 from memoryless.loss import guard
 from memoryless.loss.batches import Batches
 from memoryless.loss.double_backward import twice_differentiable
 from memoryless.loss.many_points import ManyPoints
+from memoryless.loss.plainly import plainly
+from memoryless.render.numbers import some
 
 Curvature = Callable[[Tensor], Tensor]
 
@@ -29,14 +33,44 @@ Action = Callable[[], Any]
 
 
 class _Scope(nn.Module):
-    """Runs an action with other parameters in a model's place, put there and taken back by `functional_call`."""
+    """Runs an action with other parameters in a model's place, put there and taken back by `functional_call`.
+
+    What else its modules hold (a counter, the weight that a weight norm computes) is put back here.
+    """
 
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
 
     def forward(self, action: Action) -> Any:
-        return action()
+        before = [(vars(module), dict(vars(module))) for module in self.model.modules()]
+        try:
+            return action()
+        finally:
+            for now, then in before:
+                for name in [name for name, value in now.items() if name not in then or then[name] is not value]:
+                    del now[name]
+                now.update({name: value for name, value in then.items() if name not in now})
+
+
+def _loss_in(output: Any) -> Any:
+    """The loss that an output holds; the output itself if there is none, or no telling which."""
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, Mapping):
+        return output.get("loss", output)
+    if isinstance(output, (tuple, list)) and not hasattr(output, "loss"):
+        scalars = [x for x in output if isinstance(x, Tensor) and x.numel() == 1]
+        return scalars[0] if len(scalars) == 1 else output
+    return getattr(output, "loss", output)
+
+
+def _advice(dtype: torch.dtype) -> str:
+    if dtype.is_complex:
+        return "hold it as torch.view_as_real(w) and compute with torch.view_as_complex"
+    if dtype.is_floating_point:
+        return "rounding to so few digits hides what memory does; audit model.float() on batches in float32"
+    return "freeze it with requires_grad_(False)"
 
 
 class Loss:
@@ -45,19 +79,24 @@ class Loss:
     Args:
         model: any module; its floating-point parameters with `requires_grad` make up theta, frozen ones are left out
             (listed in `frozen`). It is used in the mode (train or eval) it is in.
-        criterion: `criterion(model, batch)` returns the mean loss of the batch, a scalar.
+        criterion: `criterion(model, batch)` returns the mean loss of the batch: a scalar, or an output that holds it as `loss`
+            (transformers' ModelOutput, a dictionary) or as the one scalar of a tuple.
         batches: re-iterable; a sequence is indexed, anything else (a DataLoader) is iterated anew for each use.
         curvature: "exact" (reverse over reverse, 2 gradients) or "difference" (one-sided difference of gradients, one
             gradient; relative error about 1e-3 in float32, 1e-7 in float64 where the gradient is smooth; where it has kinks
             (ReLU) the difference also sees those that its step crosses, the exact product does not).
+        noise: for a loss that draws random numbers (dropout, drop path, VAE, diffusion). "fixed": each batch has a seed, its
+            noise is part of it; a number: L is the mean over so many seeds, each batch counting as that many, index i being
+            batch i mod (number of batches). None: L draws nothing, which the first curvature checks.
 
     Attributes:
         layout: where each parameter tensor lies in theta.
         batches: what L averages over.
         frozen: names of the parameters left out.
+        noise: as given.
 
     Raises:
-        BadType: a parameter is complex, or a batch source is a one-shot iterator.
+        BadType: a parameter is complex or of half precision, or a batch source is a one-shot iterator.
         BadInput: no batches, no trainable parameters, or a parameter that is not finite.
 
     Example:
@@ -75,21 +114,23 @@ class Loss:
         batches: Iterable[Any],
         *,
         curvature: Literal["exact", "difference"] = "exact",
+        noise: Literal["fixed"] | int | None = None,
     ):
         trainable: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.model: nn.Module | None = model
         self.criterion: Callable[[nn.Module, Any], Tensor] | None = criterion
         self.frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
         scope = _Scope(model)
-        buffers = {f"model.{name}": buffer for name, buffer in model.named_buffers()}
         names = [f"model.{name}" for name in trainable]
 
         def at(tensors: Sequence[Tensor], action: Action) -> Any:
             # Buffers go in as copies: a BatchNorm in training mode updates them in place.
-            state = dict(zip(names, tensors, strict=True)) | {name: b.clone() for name, b in buffers.items()}
-            return torch.func.functional_call(scope, state, (action,))
+            state = dict(zip(names, tensors, strict=True))
+            state |= {f"model.{name}": b.clone() for name, b in (self._earlier or dict(model.named_buffers())).items()}
+            with plainly():
+                return torch.func.functional_call(scope, state, (action,))
 
-        self._setup(lambda tensors, batch: criterion(model, batch), at, trainable, batches, curvature)
+        self._setup(lambda tensors, batch: criterion(model, batch), at, trainable, batches, curvature, noise)
 
     def on(self, model: nn.Module | None, batches: Iterable[Any]) -> "Loss":
         """The same criterion on another model and other batches.
@@ -103,7 +144,8 @@ class Loss:
         """
         if model is None or self.criterion is None:
             raise BadInput("expected the loss of a model, ml.Loss(model, criterion, batches), got one of plain functions")
-        return Loss(model, self.criterion, batches, curvature="difference" if self._differences else "exact")
+        curvature: Literal["exact", "difference"] = "difference" if self._differences else "exact"
+        return Loss(model, self.criterion, batches, curvature=curvature, noise=self.noise)
 
     @classmethod
     def of(
@@ -146,10 +188,11 @@ class Loss:
         parameters: dict[str, Tensor],
         batches: Iterable[Any],
         curvature: str,
+        noise: Literal["fixed"] | int | None = None,
     ) -> None:
         for name, p in parameters.items():
-            if not p.is_floating_point():
-                raise BadType(f"parameter '{name}' is {p.dtype}; expected a real floating-point parameter")
+            if p.dtype not in (torch.float32, torch.float64):
+                raise BadType(f"parameter '{name}' is {p.dtype}; expected a real one, float32 or float64: {_advice(p.dtype)}")
         if not parameters:
             raise BadInput("the model has no trainable parameters (requires_grad is False for all): nothing to audit")
         if len({p.dtype for p in parameters.values()}) > 1 or len({p.device for p in parameters.values()}) > 1:
@@ -157,11 +200,15 @@ class Loss:
             raise BadType(f"all parameters must share one dtype and device, got {', '.join(kinds)}")
         if curvature not in ("exact", "difference"):
             raise BadInput(f"curvature must be 'exact' or 'difference', got {curvature!r}")
+        if noise not in (None, "fixed") and (not isinstance(noise, int) or isinstance(noise, bool) or noise < 1):
+            raise BadInput(f"noise must be None, 'fixed' or a number of seeds to average over, got {noise!r}")
         self._function, self._at = function, at
+        self.noise: Literal["fixed"] | int | None = noise
+        self._earlier: Mapping[str, Tensor] = {}
         self.layout = Layout(parameters)
         self._differences = curvature == "difference"
-        self._guarded = self._differences
-        self.batches = Batches(batches, self.device)
+        self._guarded = False
+        self.batches = Batches(batches, self.device, noise if isinstance(noise, int) else 1)
         self._many = ManyPoints(self._plain_value, self.gradient, self.batches)
         self._require_finite(self.theta, "parameter")
 
@@ -195,6 +242,24 @@ class Loss:
         """Whether curvature comes from differences of gradients, by choice or because the guard found it wrong."""
         return self._differences
 
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of numbers about L must know besides, as far as it is known by now."""
+        found = []
+        if self._differences:
+            found.append("curvature by differences of gradients")
+        if self.frozen:
+            found.append(f"frozen parameters left out: {some(self.frozen)}")
+        if self.noise is not None:
+            seeds = "a fixed seed" if self.noise == "fixed" else f"{self.noise} seeds"
+            found.append(f"L draws random numbers: it is that of {seeds} for each batch")
+        if uneven := self.batches.uneven:
+            least, most = uneven
+            found.append(f"batches of {least} to {most} samples: L is their plain mean, samples of small ones weigh more")
+        if moved := self._moved:
+            found.append(f"each step moves buffers ({some(moved)}): L is that of those found here, for past steps too")
+        return found
+
     def __len__(self) -> int:
         """Number of batches."""
         return len(self.batches)
@@ -213,12 +278,13 @@ class Loss:
         values = [self._at(tensors, lambda d=data, i=i: self._value(tensors, d, i)) for i, data in self.batches.select(batch)]
         return torch.stack(values).mean()
 
-    def gradient(self, theta: Tensor, batch: int | None = None) -> Tensor:
+    def gradient(self, theta: Tensor, batch: int | None = None, noise: Standing | None = None) -> Tensor:
         """grad L(theta), shape (d,); of one batch if its index is given.
 
         Args:
             theta: shape (d,).
             batch: index of a batch; None means the average over all.
+            noise: where the generators stood at a training step whose noise is to be drawn again; default that of the loss.
 
         Returns:
             Shape (d,), detached.
@@ -227,7 +293,59 @@ class Loss:
             NotFinite: loss or gradient is infinite or NaN; says where first.
             BadInput: the loss does not depend on the parameters.
         """
-        return self._average(batch, lambda data, i: self._gradient(theta, data, i))
+        return self._average(batch, lambda data, i: self._gradient(theta, data, i, noise))
+
+    def backward(self, batch: int | None = None) -> Tensor:
+        """The model's own forward and backward pass, as in training: it fills `.grad`, buffers and generators move.
+
+        Args:
+            batch: index of a batch; None means the average over all, accumulated.
+
+        Returns:
+            The gradient, shape (d,), 0 where a parameter gets none and its `.grad` stays None.
+
+        Raises:
+            NotFinite: loss or gradient is infinite or NaN; says where first.
+            BadInput: the loss does not depend on the parameters.
+        """
+        if self.model is None or self.criterion is None:
+            gradient = self.gradient(self.theta, batch)
+            self.layout.set_gradients(gradient)
+            return gradient
+        for p in self.layout.tensors:
+            p.grad = None
+        used = range(self.batches.different) if batch is None else [batch]
+        for i, data in itertools.chain.from_iterable(map(self.batches.select, used)):
+            with torch.enable_grad():
+                (self._scalar(self.criterion(self.model, data), self.layout.tensors, i) / len(used)).backward()
+        grads = [p.grad for p in self.layout.tensors]
+        self._require_dense(grads)
+        gradient = flat(torch.zeros_like(p) if g is None else g for p, g in zip(self.layout.tensors, grads, strict=True))
+        self._require_finite(gradient, "the gradient of" if batch is None else f"on batch {batch} the gradient of")
+        return gradient
+
+    def buffers(self) -> dict[str, Tensor]:
+        """Copies of the model's buffers."""
+        return {} if self.model is None else {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+
+    @contextmanager
+    def before(self, buffers: Mapping[str, Tensor]) -> Iterator[None]:
+        """A context in which L is that of earlier buffers.
+
+        Args:
+            buffers: from `buffers()`.
+        """
+        self._earlier = buffers
+        try:
+            yield
+        finally:
+            self._earlier = {}
+
+    @property
+    def _moved(self) -> list[str]:
+        """Names of the buffers that have moved since those of `before`; none outside that context."""
+        now = dict(self.model.named_buffers()) if self.model is not None and self._earlier else {}
+        return [name for name, buffer in now.items() if not torch.equal(buffer, self._earlier[name])]
 
     def gradients(self, thetas: Tensor, batches: Sequence[int] | None = None) -> Tensor:
         """grad L at each of many points, several in one call where they are small.
@@ -301,40 +419,45 @@ class Loss:
     def _plain_value(self, theta: Tensor, data: Any) -> Tensor:
         """L of a batch without checks, for torch.func's transforms; shape ()."""
         tensors = self.layout.views(theta)
-        return self._at(tensors, lambda: self._function(tensors, data)).reshape(())
+        return _loss_in(self._at(tensors, lambda: self._function(tensors, data))).reshape(())
 
-    def _value(self, tensors: Sequence[Tensor], data: Any, index: int) -> Tensor:
-        with isolated(self.device):
-            value = self._function(tensors, data)
+    def _value(self, tensors: Sequence[Tensor], data: Any, index: int, noise: Standing | None = None) -> Tensor:
+        with isolated(self.device, noise or (None if self.noise is None else index)):
+            return self._scalar(self._function(tensors, data), tensors, index)
+
+    def _scalar(self, value: Any, tensors: Sequence[Tensor], index: int) -> Tensor:
+        """What a criterion returned on a batch, shape (), if it can be a loss."""
+        value = _loss_in(value)
         if not isinstance(value, Tensor) or value.numel() != 1:
             got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise BadType(f"criterion must return a scalar tensor, got {got}; take the mean over the batch")
         if not torch.isfinite(value):
             self._require_finite(flat(t.detach() for t in tensors), "parameter")
             raise NotFinite(f"the loss is {value.item()} on batch {index}; lower the learning rate or check the data")
+        if torch.is_grad_enabled() and not value.requires_grad and any(t.requires_grad for t in tensors):
+            raise BadInput("the loss does not depend on the parameters: criterion returned a tensor without a graph")
         return value.reshape(())
 
     def _leaves(self, theta: Tensor) -> list[Tensor]:
         return [view.requires_grad_() for view in self.layout.views(theta.detach())]
 
-    def _backward(self, theta: Tensor, data: Any, index: int, create_graph: bool) -> tuple[list[Tensor], list[Tensor]]:
+    def _backward(
+        self, theta: Tensor, data: Any, index: int, create_graph: bool, noise: Standing | None = None
+    ) -> tuple[list[Tensor], list[Tensor]]:
         leaves = self._leaves(theta)
 
         def differentiate() -> tuple[Tensor | None, ...]:
-            value = self._value(leaves, data, index)
-            if not value.requires_grad:
-                raise BadInput("the loss does not depend on the parameters: criterion returned a tensor without a graph")
+            value = self._value(leaves, data, index, noise)
             return torch.autograd.grad(value, leaves, create_graph=create_graph, allow_unused=True)
 
         with torch.enable_grad():
             # The backward pass in the scope too: a model with checkpointing runs its forward pass again in it.
             grads = self._at(leaves, differentiate)
-        if sparse := next((n for n, g in zip(self.names, grads, strict=True) if g is not None and g.is_sparse), None):
-            raise BadType(f"the gradient of '{sparse}' is sparse; expected dense, use Embedding(sparse=False)")
+        self._require_dense(grads)
         return leaves, [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, grads, strict=True)]
 
-    def _gradient(self, theta: Tensor, data: Any, index: int) -> Tensor:
-        _, grads = self._backward(theta, data, index, create_graph=False)
+    def _gradient(self, theta: Tensor, data: Any, index: int, noise: Standing | None = None) -> Tensor:
+        _, grads = self._backward(theta, data, index, False, noise)
         gradient = flat(grads)
         self._require_finite(gradient, f"on batch {index} the gradient of")
         return gradient
@@ -380,17 +503,28 @@ class Loss:
     def _guard(self, theta: Tensor) -> None:
         if self._guarded:
             return
-        self._guarded = True
+        self.batches.require_replayable()
+        if not self._differences:
+            self._differences = self._needs_differences(theta)
+        self._guarded = True  # not before: what was refused once is refused again
+
+    def _needs_differences(self, theta: Tensor) -> bool:
         (index, data), *_ = self.batches.select(0)
         views = self.layout.views(theta.detach())
-        self._differences = guard.needs_differences(
+        return guard.needs_differences(
             gradient=lambda x: self._gradient(x, data, index),
             curvature=lambda x, v: self._linearize(x, data, index)[1](v, False),
             theta=theta.detach(),
             slices=self.slices,
             model=self.model,
             evaluate=lambda: self._at(views, lambda: self._value(views, data, index)),
+            # With a seed a batch the generators stand where it puts them, and nothing is drawn from where they stood.
+            draws=self.noise is None and draws(lambda: self._at(views, lambda: self._function(views, data)), self.device),
         )
+
+    def _require_dense(self, grads: Sequence[Tensor | None]) -> None:
+        if sparse := next((n for n, g in zip(self.names, grads, strict=True) if g is not None and g.is_sparse), None):
+            raise BadType(f"the gradient of '{sparse}' is sparse; expected dense, use Embedding(sparse=False)")
 
     def _require_finite(self, vector: Tensor, what: str) -> None:
         # One pass: a sum is finite only if all terms are, but for overflow, which the second look rules out.

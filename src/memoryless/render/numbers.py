@@ -5,7 +5,7 @@ The axis is signed-logarithmic: the position of a change c is asinh(c / scale), 
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, TypeGuard
 
@@ -70,6 +70,20 @@ def cosine(value: float | None) -> str:
         value: in [-1, 1].
     """
     return f"{value:.2f}".replace("-", MINUS) if finite(value) else NOTHING
+
+
+def some(names: Sequence[str], most: int = 4) -> str:
+    """Names one by one where they are few, else the first and how many others.
+
+    Args:
+        names: at least one.
+        most: that are listed whole.
+
+    Example:
+        >>> some(["a", "b"]), some(["a", "b", "c", "d", "e"])
+        ('a, b', 'a and 4 others')
+    """
+    return ", ".join(names) if len(names) <= most else f"{names[0]} and {len(names) - 1:,} others"
 
 
 def label(name: str) -> str:
