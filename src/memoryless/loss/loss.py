@@ -158,7 +158,8 @@ class Loss:
         if curvature not in ("exact", "difference"):
             raise BadInput(f"curvature must be 'exact' or 'difference', got {curvature!r}")
         self._function, self._at = function, at
-        self.layout = Layout(parameters)
+        self.layout = Layout(parameters, self._find_unreached)
+        self._unreached = set(parameters)
         self._differences = curvature == "difference"
         self._guarded = self._differences
         self.batches = Batches(batches, self.device)
@@ -331,6 +332,7 @@ class Loss:
             grads = self._at(leaves, differentiate)
         if sparse := next((n for n, g in zip(self.names, grads, strict=True) if g is not None and g.is_sparse), None):
             raise BadType(f"the gradient of '{sparse}' is sparse; expected dense, use Embedding(sparse=False)")
+        self._unreached -= {n for n, g in zip(self.names, grads, strict=True) if g is not None}
         return leaves, [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, grads, strict=True)]
 
     def _gradient(self, theta: Tensor, data: Any, index: int) -> Tensor:
@@ -338,6 +340,15 @@ class Loss:
         gradient = flat(grads)
         self._require_finite(gradient, f"on batch {index} the gradient of")
         return gradient
+
+    def _find_unreached(self) -> set[str]:
+        """Names of the parameters without gradient on any batch."""
+        theta = self.theta
+        for index, data in self.batches.select(None) if self._unreached else ():
+            self._backward(theta, data, index, create_graph=False)
+            if not self._unreached:
+                break
+        return self._unreached
 
     def _linearize(self, theta: Tensor, data: Any, index: int) -> tuple[Tensor, Callable[[Tensor, bool], Tensor]]:
         with twice_differentiable():

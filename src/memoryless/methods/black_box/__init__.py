@@ -2,6 +2,7 @@
 
 May import `methods.method`, `methods.forgetting`, and what lies below `methods`.
 
-In reading order: `snapshot` (a live optimizer's memory as a value), `torch_method` (step() as a function),
+In reading order: `rewound` (a live optimizer steps and is put back), `snapshot` (a memory as a value), `remade` (a live
+optimizer made anew, its memory empty), `torch_method` (step() as a function),
 `derivative` (of the update, in two ways), `state_map` (the memory as one vector, at rest and disturbed).
 """

@@ -24,7 +24,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from memoryless.errors import BadInput, BadType, DrawsNumbers, Reevaluates, StepFailed
 from memoryless.flat import Layout, norm, slices_of
 from memoryless.isolation import isolated
-from memoryless.methods.black_box.snapshot import State, Twin
+from memoryless.methods.black_box.remade import remade
+from memoryless.methods.black_box.snapshot import State, Twin, first_line, insists_on_closure
 from memoryless.methods.method import Part
 
 SHOWN = ("lr", "betas", "momentum", "alpha")
@@ -91,29 +92,20 @@ class TorchMethod:
         """A live optimizer's method, with its present hyperparameters and empty memory; it is left alone.
 
         Args:
-            optimizer: its class is called with its param groups.
-            layout: of theta; without it theta is the optimizer's parameters in their order.
+            optimizer: its class is called with its hyperparameters.
+            layout: of theta; without it theta is the optimizer's parameters in their order. The unused ones do not move.
 
         Raises:
-            BadInput: its class cannot be called so; give `TorchMethod` a factory then.
+            BadInput: its class cannot be called so, or what it makes steps otherwise; give `TorchMethod` a factory then.
         """
         own = [p for group in optimizer.param_groups for p in group["params"]]
         order = own if layout is None else layout.tensors
-        place = {id(p): i for i, p in enumerate(order)}
-        if not set(place) & {id(p) for p in own}:
+        held = {id(p) for p in own} & ({id(p) for p in own} if layout is None else set(layout.used))
+        if not held:
             raise BadInput("the optimizer holds none of the loss's parameters; build both from the same model")
-        accepted = inspect.signature(type(optimizer)).parameters
-        hyper = {key: value for key, value in optimizer.defaults.items() if key in accepted}
-
-        def factory(parameters: list[nn.Parameter]) -> Optimizer:
-            groups = [
-                {key: value for key, value in group.items() if key not in ("params", "param_names")}
-                | {"params": [parameters[place[id(p)]] for p in group["params"] if id(p) in place]}
-                for group in optimizer.param_groups
-            ]
-            return type(optimizer)(groups, **hyper)  # pyright: ignore[reportCallIssue]
-
-        return cls(factory, [p.shape for p in order])
+        moving = [i for i, p in enumerate(order) if id(p) in held]
+        how = remade(optimizer, [order[i] for i in moving], order[0].device)
+        return cls(lambda parameters: how.new([parameters[i] for i in moving]), [p.shape for p in order])
 
     @cached_property
     def exact(self) -> "TorchMethod":
@@ -158,7 +150,7 @@ class TorchMethod:
         try:
             made = self.factory(list(parameters))
         except Exception as error:
-            raise BadInput(f"the factory raised {type(error).__name__}: {_line(error)}") from error
+            raise BadInput(f"the factory raised {type(error).__name__}: {first_line(error)}") from error
         optimizer, scheduler = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
         if not isinstance(optimizer, Optimizer):
             raise BadType(
@@ -167,7 +159,7 @@ class TorchMethod:
         if scheduler is not None and not hasattr(scheduler, "step"):
             raise BadType(f"the factory's scheduler must have a step(), got {type(scheduler).__name__}")
         _require_own(optimizer, parameters)
-        return Twin(parameters, optimizer, scheduler, self.needs_closure or _needs_closure(optimizer))
+        return Twin(parameters, optimizer, scheduler, self.needs_closure or insists_on_closure(optimizer))
 
     def init(self, theta: Tensor) -> State:
         """Empty memory for theta of shape (d,)."""
@@ -217,7 +209,7 @@ class TorchMethod:
             raise
         except Exception as error:
             name = type(twin.optimizer).__name__
-            raise StepFailed(f"{name}.step() raised {type(error).__name__} on dense gradients: {_line(error)}") from error
+            raise StepFailed(f"{name}.step() raised {type(error).__name__} on dense gradients: {first_line(error)}") from error
         _require_own(twin.optimizer, twin.parameters)
         return (theta - after) / self.lr
 
@@ -320,16 +312,13 @@ def _require_own(optimizer: Optimizer, parameters: list[nn.Parameter]) -> None:
         )
 
 
-def _needs_closure(optimizer: Optimizer) -> bool:
-    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
-    return closure is not None and closure.default is inspect.Parameter.empty
-
-
 def _lr(optimizer: Optimizer) -> float:
-    group = optimizer.param_groups[0]
-    if "lr" not in group:
+    """Of the first param group that moves something, before any schedule."""
+    groups = [group for group in optimizer.param_groups if group["params"]]
+    if any("lr" not in group for group in groups):
         raise BadInput(f"{type(optimizer).__name__} has no 'lr' in its param groups; expected a learning rate there")
-    lr = float(group.get("initial_lr", group["lr"]))
+    lrs = [float(group.get("initial_lr", group["lr"])) for group in groups]
+    lr = next((lr for lr in lrs if lr != 0), 0.0)
     if not (np.isfinite(lr) and lr > 0):
         raise BadInput(f"{type(optimizer).__name__}: lr must be positive and finite, got {lr}")
     return lr
@@ -344,10 +333,6 @@ def _shown(optimizer: Optimizer) -> dict[str, Any]:
         for key, value in hyper.items()
         if key in SHOWN or (key in defaults and key != "params" and value is not None and value != defaults[key].default)
     }
-
-
-def _line(error: Exception) -> str:
-    return (str(error).splitlines() or ["no message"])[0]
 
 
 _COARSE = {torch.bfloat16, torch.float16, torch.float32}
@@ -381,6 +366,19 @@ class _Dtypes(TorchDispatchMode):
         return result
 
 
+def same_update(F: Tensor, other: Tensor, dtype: torch.dtype) -> bool:
+    """Whether two runs of one step gave the same to rounding.
+
+    Where a tensor lies in memory may change the order of a sum, and an inverse root enlarges that.
+
+    Args:
+        F: update, shape (d,).
+        other: likewise.
+        dtype: that step() computes in.
+    """
+    return float(norm(F - other)) <= min(10 * torch.finfo(dtype).eps ** 0.5, 1e-3) * float(norm(F))
+
+
 def _inspected(method: TorchMethod) -> torch.dtype:
     """Try three steps on random vectors: the type computed in, and whether step() is a function of what it is given."""
     generator = torch.Generator().manual_seed(0)
@@ -402,15 +400,13 @@ def _inspected(method: TorchMethod) -> torch.dtype:
         twin = start.restored()
         again = torch.stack([method.displacement(twin, gradient, theta) for gradient in gradients])[-1]
     name = type(twin.optimizer).__name__
-    # Where a tensor lies in memory may change the order of a sum, and an inverse root enlarges that.
-    rounding = min(10 * torch.finfo(dtype).eps ** 0.5, 1e-3) * float(norm(F))
-    if not float(norm(F - again)) <= rounding:
+    if not same_update(F, again, dtype):
         raise BadInput(
             f"{name} keeps memory outside itself: two runs from the same state differ, so step() is no function of it"
         )
     if twin.needs_closure and not torch.equal(F, run(1, loss=1.0)[0]):
         raise Reevaluates(f"{name}.step() uses the value of the loss: it is no function of one gradient per step")
     other, *_ = run(2)
-    if not float(norm(F - other)) <= rounding:
+    if not same_update(F, other, dtype):
         raise DrawsNumbers(name, float(norm(F - other) / norm(F)))
     return dtype
