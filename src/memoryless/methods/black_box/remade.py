@@ -134,8 +134,8 @@ def remade(live: Optimizer, tensors: Sequence[Tensor], device: torch.device) -> 
     own = acting(live)
     if beside:
         raise BadInput(
-            f"{name} has {own or 'parts'} that act on more than they are given ({', '.join(sorted(beside))}), so a second {name} cannot be run "
-            "beside it; give ml.TorchMethod a factory"
+            f"{name} has {own or 'parts'} that act on more than they are given ({', '.join(sorted(beside))}), so a second {name} "
+            "cannot be run beside it; give ml.TorchMethod a factory"
         )
     # theta is rounded at each step, and an inverse root enlarges the rounding of the update.
     eps = torch.finfo(tensors[0].dtype).eps

@@ -253,9 +253,8 @@ def _keep_object(name: str, value: Any) -> Found:
     for cls in mro:
         for key, shared in list(vars(cls).items()):
             if isinstance(shared, types.MemberDescriptorType) and hasattr(value, key):
-                yield from _keep_slot(
-                    key, lambda key=key: getattr(value, key), functools.partial(object.__setattr__, value, key)
-                )
+                read = functools.partial(getattr, value, key)
+                yield from _keep_slot(key, read, functools.partial(object.__setattr__, value, key))
             elif not key.startswith("__") and isinstance(shared, (int, float, Tensor, dict, list, deque, set)):
                 yield from _keep_slot(key, lambda cls=cls, key=key: vars(cls).get(key), functools.partial(setattr, cls, key))
 
@@ -265,7 +264,7 @@ def equal(one: Any, other: Any) -> bool:
     if isinstance(one, Tensor) or isinstance(other, Tensor):
         return type(one) is type(other) and one.dtype == other.dtype and torch.equal(one, other)
     if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
-        return type(one) is type(other) and np.arrayequal(one, other)
+        return type(one) is type(other) and np.array_equal(one, other)
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(equal(value, other[key]) for key, value in one.items())
     if isinstance(one, (list, tuple, deque)) and type(one) is type(other):
@@ -289,15 +288,9 @@ _KINDS: list[tuple[Any, Callable[[str, Any], Found]]] = [
     (types.CellType, _keep_cell),
     (weakref.ref, lambda name, value: iter([(name, value())])),
     (types.GeneratorType, _keep_coroutine),
-    (
-        torch.Generator,
-        _keep_state(lambda g: g.get_state().tolist(), lambda g, s: g.set_state(torch.tensor(s, dtype=torch.uint8))),
-    ),
+    (torch.Generator, _keep_state(torch.Generator.get_state, torch.Generator.set_state)),
     (random.Random, _keep_state(random.Random.getstate, random.Random.setstate)),
-    (
-        np.random.RandomState,
-        _keep_state(lambda g: (*(s := g.get_state())[:1], s[1].tolist(), *s[2:]), lambda g, s: g.set_state(s)),
-    ),
+    (np.random.RandomState, _keep_state(np.random.RandomState.get_state, np.random.RandomState.set_state)),
     (np.random.Generator, _keep_state(lambda g: g.bit_generator.state, lambda g, s: setattr(g.bit_generator, "state", s))),
 ]
 
