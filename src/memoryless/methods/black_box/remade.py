@@ -115,7 +115,7 @@ def remade(live: Optimizer, tensors: Sequence[Tensor], device: torch.device) -> 
     with rewound(live, tensors, device) as rewind:
         groups, attributes = _groups(live), _attributes(live)
         path = _path(live, tensors)
-        memory = frozenset(_differing(groups, _groups(live)))
+        memory = frozenset(_differing(groups, _groups(live))) | _kept_by_itself(live)
         changed = _differing([attributes], [_attributes(live)])
         rewind()
         while True:
@@ -123,7 +123,7 @@ def remade(live: Optimizer, tensors: Sequence[Tensor], device: torch.device) -> 
             fresh = how.new(parameters := _stand_in(tensors))
             groups = _groups(fresh)
             _path(fresh, parameters)
-            more = _differing(groups, _groups(fresh)) | _kept_by_itself(live, groups)
+            more = _differing(groups, _groups(fresh))
             if more <= memory:
                 break
             memory |= more
@@ -134,7 +134,7 @@ def remade(live: Optimizer, tensors: Sequence[Tensor], device: torch.device) -> 
     own = acting(live)
     if beside:
         raise BadInput(
-            f"{name} has {own or 'parts'} that act on more than they are given ({', '.join(sorted(beside))}), so a second {name} "
+            f"{name} has {own or 'parts'} that act on more than they are given ({', '.join(sorted(beside))}), so a second one "
             "cannot be run beside it; give ml.TorchMethod a factory"
         )
     # theta is rounded at each step, and an inverse root enlarges the rounding of the update.
@@ -172,13 +172,13 @@ def _stand_in(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [nn.Parameter(p.detach().clone()) for p in tensors]
 
 
-def _kept_by_itself(live: Optimizer, groups: Sequence[Mapping[str, Any]]) -> set[str]:
-    """Keys that its class puts into a param group, that no argument names, and that have changed since it was made."""
+def _kept_by_itself(live: Optimizer) -> set[str]:
+    """Keys of param groups that the class makes, that no argument names, and that have changed since; schedules write lr."""
     arguments = inspect.signature(type(live)).parameters
     if any(argument.kind is inspect.Parameter.VAR_KEYWORD for argument in arguments.values()):
         return set()
-    inner = {key for group in groups for key in group if key in live.defaults and key not in arguments}
-    return {key for key in inner - {"lr"} for group in live.param_groups if not equal(group.get(key), live.defaults[key])}
+    inner = live.defaults.keys() - arguments.keys() - {"lr"}
+    return {key for key in inner for group in live.param_groups if not equal(group.get(key), live.defaults[key])}
 
 
 def _groups(optimizer: Optimizer) -> list[dict[str, Any]]:
