@@ -24,6 +24,8 @@ from memoryless.methods.black_box.snapshot import first_line, take_step
 
 SCALES = 1.0, 1e3, 1.0
 """Sizes of the random gradients to try steps with: a clipping, or a step taken every second time, shows."""
+LONGER = *SCALES, *(0.0,) * 8
+"""0: the last gradient again. What only a steady descent moves, such as an estimate of the distance to go, shows."""
 TORCHS = {"params", "param_names", "initial_lr"}
 """Of a param group what torch keeps there: parameters, and the lr before a schedule, which the new optimizer has not."""
 BESIDE = {"state", "param_groups", "defaults", "step"}
@@ -52,11 +54,13 @@ class Remade(NamedTuple):
         live: the optimizer.
         tensors: its parameters that are to move, in the order of theta with others left out.
         memory: keys of its param groups that are not given to the new one.
+        settings: attributes that are.
     """
 
     live: Optimizer
     tensors: Sequence[Tensor]
     memory: frozenset[str]
+    settings: frozenset[str] = frozenset()
 
     def new(self, parameters: Sequence[Tensor]) -> Optimizer:
         """The new one, over parameters that stand for `tensors`.
@@ -65,7 +69,7 @@ class Remade(NamedTuple):
             BadInput: its class cannot be called so.
         """
         cls, stand_in = type(self.live), self._stand_ins(parameters)
-        accepted = set(inspect.signature(cls).parameters) - TORCHS - self.memory
+        accepted = _arguments(cls) - TORCHS - self.memory
         # Some settings are attributes, of the name of the argument.
         attributes = {key: value for key, value in vars(self.live).items() if isinstance(value, PLAIN)}
         settings = {key: value for key, value in (attributes | self.live.defaults).items() if key in accepted}
@@ -81,6 +85,7 @@ class Remade(NamedTuple):
                 f"no second {cls.__name__} can be made from the param groups of this one ({type(error).__name__}: "
                 f"{first_line(error)}), so its memory cannot be emptied; give ml.TorchMethod a factory"
             ) from error
+        vars(made).update({key: vars(self.live)[key] for key in self.settings})
         for hooks in HOOKS:
             getattr(made, hooks).update(getattr(self.live, hooks))
         return made
@@ -115,18 +120,21 @@ def remade(live: Optimizer, tensors: Sequence[Tensor], device: torch.device) -> 
     with rewound(live, tensors, device) as rewind:
         groups, attributes = _groups(live), _attributes(live)
         path = _path(live, tensors)
-        memory = frozenset(_differing(groups, _groups(live))) | _kept_by_itself(live)
+        memory = _differing(groups, _groups(live))
         changed = _differing([attributes], [_attributes(live)])
         rewind()
+        how = Remade(live, tensors, memory | _kept_by_itself(live))
         while True:
-            how = Remade(live, tensors, memory)
             fresh = how.new(parameters := _stand_in(tensors))
-            groups = _groups(fresh)
-            _path(fresh, parameters)
-            more = _differing(groups, _groups(fresh))
-            if more <= memory:
+            groups, start = _groups(fresh), _attributes(fresh)
+            _path(fresh, parameters, LONGER)
+            memory |= _differing(groups, _groups(fresh))
+            fixed = changed | _differing([start], [_attributes(fresh)])
+            plain = {key for key, value in start.items() if isinstance(value, PLAIN) and isinstance(attributes.get(key), PLAIN)}
+            settings = how.settings | {key for key in plain - fixed if start[key] != attributes[key]}
+            if (memory, settings) == (how.memory, how.settings):
                 break
-            memory |= more
+            how = Remade(live, tensors, memory, settings)
         beside = rewind()
         filled = how.filled(parameters := _stand_in(tensors), changed)
         again = _path(filled, parameters)
@@ -149,16 +157,18 @@ def remade(live: Optimizer, tensors: Sequence[Tensor], device: torch.device) -> 
     return how
 
 
-def _path(optimizer: Optimizer, parameters: Sequence[Tensor]) -> list[Tensor]:
+def _path(optimizer: Optimizer, parameters: Sequence[Tensor], scales: Sequence[float] = SCALES) -> list[Tensor]:
     """Theta before and after each of a few steps with random gradients, float64."""
     generator = torch.Generator().manual_seed(0)
     theta = [_theta(parameters)]
     with isolated(parameters[0].device, seed=0):
-        for scale in SCALES:
+        for scale in scales:
+            if scale:
+                gradients = [scale * torch.randn(p.shape, generator=generator, dtype=torch.float64) for p in parameters]
             for p in (p for group in optimizer.param_groups for p in group["params"]):
                 p.grad = None
-            for p in parameters:
-                p.grad = (scale * torch.randn(p.shape, generator=generator, dtype=torch.float64)).to(p)
+            for p, gradient in zip(parameters, gradients, strict=True):
+                p.grad = gradient.to(p, copy=True)
             take_step(optimizer, parameters)
             theta.append(_theta(parameters))
     return theta
@@ -172,12 +182,23 @@ def _stand_in(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [nn.Parameter(p.detach().clone()) for p in tensors]
 
 
+def _arguments(cls: type) -> set[str]:
+    """Names of what it can be made from, its parents' arguments too where it hands them on."""
+    found: set[str] = set()
+    for parent in cls.__mro__:
+        arguments = inspect.signature(parent).parameters if parent is not object else {}
+        found |= arguments.keys()
+        if all(argument.kind is not inspect.Parameter.VAR_KEYWORD for argument in arguments.values()):
+            break
+    return found - {"args", "kwargs"}
+
+
 def _kept_by_itself(live: Optimizer) -> set[str]:
-    """Keys of param groups that the class makes, that no argument names, and that have changed since; schedules write lr."""
-    arguments = inspect.signature(type(live)).parameters
-    if any(argument.kind is inspect.Parameter.VAR_KEYWORD for argument in arguments.values()):
-        return set()
-    inner = live.defaults.keys() - arguments.keys() - {"lr"}
+    """Keys of param groups that the class makes, that no argument names, and that have changed since; schedules write lr.
+
+    They count as memory if they change along the steps of a new one, too.
+    """
+    inner = live.defaults.keys() - _arguments(type(live)) - {"lr"}
     return {key for key in inner for group in live.param_groups if not equal(group.get(key), live.defaults[key])}
 
 
@@ -190,14 +211,14 @@ def _attributes(optimizer: Optimizer) -> dict[str, Any]:
     return {key: _copied(value, {}) for key, value in vars(optimizer).items() if key not in inner}
 
 
-def _differing(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> set[str]:
+def _differing(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> frozenset[str]:
     missing = object()
-    return {
+    return frozenset(
         key
         for one, other in zip(before, after, strict=True)
         for key in one.keys() | other.keys()
         if not equal(one.get(key, missing), other.get(key, missing))
-    }
+    )
 
 
 def _copied(value: Any, stand_in: Mapping[int, Tensor]) -> Any:
