@@ -207,8 +207,8 @@ def inspect(
         notes = [*notes, f"black box, differentiated by {first.way}: {first.reason}"]
     F, delta = found.F if live is None else found.precise_F, None
     if live is not None:
-        # (theta - theta_next) / lr is known to the rounding of theta / lr, in the type in which the step was taken, and F to that
-        # of its arithmetic: nothing below them is memory.
+        # (theta - theta_next) / lr is known to the rounding of theta / lr, in the type in which the step was taken, and F to
+        # that of its arithmetic: nothing below them is memory.
         rounding = torch.finfo(live.dtype).eps * (norm(theta) / lr + 100 * norm(F))
         delta = (live - F).to(theta.dtype)
         if norm(delta) <= rounding:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from memoryless.errors import BadInput
+from memoryless.errors import BadInput, StepFailed
 from memoryless.flat import flat, norm
 from memoryless.isolation import isolated
 from memoryless.methods.black_box.rewound import PLAIN, equal, rewound
@@ -73,8 +73,11 @@ class Remade(NamedTuple):
         # Some settings are attributes, of the name of the argument.
         attributes = {key: value for key, value in vars(self.live).items() if isinstance(value, PLAIN)}
         settings = {key: value for key, value in (attributes | self.live.defaults).items() if key in accepted}
+        # Defaults are as they were at the start, but for those that are changed in place.
+        start = {key: value for key, value in self.live.defaults.items() if key in self.memory and isinstance(value, PLAIN)}
         groups = [
-            {key: _copied(value, stand_in) for key, value in group.items() if key not in self.memory | TORCHS}
+            start
+            | {key: _copied(value, stand_in) for key, value in group.items() if key not in self.memory | TORCHS}
             | {"params": [stand_in[id(p)] for p in group["params"] if id(p) in stand_in]}
             for group in self.live.param_groups
         ]
@@ -127,7 +130,13 @@ def remade(live: Optimizer, tensors: Sequence[Tensor], device: torch.device) -> 
         while True:
             fresh = how.new(parameters := _stand_in(tensors))
             groups, start = _groups(fresh), _attributes(fresh)
-            _path(fresh, parameters, LONGER)
+            try:
+                _path(fresh, parameters, LONGER)
+            except StepFailed:
+                if how.memory == memory:
+                    raise
+                how = how._replace(memory=memory)  # a mode that it is in, rather than memory
+                continue
             memory |= _differing(groups, _groups(fresh))
             fixed = changed | _differing([start], [_attributes(fresh)])
             plain = {key for key, value in start.items() if isinstance(value, PLAIN) and isinstance(attributes.get(key), PLAIN)}
@@ -162,6 +171,7 @@ def _path(optimizer: Optimizer, parameters: Sequence[Tensor], scales: Sequence[f
     generator = torch.Generator().manual_seed(0)
     theta = [_theta(parameters)]
     with isolated(parameters[0].device, seed=0):
+        gradients: list[Tensor] = []
         for scale in scales:
             if scale:
                 gradients = [scale * torch.randn(p.shape, generator=generator, dtype=torch.float64) for p in parameters]
