@@ -24,7 +24,7 @@ from memoryless.methods.black_box.snapshot import first_line, take_step
 
 SCALES = 1.0, 1e3, 1.0
 """Sizes of the random gradients to try steps with: a clipping, or a step taken every second time, shows."""
-LONGER = *SCALES, *(0.0,) * 8
+LONGER = 1.0, *(0.0,) * 8, *SCALES
 """0: the last gradient again. What only a steady descent moves, such as an estimate of the distance to go, shows."""
 TORCHS = {"params", "param_names", "initial_lr"}
 """Of a param group what torch keeps there: parameters, and the lr before a schedule, which the new optimizer has not."""
