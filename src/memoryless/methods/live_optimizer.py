@@ -1,7 +1,6 @@
 """A live torch optimizer as a method: recognise it, read its step, ask what it would do next."""
 
 import copy
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +15,7 @@ from memoryless.methods import catalogue
 from memoryless.methods.black_box.remade import acting
 from memoryless.methods.black_box.rewound import rewound
 from memoryless.methods.black_box.snapshot import take_step
-from memoryless.methods.black_box.torch_method import TorchMethod, same_update
+from memoryless.methods.black_box.torch_method import TorchMethod, same_update, stepsize
 from memoryless.methods.method import AnyOptimizer, Groups, Index, Method, Part
 from memoryless.methods.method_optimizer import MethodOptimizer
 
@@ -106,7 +105,7 @@ def recognised(optimizer: Optimizer, layout: Layout | None = None) -> Method | G
     if (acts := acting(optimizer)) is not None:
         raise NotRecognised(f"{type(optimizer).__name__} has {acts}, so its step is not that of its class")
     where, count = _coordinates(optimizer, layout)
-    lr = stepsize(optimizer, layout)
+    lr = stepsize(optimizer, {id(p) for p in _parameters(optimizer)} if layout is None else layout.used.keys())
     # A group without lr moves nothing, as one without coordinates.
     groups = zip(optimizer.param_groups, where, strict=True)
     parts = [(recognise(group), index) for group, index in groups if len(index) and float(group["lr"]) != 0]
@@ -156,7 +155,7 @@ def next_update(optimizer: Optimizer, layout: Layout, gradient: Tensor) -> Tenso
     Raises:
         BadInput: step() fails, evaluates the loss elsewhere, or reaches what cannot be put back.
     """
-    lr = stepsize(optimizer, layout)
+    lr = stepsize(optimizer, layout.used.keys())
     with rewound(optimizer, layout.tensors, layout.device) as rewind:
         update, again = (_step(optimizer, layout, gradient, lr, rewind) for _ in range(2))
         if not same_update(update, again, layout.tensors[0].dtype):
@@ -168,29 +167,6 @@ def next_update(optimizer: Optimizer, layout: Layout, gradient: Tensor) -> Tenso
     # theta_next is rounded to its own type, the arithmetic of a step to a few times that.
     rounding = torch.finfo(own).eps * (norm(layout.theta().double()) / lr + 10 * norm(update))
     return finer if finer is not None and norm(finer - update) <= rounding else update.to(own)
-
-
-def stepsize(optimizer: Optimizer, layout: Layout | None = None) -> float:
-    """The lr that updates are in units of: that of the first param group that moves some of theta.
-
-    Args:
-        optimizer: any torch optimizer.
-        layout: of theta; default the optimizer's parameters.
-
-    Raises:
-        BadInput: it holds none of theta, or lr is 0, negative or not finite, in every such group.
-    """
-    where, _ = _coordinates(optimizer, layout)
-    lrs = [
-        float(group["lr"]) for group, index in zip(optimizer.param_groups, where, strict=True) if len(index) and "lr" in group
-    ]
-    if not lrs:
-        raise BadInput(f"{type(optimizer).__name__} has no 'lr' in its param groups; expected a learning rate there")
-    if not (moving := [lr for lr in lrs if lr != 0]):
-        raise BadInput(f"{type(optimizer).__name__} has lr = 0 for all of the loss's parameters: it moves nothing; set its lr")
-    if not (math.isfinite(moving[0]) and moving[0] > 0):
-        raise BadInput(f"{type(optimizer).__name__}: lr must be positive and finite, got {moving[0]}")
-    return moving[0]
 
 
 def _step(optimizer: Optimizer, layout: Layout, gradient: Tensor, lr: float, rewind: Callable[[], object]) -> Tensor:

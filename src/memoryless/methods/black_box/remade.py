@@ -96,12 +96,13 @@ class Remade(NamedTuple):
     def filled(self, parameters: Sequence[Tensor], attributes: Iterable[str]) -> Optimizer:
         """A new one that has the memory of the live one: state, param groups and these attributes."""
         made, stand_in = self.new(parameters), self._stand_ins(parameters)
-        for key, value in self.live.state.items():
-            if not isinstance(key, Tensor) or id(key) in stand_in:
-                made.state[stand_in.get(id(key), key)] = _copied(value, stand_in)
-        for group, own in zip(made.param_groups, self.live.param_groups, strict=True):
-            group.update({key: _copied(value, stand_in) for key, value in own.items() if key not in TORCHS})
-        vars(made).update({key: _copied(vars(self.live)[key], stand_in) for key in attributes})
+        memory = [{key: value for key, value in group.items() if key not in TORCHS} for group in self.live.param_groups]
+        kept = dict(self.live.state), memory, {key: vars(self.live)[key] for key in attributes}
+        state, groups, own = copy.deepcopy(kept, {id(p): stand_in.get(id(p), p) for p in _parameters(self.live)})
+        made.state.update(state)
+        for group, values in zip(made.param_groups, groups, strict=True):
+            group.update(values)
+        vars(made).update(own)
         return made
 
     def _stand_ins(self, parameters: Sequence[Tensor]) -> dict[int, Tensor]:
@@ -119,7 +120,7 @@ def remade(live: Optimizer, tensors: Sequence[Tensor], device: torch.device) -> 
     Raises:
         BadInput: its step fails, or the new one would step otherwise.
     """
-    name = type(live).__name__
+    name, own = type(live).__name__, acting(live)
     with rewound(live, tensors, device) as rewind:
         groups, attributes = _groups(live), _attributes(live)
         path = _path(live, tensors)
@@ -132,9 +133,10 @@ def remade(live: Optimizer, tensors: Sequence[Tensor], device: torch.device) -> 
             groups, start = _groups(fresh), _attributes(fresh)
             try:
                 _path(fresh, parameters, LONGER)
-            except StepFailed:
+            except StepFailed as error:
                 if how.memory == memory:
-                    raise
+                    why = f"; it has {own}" if own else ""
+                    raise BadInput(f"a second {name} does not run: {error}{why}; give ml.TorchMethod a factory") from error
                 how = how._replace(memory=memory)  # a mode that it is in, rather than memory
                 continue
             memory |= _differing(groups, _groups(fresh))
@@ -148,7 +150,6 @@ def remade(live: Optimizer, tensors: Sequence[Tensor], device: torch.device) -> 
         filled = how.filled(parameters := _stand_in(tensors), changed)
         again = _path(filled, parameters)
         beside = rewind() | beside
-    own = acting(live)
     if beside:
         raise BadInput(
             f"{name} has {own or 'parts'} that act on more than they are given ({', '.join(sorted(beside))}), so a second one "
@@ -175,7 +176,7 @@ def _path(optimizer: Optimizer, parameters: Sequence[Tensor], scales: Sequence[f
         for scale in scales:
             if scale:
                 gradients = [scale * torch.randn(p.shape, generator=generator, dtype=torch.float64) for p in parameters]
-            for p in (p for group in optimizer.param_groups for p in group["params"]):
+            for p in _parameters(optimizer):
                 p.grad = None
             for p, gradient in zip(parameters, gradients, strict=True):
                 p.grad = gradient.to(p, copy=True)
@@ -186,6 +187,10 @@ def _path(optimizer: Optimizer, parameters: Sequence[Tensor], scales: Sequence[f
 
 def _theta(parameters: Sequence[Tensor]) -> Tensor:
     return flat(p.detach().double() for p in parameters)
+
+
+def _parameters(optimizer: Optimizer) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def _stand_in(tensors: Sequence[Tensor]) -> list[Tensor]:

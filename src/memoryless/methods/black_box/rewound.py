@@ -198,7 +198,7 @@ def _keep_tuple(name: str, items: Iterable[Any]) -> Found:
 
 
 def _keep_function(name: str, function: types.FunctionType) -> Found:
-    yield from ((name, cell) for cell in function.__closure__ or ())
+    yield from zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
     yield from ((name, part) for part in (function.__defaults__, function.__kwdefaults__, vars(function)))
     if (function.__module__ or "").split(".")[0] not in LIBRARY:
         space = function.__globals__

@@ -9,7 +9,7 @@ is read off. So nothing of the caller's is touched, and any state can be stepped
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from contextlib import nullcontext
 from functools import cached_property
 from typing import Any
@@ -76,9 +76,9 @@ class TorchMethod:
             raise BadInput("the optimizer has no parameters: the model has no trainable ones, or the list of shapes is empty")
         with isolated(torch.device("cpu")):
             twin = self.twin(torch.zeros(self.d))
-        self.lr = _lr(twin.optimizer)
+        self.lr = stepsize(twin.optimizer, {id(p) for p in twin.parameters}, scheduled=True)
         self.scheduled = twin.scheduler is not None
-        self._name, self._shown = type(twin.optimizer).__name__, _shown(twin.optimizer)
+        self._name, self._shown = type(twin.optimizer).__name__, _shown(twin.optimizer, self.lr)
         try:
             self.dtype = _inspected(self)
         except StepFailed:
@@ -105,7 +105,9 @@ class TorchMethod:
             raise BadInput("the optimizer holds none of the loss's parameters; build both from the same model")
         moving = [i for i, p in enumerate(order) if id(p) in held]
         how = remade(optimizer, [order[i] for i in moving], order[0].device)
-        return cls(lambda parameters: how.new([parameters[i] for i in moving]), [p.shape for p in order])
+        made = cls(lambda parameters: how.new([parameters[i] for i in moving]), [p.shape for p in order])
+        made.lr = stepsize(optimizer, held)
+        return made
 
     @cached_property
     def exact(self) -> "TorchMethod":
@@ -242,7 +244,9 @@ class TorchMethod:
         Args:
             lr: positive.
         """
-        return TorchMethod(functools.partial(_scaled, self.factory, lr / self.lr), self.shapes)
+        made = TorchMethod(functools.partial(_scaled, self.factory, lr / self.lr), self.shapes)
+        made.lr = lr
+        return made
 
     def with_betas(self, beta_1: float, beta_2: float) -> "TorchMethod":
         """The same optimizer with another pair of betas in every group.
@@ -254,7 +258,9 @@ class TorchMethod:
         Raises:
             BadInput: a group has no pair of betas.
         """
-        return TorchMethod(functools.partial(_with_betas, self.factory, (beta_1, beta_2)), self.shapes)
+        made = TorchMethod(functools.partial(_with_betas, self.factory, (beta_1, beta_2)), self.shapes)
+        made.lr = self.lr
+        return made
 
     def describe(self, omit: Sequence[str] = ()) -> str:
         """Class and hyperparameters.
@@ -312,22 +318,34 @@ def _require_own(optimizer: Optimizer, parameters: list[nn.Parameter]) -> None:
         )
 
 
-def _lr(optimizer: Optimizer) -> float:
-    """Of the first param group that moves something, before any schedule."""
-    groups = [group for group in optimizer.param_groups if group["params"]]
+def stepsize(optimizer: Optimizer, moving: Set[int], scheduled: bool = False) -> float:
+    """The lr that updates are in units of: that of the first param group that moves something.
+
+    Args:
+        optimizer: any torch optimizer.
+        moving: ids of the parameters that count.
+        scheduled: take the lr before any schedule.
+
+    Raises:
+        BadInput: there is none, or it is 0 in every such group, negative or not finite.
+    """
+    name = type(optimizer).__name__
+    groups = [group for group in optimizer.param_groups if any(id(p) in moving for p in group["params"])]
     if any("lr" not in group for group in groups):
-        raise BadInput(f"{type(optimizer).__name__} has no 'lr' in its param groups; expected a learning rate there")
-    lrs = [float(group.get("initial_lr", group["lr"])) for group in groups]
+        raise BadInput(f"{name} has no 'lr' in its param groups; expected a learning rate there")
+    lrs = [float(group["lr"] if not scheduled else group.get("initial_lr", group["lr"])) for group in groups]
     lr = next((lr for lr in lrs if lr != 0), 0.0)
+    if lr == 0:
+        raise BadInput(f"{name}: lr must be positive, got 0 for all parameters of the loss: nothing moves; set its lr")
     if not (np.isfinite(lr) and lr > 0):
-        raise BadInput(f"{type(optimizer).__name__}: lr must be positive and finite, got {lr}")
+        raise BadInput(f"{name}: lr must be positive and finite, got {lr}")
     return lr
 
 
-def _shown(optimizer: Optimizer) -> dict[str, Any]:
+def _shown(optimizer: Optimizer, lr: float) -> dict[str, Any]:
     """The hyperparameters to show: the customary ones, and what differs from the class's default."""
     defaults = inspect.signature(type(optimizer)).parameters
-    hyper = optimizer.param_groups[0] | ({"lr": _lr(optimizer)})
+    hyper = optimizer.param_groups[0] | {"lr": lr}
     return {
         key: float(value) if isinstance(value, Tensor) else value
         for key, value in hyper.items()
