@@ -18,7 +18,7 @@ from memoryless.methods.black_box.torch_method import TorchMethod
 class GroupAdam(Optimizer):
     """Adam that counts in its param group, as apex's fused ones, schedule-free ones and Prodigy do."""
 
-    def __init__(self, params, lr=0.01, betas=(0.9, 0.99), decoupled=False, start=0):
+    def __init__(self, params, lr=0.01, betas=(0.9, 0.99), decoupled=False, start=0.0):
         self.halved = decoupled
         super().__init__(params, {"lr": lr, "betas": betas, "warm": False, "reached": start + 1.0})
 
@@ -67,11 +67,11 @@ def trained(make: Callable[[list[nn.Parameter]], Optimizer], steps: int = 12) ->
 
 def memory(optimizer: Optimizer) -> frozenset[str]:
     tensors = optimizer.param_groups[0]["params"]
-    return remade(optimizer, tensors, torch.device("cpu")).memory
+    return remade(optimizer, tensors, {id(p) for p in tensors}, torch.device("cpu")).memory
 
 
 def frozen(method: Any, theta: Tensor, gradient: Tensor, steps: int = 5) -> Tensor:
-    state = method.init(theta)
+    state, F = method.init(theta), theta
     for _ in range(steps):
         state, F = method.update(state, gradient, theta)
     return F

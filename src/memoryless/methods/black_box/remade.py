@@ -8,7 +8,7 @@ must step as the live one does; where it does not, a hook, a patched step or a s
 import copy
 import inspect
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -52,7 +52,7 @@ class Remade(NamedTuple):
 
     Attributes:
         live: the optimizer.
-        tensors: its parameters that are to move, in the order of theta with others left out.
+        tensors: its parameters that are to stay in it, in the order of theta.
         memory: keys of its param groups that are not given to the new one.
         settings: attributes that are.
     """
@@ -109,21 +109,23 @@ class Remade(NamedTuple):
         return {id(p): q for p, q in zip(self.tensors, parameters, strict=True)}
 
 
-def remade(live: Optimizer, tensors: Sequence[Tensor], device: torch.device) -> Remade:
+def remade(live: Optimizer, tensors: Sequence[Tensor], used: Collection[int], device: torch.device) -> Remade:
     """How to make a live optimizer anew; it is left as it is.
 
     Args:
         live: the optimizer.
-        tensors: its parameters that are to move.
+        tensors: its parameters that are to stay in it.
+        used: ids of those that get gradients.
         device: of them.
 
     Raises:
         BadInput: its step fails, or the new one would step otherwise.
     """
     name, own = type(live).__name__, acting(live)
+    moving = [id(p) in used for p in tensors]
     with rewound(live, tensors, device) as rewind:
         groups, attributes = _groups(live), _attributes(live)
-        path = _path(live, tensors)
+        path = _path(live, tensors, moving)
         memory = _differing(groups, _groups(live))
         changed = _differing([attributes], [_attributes(live)])
         rewind()
@@ -132,7 +134,7 @@ def remade(live: Optimizer, tensors: Sequence[Tensor], device: torch.device) -> 
             fresh = how.new(parameters := _stand_in(tensors))
             groups, start = _groups(fresh), _attributes(fresh)
             try:
-                _path(fresh, parameters, LONGER)
+                _path(fresh, parameters, moving, LONGER)
             except StepFailed as error:
                 if how.memory == memory:
                     why = f"; it has {own}" if own else ""
@@ -148,7 +150,7 @@ def remade(live: Optimizer, tensors: Sequence[Tensor], device: torch.device) -> 
             how = Remade(live, tensors, memory, settings)
         beside = rewind()
         filled = how.filled(parameters := _stand_in(tensors), changed)
-        again = _path(filled, parameters)
+        again = _path(filled, parameters, moving)
         beside = rewind() | beside
     if beside:
         raise BadInput(
@@ -167,9 +169,12 @@ def remade(live: Optimizer, tensors: Sequence[Tensor], device: torch.device) -> 
     return how
 
 
-def _path(optimizer: Optimizer, parameters: Sequence[Tensor], scales: Sequence[float] = SCALES) -> list[Tensor]:
+def _path(
+    optimizer: Optimizer, tensors: Sequence[Tensor], moving: Iterable[bool], scales: Sequence[float] = SCALES
+) -> list[Tensor]:
     """Theta before and after each of a few steps with random gradients, float64."""
     generator = torch.Generator().manual_seed(0)
+    parameters = [p for p, moves in zip(tensors, moving, strict=True) if moves]
     theta = [_theta(parameters)]
     with isolated(parameters[0].device, seed=0):
         gradients: list[Tensor] = []
@@ -194,7 +199,7 @@ def _parameters(optimizer: Optimizer) -> list[Tensor]:
 
 
 def _stand_in(tensors: Sequence[Tensor]) -> list[Tensor]:
-    return [nn.Parameter(p.detach().clone()) for p in tensors]
+    return [nn.Parameter(p.detach().clone(), p.requires_grad) for p in tensors]
 
 
 def _arguments(cls: type) -> set[str]:

@@ -27,7 +27,7 @@ class Twin(NamedTuple):
     """A live optimizer over parameters of its own.
 
     Attributes:
-        parameters: one for each shape, in the order of theta.
+        parameters: one for each shape, in the order of theta; those that require no gradient get none.
         optimizer: made by the factory for them.
         scheduler: likewise, or None; steps after the optimizer.
         needs_closure: whether step() insists on one.
@@ -47,7 +47,7 @@ class Twin(NamedTuple):
             for p, g, t in zip(self.parameters, gradient.split(sizes), theta.split(sizes), strict=True):
                 p.copy_(t.view(p.shape))
                 # A copy: some steps write into the gradient.
-                p.grad = g.view(p.shape).to(p, copy=True)
+                p.grad = g.view(p.shape).to(p, copy=True) if p.requires_grad else None
             closure = made_up(self.optimizer, self.parameters, self.loss) if self.needs_closure else None
             self.optimizer.step() if closure is None else self.optimizer.step(closure)  # pyright: ignore[reportCallIssue, reportArgumentType]
             if self.scheduler is not None:

@@ -100,13 +100,21 @@ class TorchMethod:
         """
         own = [p for group in optimizer.param_groups for p in group["params"]]
         order = own if layout is None else layout.tensors
-        held = {id(p) for p in own} & ({id(p) for p in own} if layout is None else set(layout.used))
-        if not held:
+        held = {id(p) for p in own}
+        used = held if layout is None else held & layout.used.keys()
+        if not used:
             raise BadInput("the optimizer holds none of the loss's parameters; build both from the same model")
-        moving = [i for i, p in enumerate(order) if id(p) in held]
-        how = remade(optimizer, [order[i] for i in moving], order[0].device)
-        made = cls(lambda parameters: how.new([parameters[i] for i in moving]), [p.shape for p in order])
-        made.lr = stepsize(optimizer, held)
+        kept = [i for i, p in enumerate(order) if id(p) in held]
+        idle = [i for i, p in enumerate(order) if id(p) not in used]
+        how = remade(optimizer, [order[i] for i in kept], used, order[0].device)
+
+        def factory(parameters: list[nn.Parameter]) -> Optimizer:
+            for i in idle:
+                parameters[i].requires_grad_(False)
+            return how.new([parameters[i] for i in kept])
+
+        made = cls(factory, [p.shape for p in order])
+        made.lr = stepsize(optimizer, used)
         return made
 
     @cached_property
