@@ -152,7 +152,7 @@ def test_an_audit_leaves_no_trace_and_tells_what_happens(hyper, groups, how, ste
             {"params": [model.first, model.idle], "lr": {"one": LR, "two": 3 * LR, "frozen first": 0.0}[groups]},
             {"params": [model.second]},
         ]
-        fresh = {key: x.clone() if isinstance(x, Tensor) else x for key, x in hyper.items()}
+        fresh: dict[str, Any] = {key: x.clone() if isinstance(x, Tensor) else x for key, x in hyper.items()}
         optimizer = Written(own if groups != "one" else list(model.parameters()), LR, **fresh)
         act(optimizer, how, notes)
         return optimizer
@@ -169,7 +169,7 @@ def test_an_audit_leaves_no_trace_and_tells_what_happens(hyper, groups, how, ste
 
     def everything() -> Any:
         seen = [dict(vars(live)), list(model.parameters()), notes]
-        return bits(seen), random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+        return bits(seen), random.getstate(), repr(np.random.get_state(legacy=False)), torch.get_rng_state().tolist()
 
     before = everything()
     try:
