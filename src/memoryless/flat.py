@@ -4,8 +4,8 @@ Every sum over theta goes through `total`, `dot` and `norm`: where theta is shar
 """
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -31,9 +31,21 @@ class Layout:
 
     Attributes:
         parameters: the live tensors by name, in the order of theta.
+        unreached: finds the names of those that get no gradient.
     """
 
     parameters: Mapping[str, Tensor]
+    unreached: Callable[[], Iterable[str]] = field(default=tuple, compare=False)
+
+    @cached_property
+    def unused(self) -> frozenset[str]:
+        """Names of the tensors that get no gradient: their .grad is None, and a torch optimizer skips them."""
+        return frozenset(self.unreached())
+
+    @cached_property
+    def used(self) -> dict[int, slice]:
+        """Where each tensor that gets a gradient lies in theta, by the tensor's id."""
+        return {id(p): self.slices[name] for name, p in self.parameters.items() if name not in self.unused}
 
     @property
     def names(self) -> list[str]:
@@ -88,13 +100,13 @@ class Layout:
         return [part.view(shape) for part, shape in zip(theta.split(self.sizes), self.shapes, strict=True)]
 
     def set_gradients(self, gradient: Tensor) -> None:
-        """Give every live tensor its part of a gradient.
+        """Give every live tensor its part of a gradient, and None to the unused.
 
         Args:
             gradient: shape (d,).
         """
-        for p, part in zip(self.tensors, self.views(gradient), strict=True):
-            p.grad = part
+        for (name, p), part in zip(self.parameters.items(), self.views(gradient), strict=True):
+            p.grad = None if name in self.unused else part
 
 
 def slices_of(sizes: Sequence[int]) -> list[slice]:

@@ -5,6 +5,7 @@ Tiny models from their configurations, float64, evaluation mode; nothing is down
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 import memoryless as ml
 
 STEPS, LR, BETAS, EPS = 12, 1e-3, (0.9, 0.99), 1e-8
-SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+HEAD: dict[str, Any] = {"num_labels": 3, "pad_token_id": 0}
+SMALL: dict[str, Any] = HEAD | {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 
 
 def tokens() -> Tensor:
@@ -51,14 +53,12 @@ def gpt2() -> tuple[nn.Module, Tensor]:
 
 
 def bert() -> tuple[nn.Module, Tensor]:
-    config = transformers.BertConfig(vocab_size=50, max_position_embeddings=12, num_labels=3, **SMALL)
+    config = transformers.BertConfig(vocab_size=50, max_position_embeddings=12, **SMALL)
     return transformers.BertForSequenceClassification(config), tokens()
 
 
 def vit() -> tuple[nn.Module, Tensor]:
-    return transformers.ViTForImageClassification(
-        transformers.ViTConfig(image_size=8, patch_size=4, num_labels=3, **SMALL)
-    ), images()
+    return transformers.ViTForImageClassification(transformers.ViTConfig(image_size=8, patch_size=4, **SMALL)), images()
 
 
 def lstm() -> tuple[nn.Module, Tensor]:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.optim import LBFGS, SGD, Adam, AdamW, NAdam, Optimizer, RMSprop
+from torch.optim import LBFGS, SGD, Adagrad, Adam, AdamW, NAdam, Optimizer, RMSprop
 from torch.testing import assert_close
 
 import memoryless as ml
@@ -160,6 +160,80 @@ def test_next_update_of_a_float32_model_is_float64():
     assert update.dtype == torch.float64
     # Adam's first step is g / (|g| + eps), whatever the betas.
     assert_close(update, g / (g.abs() + 1e-8), rtol=1e-9, atol=1e-9)
+
+
+def test_the_step_of_a_float32_model_counts_where_a_copy_differs():
+    class Rounding(SGD):
+        """Coarse on purpose: a copy in float64 does something else."""
+
+        def step(self, closure=None):
+            for p in self.param_groups[0]["params"]:
+                p.grad = p.grad if p.dtype == torch.float64 else 2 * p.grad
+            super().step()
+
+    model, _ = network()
+    loss = ml.Loss(model.float(), cross_entropy, [(BATCH[0].float(), BATCH[1])])
+    gradient = loss.gradient(loss.theta)
+    update = next_update(Rounding(model.parameters(), lr=0.1), loss.layout, gradient)
+    assert update.dtype == torch.float32
+    assert_close(update, 2 * gradient, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("first", [{"lr": 0.0}, {"lr": 1e-9, "outside": True}])
+def test_a_first_group_that_moves_nothing_does_not_decide(first):
+    model, loss = network()
+    a, *others = model.parameters()
+    frozen = nn.Parameter(torch.ones(2)) if first.pop("outside", False) else a
+    optimizer = Adam([{"params": [frozen]} | first, {"params": others}], lr=0.01)
+    method, gradient, theta = ml.method_of(optimizer, loss.layout), loss.gradient(loss.theta), loss.theta
+    assert method.lr == 0.01
+    expected = method.update(method.init(theta), gradient, theta)[1]
+    assert_close(next_update(optimizer, loss.layout, gradient), expected, rtol=1e-9, atol=1e-11)
+    live_step(optimizer, loss)
+    assert_close(loss.theta, theta - 0.01 * expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("make", [Adam, Adagrad])
+def test_lr_0_for_all_is_refused(make):
+    model, loss = network()
+    optimizer = make(model.parameters(), lr=0.0)
+    for ask in (lambda: ml.method_of(optimizer, loss.layout), lambda: next_update(optimizer, loss.layout, loss.theta)):
+        with pytest.raises(ml.errors.BadInput, match="got 0 for all parameters of the loss: nothing moves"):
+            ask()
+
+
+@pytest.mark.parametrize("make", [SGD, Adam, NAdam, Adagrad])
+def test_decay_does_not_move_unused_parameters(make):
+    model, loss = tied()
+    optimizer = make(model.parameters(), lr=0.01, weight_decay=0.1)
+    assert loss.layout.unused == {"unused"}
+    assert_same_trajectory(optimizer, loss)
+    method, part = ml.method_of(optimizer, loss.layout), loss.slices["unused"]
+    gradient, theta = loss.gradient(loss.theta), loss.theta
+    assert not method.update(method.init(theta), gradient, theta)[1][part].any()
+    assert not next_update(optimizer, loss.layout, gradient)[part].any()
+    loss.layout.set_gradients(gradient)
+    assert model.unused.grad is None
+
+
+def test_what_a_next_step_cannot_be_asked():
+    class Elsewhere(SGD):
+        def step(self, closure=None):
+            for p in self.param_groups[0]["params"]:
+                p.grad.mul_(next(draws))
+            super().step()
+
+    draws = iter([1.0, 2.0, 3.0])
+    model, loss = network()
+    gradient, theta = loss.gradient(loss.theta), loss.theta
+    for optimizer, message in [
+        (LBFGS(model.parameters(), lr=0.1), "evaluates the loss again at other parameters"),
+        (Elsewhere(model.parameters(), lr=0.1), "two looks at its next step differ"),
+    ]:
+        with pytest.raises(ml.errors.BadInput, match=message):
+            next_update(optimizer, loss.layout, gradient)
+        assert torch.equal(loss.theta, theta)
+        assert not optimizer.state
 
 
 def test_step_of():

@@ -223,7 +223,7 @@ def inspect(
         found: the method's expansion there.
         step: n, or None for the steady state.
         values: the measures there.
-        live: the measured update, shape (d,), if there is one; float64 keeps its digits.
+        live: the measured update, shape (d,), if there is one, in the type in which the step was taken.
         notes: what a reader must know besides.
         predict: whether to ask for first order and resummed.
 
@@ -237,8 +237,9 @@ def inspect(
         notes = [*notes, f"black box, differentiated by {first.way}: {first.reason}"]
     F, delta = found.F if live is None else found.precise_F, None
     if live is not None:
-        # (theta - theta_next) / lr is known to the rounding of theta / lr: nothing below it is memory.
-        rounding = 100 * torch.finfo(torch.float64).eps * (norm(theta) / lr + norm(F))
+        # (theta - theta_next) / lr is known to the rounding of theta / lr, in the type in which the step was taken, and F to
+        # that of its arithmetic: nothing below them is memory.
+        rounding = torch.finfo(live.dtype).eps * (norm(theta) / lr + 100 * norm(F))
         delta = (live - F).to(theta.dtype)
         if norm(delta) <= rounding:
             delta = torch.zeros_like(delta)

@@ -205,7 +205,8 @@ class Loss:
         self._function, self._at = function, at
         self.noise: Literal["fixed"] | int | None = noise
         self._earlier: Mapping[str, Tensor] = {}
-        self.layout = Layout(parameters)
+        self.layout = Layout(parameters, self._find_unreached)
+        self._unreached = set(parameters)
         self._differences = curvature == "difference"
         self._guarded = False
         self.batches = Batches(batches, self.device, noise if isinstance(noise, int) else 1)
@@ -454,6 +455,7 @@ class Loss:
             # The backward pass in the scope too: a model with checkpointing runs its forward pass again in it.
             grads = self._at(leaves, differentiate)
         self._require_dense(grads)
+        self._unreached -= {n for n, g in zip(self.names, grads, strict=True) if g is not None}
         return leaves, [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, grads, strict=True)]
 
     def _gradient(self, theta: Tensor, data: Any, index: int, noise: Standing | None = None) -> Tensor:
@@ -461,6 +463,15 @@ class Loss:
         gradient = flat(grads)
         self._require_finite(gradient, f"on batch {index} the gradient of")
         return gradient
+
+    def _find_unreached(self) -> set[str]:
+        """Names of the parameters without gradient on any batch."""
+        theta = self.theta
+        for index, data in self.batches.select(None) if self._unreached else ():
+            self._backward(theta, data, index, create_graph=False)
+            if not self._unreached:
+                break
+        return self._unreached
 
     def _linearize(self, theta: Tensor, data: Any, index: int) -> tuple[Tensor, Callable[[Tensor, bool], Tensor]]:
         with twice_differentiable():

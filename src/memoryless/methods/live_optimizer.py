@@ -9,9 +9,13 @@ from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer, RMSprop
 
 from memoryless.errors import BadInput, NotRecognised
-from memoryless.flat import Layout
+from memoryless.flat import Layout, norm
+from memoryless.isolation import isolated
 from memoryless.methods import catalogue
-from memoryless.methods.black_box.torch_method import TorchMethod
+from memoryless.methods.black_box.remade import acting
+from memoryless.methods.black_box.rewound import rewound
+from memoryless.methods.black_box.snapshot import take_step
+from memoryless.methods.black_box.torch_method import TorchMethod, same_update, stepsize
 from memoryless.methods.method import AnyOptimizer, Groups, Index, Method, Part
 from memoryless.methods.method_optimizer import MethodOptimizer
 
@@ -100,15 +104,16 @@ def recognised(optimizer: Optimizer, layout: Layout | None = None) -> Method | G
     if recognise is None:
         known = ", ".join(cls.__name__ for cls in _RECOGNISED if cls is not MethodOptimizer)
         raise NotRecognised(f"{type(optimizer).__name__} is not recognised; expected one of torch's {known}")
-    made = [recognise(group) for group in optimizer.param_groups]
-    if layout is None and len(made) == 1:
-        return made[0]
+    if (acts := acting(optimizer)) is not None:
+        raise NotRecognised(f"{type(optimizer).__name__} has {acts}, so its step is not that of its class")
     where, count = _coordinates(optimizer, layout)
-    parts = [(m, index) for m, index in zip(made, where, strict=True) if len(index)]
+    lr = stepsize(optimizer, {id(p) for p in _parameters(optimizer)} if layout is None else layout.used.keys())
+    # A group without lr moves nothing, as one without coordinates.
+    groups = zip(optimizer.param_groups, where, strict=True)
+    parts = [(recognise(group), index) for group, index in groups if len(index) and float(group["lr"]) != 0]
     first = parts[0][0]
     if all((m.name, m.hyper) == (first.name, first.hyper) for m, _ in parts) and sum(len(index) for _, index in parts) == count:
-        return parts[0][0]
-    lr = parts[0][0].lr
+        return first
     return Groups(tuple(Part(m, _index(index), m.lr / lr) for m, index in parts), lr)
 
 
@@ -135,37 +140,80 @@ def step_of(optimizer: Optimizer) -> int | None:
 
 
 def next_update(optimizer: Optimizer, layout: Layout, gradient: Tensor) -> Tensor:
-    """What the optimizer would do with this gradient, (theta - theta_next) / lr, from a copy of it in float64.
+    """What the optimizer does with this gradient, (theta - theta_next) / lr: it steps itself, and is put back.
+
+    It steps twice from the same start: a memory that putting back does not reach shows as another second step.
 
     Args:
-        optimizer: any torch optimizer over the parameters of the layout; it and they stay bit for bit as they are.
-        layout: the parameters' places in theta.
+        optimizer: any torch optimizer over parameters of the layout; it, they and the generators of random numbers stay bit
+            for bit as they are, with all that hooks and attributes reach.
+        layout: the parameters' places in theta; those that are unused get no gradient, as in a run.
         gradient: shape (d,).
 
     Returns:
-        Shape (d,), float64, in units of lr of the first param group; 0 where the optimizer moves nothing.
+        Shape (d,), in units of the lr of `method_of`; 0 where the optimizer moves nothing. The type is that in which the step
+        was taken: float64 where a copy in float64 does the same to the parameters' own rounding, so that more digits are known.
+
+    Raises:
+        BadInput: step() fails, evaluates the loss elsewhere, or reaches what cannot be put back.
     """
-    where = {id(p): part for p, part in zip(layout.tensors, layout.slices.values(), strict=True)}
-    twin = copy.deepcopy(optimizer)
-    pairs = [
-        (p, q, where[id(p)])
-        for group, copied in zip(optimizer.param_groups, twin.param_groups, strict=True)
-        for p, q in zip(group["params"], copied["params"], strict=True)
-        if id(p) in where
-    ]
-    for _, q, part in pairs:
-        q.data = q.data.double()
-        # A copy: some steps write into the gradient.
-        q.grad = gradient[part].view(q.shape).to(torch.float64, copy=True)
-        for key, value in twin.state[q].items():
-            if isinstance(value, Tensor) and value.is_floating_point():
-                twin.state[q][key] = value.double()
-    twin.step()
-    update = torch.zeros_like(gradient, dtype=torch.float64)
-    lr = float(optimizer.param_groups[0]["lr"])
-    for p, q, part in pairs:
-        update[part] = ((p.detach().double() - q.detach()) / lr).reshape(-1)
+    lr = stepsize(optimizer, layout.used.keys())
+    with rewound(optimizer, layout.tensors, layout.device) as rewind:
+        update, again = (_step(optimizer, layout, gradient, lr, rewind) for _ in range(2))
+        if not same_update(update, again, layout.tensors[0].dtype):
+            raise BadInput(f"{type(optimizer).__name__} keeps memory outside itself: two looks at its next step differ")
+        if layout.tensors[0].dtype == torch.float64:
+            return update
+        finer = _in_float64(optimizer, layout, gradient, lr, rewind)
+    own = layout.tensors[0].dtype
+    # theta_next is rounded to its own type, the arithmetic of a step to a few times that.
+    rounding = torch.finfo(own).eps * (norm(layout.theta().double()) / lr + 10 * norm(update))
+    return finer if finer is not None and norm(finer - update) <= rounding else update.to(own)
+
+
+def _step(optimizer: Optimizer, layout: Layout, gradient: Tensor, lr: float, rewind: Callable[[], object]) -> Tensor:
+    """The update of the optimizer itself, in float64, read off and taken back."""
+    theta = layout.theta().double()
+    with isolated(layout.device):
+        for p in _parameters(optimizer):
+            part = layout.used.get(id(p))
+            # A copy: some steps write into the gradient.
+            p.grad = None if part is None else gradient[part].view(p.shape).to(p.dtype, copy=True)
+        take_step(optimizer, layout.tensors)
+        update = (theta - layout.theta().double()) / lr
+    rewind()
     return update
+
+
+def _in_float64(
+    optimizer: Optimizer, layout: Layout, gradient: Tensor, lr: float, rewind: Callable[[], object]
+) -> Tensor | None:
+    """The update of a copy whose parameters and state are float64; None where a copy cannot step."""
+    update = torch.zeros_like(gradient, dtype=torch.float64)
+    try:
+        with isolated(layout.device):
+            twin = copy.deepcopy(optimizer)
+            pairs = [(q, part) for p, q in zip(_parameters(optimizer), _parameters(twin), strict=True)
+                     if (part := layout.used.get(id(p)))]  # fmt: skip
+            for q, part in pairs:
+                q.data = q.data.double()
+                q.grad = gradient[part].view(q.shape).to(torch.float64, copy=True)
+                for key, value in twin.state[q].items():
+                    if isinstance(value, Tensor) and value.is_floating_point():
+                        twin.state[q][key] = value.double()
+            before = [q.detach().clone() for q, _ in pairs]
+            twin.step()
+            for (q, part), start in zip(pairs, before, strict=True):
+                update[part] = ((start - q.detach()) / lr).reshape(-1)
+    except Exception:  # whatever it misses: the step of the optimizer itself counts then
+        return None
+    finally:
+        rewind()
+    return update
+
+
+def _parameters(optimizer: Optimizer) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def _coordinates(optimizer: Optimizer, layout: Layout | None) -> tuple[list[Tensor], int]:
@@ -175,7 +223,7 @@ def _coordinates(optimizer: Optimizer, layout: Layout | None) -> tuple[list[Tens
         sizes = [sum(p.numel() for p in group) for group in groups]
         ends = torch.tensor(sizes).cumsum(0).tolist()
         return [torch.arange(end - size, end) for size, end in zip(sizes, ends, strict=True)], sum(sizes)
-    where = {id(p): part for p, part in zip(layout.tensors, layout.slices.values(), strict=True)}
+    where = layout.used
     held = {id(p) for group in groups for p in group}
     if not held & set(where):
         raise BadInput("the optimizer holds none of the loss's parameters; build both from the same model")

@@ -2,7 +2,7 @@
 
 May import `methods.method`, `methods.forgetting`, and what lies below `methods`.
 
-In reading order: `snapshot` (a live optimizer's memory as a value), `torch_method` (step() as a function),
-`derivative` (of the update, in two ways), `state_vector` (the memory as one vector, a step of it), `state_map` (it at rest and
-disturbed).
+In reading order: `rewound` (a live optimizer steps and is put back), `snapshot` (a memory as a value), `remade` (a live
+optimizer made anew, its memory empty), `torch_method` (step() as a function), `derivative` (of the update, in two ways),
+`state_vector` (the memory as one vector, a step of it), `state_map` (it at rest and disturbed).
 """

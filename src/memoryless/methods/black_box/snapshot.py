@@ -4,6 +4,7 @@ A torch optimizer keeps its memory in itself: in `state`, in its param groups, i
 objects that it is made of (a wrapped optimizer, a schedule). A `State` is a copy of them all, which can be put back.
 """
 
+import inspect
 import sys
 import types
 from collections import deque
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from memoryless.errors import Reevaluates
+from memoryless.errors import BadInput, Reevaluates, StepFailed
 
 Objects = tuple[tuple[Any, dict[str, Any]], ...]
 Leaf = Callable[[Any], Any]
@@ -26,7 +27,7 @@ class Twin(NamedTuple):
     """A live optimizer over parameters of its own.
 
     Attributes:
-        parameters: one for each shape, in the order of theta.
+        parameters: one for each shape, in the order of theta; those that require no gradient get none.
         optimizer: made by the factory for them.
         scheduler: likewise, or None; steps after the optimizer.
         needs_closure: whether step() insists on one.
@@ -46,8 +47,9 @@ class Twin(NamedTuple):
             for p, g, t in zip(self.parameters, gradient.split(sizes), theta.split(sizes), strict=True):
                 p.copy_(t.view(p.shape))
                 # A copy: some steps write into the gradient.
-                p.grad = g.view(p.shape).to(p, copy=True)
-            self.optimizer.step(self._closure(theta)) if self.needs_closure else self.optimizer.step()
+                p.grad = g.view(p.shape).to(p, copy=True) if p.requires_grad else None
+            closure = made_up(self.optimizer, self.parameters, self.loss) if self.needs_closure else None
+            self.optimizer.step() if closure is None else self.optimizer.step(closure)  # pyright: ignore[reportCallIssue, reportArgumentType]
             if self.scheduler is not None:
                 self.scheduler.step()
             return torch.cat([p.reshape(-1) for p in self.parameters]).to(theta.device)
@@ -65,19 +67,67 @@ class Twin(NamedTuple):
         """The memory after n steps."""
         return State(n, self, copied(self.objects, self.parameters))
 
-    def _closure(self, theta: Tensor) -> Callable[[], Any]:
-        """Returns a made-up loss and leaves the gradient that is there, which is right only at theta itself."""
 
-        def closure() -> Tensor:
-            here = torch.cat([p.detach().reshape(-1) for p in self.parameters])
-            if not torch.equal(here, theta.detach().to(here)):
-                name = type(self.optimizer).__name__
-                raise Reevaluates(
-                    f"{name}.step() evaluates the loss again at other parameters: it is no function of one gradient per step"
-                )
-            return torch.full((), self.loss, dtype=theta.dtype)
+def made_up(optimizer: Optimizer, parameters: Sequence[Tensor], loss: float = 0.0) -> Callable[[], Tensor]:
+    """A closure for a step that takes one gradient: a made-up loss, and the gradient that is there.
 
-        return closure
+    Args:
+        optimizer: to name.
+        parameters: with gradients, which are right where they are now only.
+        loss: to return.
+
+    Returns:
+        The closure; raises Reevaluates at other parameters.
+    """
+    start = [p.detach().clone() for p in parameters]
+
+    def closure() -> Tensor:
+        if not all(torch.equal(p.detach(), here) for p, here in zip(parameters, start, strict=True)):
+            raise Reevaluates(
+                f"{type(optimizer).__name__}.step() evaluates the loss again at other parameters: it is no function of one "
+                "gradient per step"
+            )
+        return torch.full((), loss, dtype=start[0].dtype)
+
+    return closure
+
+
+def insists_on_closure(optimizer: Optimizer) -> bool:
+    """Whether step() cannot be called without a closure."""
+    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    return closure is not None and closure.default is inspect.Parameter.empty
+
+
+def take_step(optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:
+    """Step with the gradients that are there, with a made-up closure where the optimizer will not without.
+
+    Args:
+        optimizer: live.
+        parameters: with gradients.
+
+    Raises:
+        BadInput: step() raises, or evaluates the loss elsewhere.
+    """
+    try:
+        if not insists_on_closure(optimizer):
+            try:
+                optimizer.step()
+            except Exception:
+                if "closure" not in inspect.signature(type(optimizer).step).parameters:
+                    raise
+            else:
+                return
+        optimizer.step(made_up(optimizer, parameters))  # pyright: ignore[reportCallIssue, reportArgumentType]
+    except BadInput:
+        raise
+    except Exception as error:
+        name = type(optimizer).__name__
+        raise StepFailed(f"{name}.step() raised {type(error).__name__} on dense gradients: {first_line(error)}") from error
+
+
+def first_line(error: Exception) -> str:
+    """Of its message."""
+    return (str(error).splitlines() or ["no message"])[0]
 
 
 class State(NamedTuple):

@@ -9,7 +9,7 @@ is read off. So nothing of the caller's is touched, and any state can be stepped
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from contextlib import nullcontext
 from functools import cached_property
 from typing import Any
@@ -24,7 +24,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from memoryless.errors import BadInput, BadType, DrawsNumbers, Reevaluates, StepFailed
 from memoryless.flat import Layout, norm, slices_of
 from memoryless.isolation import isolated
-from memoryless.methods.black_box.snapshot import State, Twin
+from memoryless.methods.black_box.remade import remade
+from memoryless.methods.black_box.snapshot import State, Twin, first_line, insists_on_closure
 from memoryless.methods.method import Part
 
 SHOWN = ("lr", "betas", "momentum", "alpha")
@@ -75,9 +76,9 @@ class TorchMethod:
             raise BadInput("the optimizer has no parameters: the model has no trainable ones, or the list of shapes is empty")
         with isolated(torch.device("cpu")):
             twin = self.twin(torch.zeros(self.d))
-        self.lr = _lr(twin.optimizer)
+        self.lr = stepsize(twin.optimizer, {id(p) for p in twin.parameters}, scheduled=True)
         self.scheduled = twin.scheduler is not None
-        self._name, self._shown = type(twin.optimizer).__name__, _shown(twin.optimizer)
+        self._name, self._shown = type(twin.optimizer).__name__, _shown(twin.optimizer, self.lr)
         try:
             self.dtype = _inspected(self)
         except StepFailed:
@@ -91,29 +92,30 @@ class TorchMethod:
         """A live optimizer's method, with its present hyperparameters and empty memory; it is left alone.
 
         Args:
-            optimizer: its class is called with its param groups.
-            layout: of theta; without it theta is the optimizer's parameters in their order.
+            optimizer: its class is called with its hyperparameters.
+            layout: of theta; without it theta is the optimizer's parameters in their order. The unused ones do not move.
 
         Raises:
-            BadInput: its class cannot be called so; give `TorchMethod` a factory then.
+            BadInput: its class cannot be called so, or what it makes steps otherwise; give `TorchMethod` a factory then.
         """
         own = [p for group in optimizer.param_groups for p in group["params"]]
         order = own if layout is None else layout.tensors
-        place = {id(p): i for i, p in enumerate(order)}
-        if not set(place) & {id(p) for p in own}:
+        held = {id(p) for p in own}
+        used = held if layout is None else held & layout.used.keys()
+        if not used:
             raise BadInput("the optimizer holds none of the loss's parameters; build both from the same model")
-        accepted = inspect.signature(type(optimizer)).parameters
-        hyper = {key: value for key, value in optimizer.defaults.items() if key in accepted}
+        kept = [i for i, p in enumerate(order) if id(p) in held]
+        idle = [i for i, p in enumerate(order) if id(p) not in used]
+        how = remade(optimizer, [order[i] for i in kept], used, order[0].device)
 
         def factory(parameters: list[nn.Parameter]) -> Optimizer:
-            groups = [
-                {key: value for key, value in group.items() if key not in ("params", "param_names")}
-                | {"params": [parameters[place[id(p)]] for p in group["params"] if id(p) in place]}
-                for group in optimizer.param_groups
-            ]
-            return type(optimizer)(groups, **hyper)  # pyright: ignore[reportCallIssue]
+            for i in idle:
+                parameters[i].requires_grad_(False)
+            return how.new([parameters[i] for i in kept])
 
-        return cls(factory, [p.shape for p in order])
+        made = cls(factory, [p.shape for p in order])
+        made.lr = stepsize(optimizer, used)
+        return made
 
     @cached_property
     def exact(self) -> "TorchMethod":
@@ -158,7 +160,7 @@ class TorchMethod:
         try:
             made = self.factory(list(parameters))
         except Exception as error:
-            raise BadInput(f"the factory raised {type(error).__name__}: {_line(error)}") from error
+            raise BadInput(f"the factory raised {type(error).__name__}: {first_line(error)}") from error
         optimizer, scheduler = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
         if not isinstance(optimizer, Optimizer):
             raise BadType(
@@ -167,7 +169,7 @@ class TorchMethod:
         if scheduler is not None and not hasattr(scheduler, "step"):
             raise BadType(f"the factory's scheduler must have a step(), got {type(scheduler).__name__}")
         _require_own(optimizer, parameters)
-        return Twin(parameters, optimizer, scheduler, self.needs_closure or _needs_closure(optimizer))
+        return Twin(parameters, optimizer, scheduler, self.needs_closure or insists_on_closure(optimizer))
 
     def init(self, theta: Tensor) -> State:
         """Empty memory for theta of shape (d,)."""
@@ -217,7 +219,7 @@ class TorchMethod:
             raise
         except Exception as error:
             name = type(twin.optimizer).__name__
-            raise StepFailed(f"{name}.step() raised {type(error).__name__} on dense gradients: {_line(error)}") from error
+            raise StepFailed(f"{name}.step() raised {type(error).__name__} on dense gradients: {first_line(error)}") from error
         _require_own(twin.optimizer, twin.parameters)
         return (theta - after) / self.lr
 
@@ -250,7 +252,9 @@ class TorchMethod:
         Args:
             lr: positive.
         """
-        return TorchMethod(functools.partial(_scaled, self.factory, lr / self.lr), self.shapes)
+        made = TorchMethod(functools.partial(_scaled, self.factory, lr / self.lr), self.shapes)
+        made.lr = lr
+        return made
 
     def with_betas(self, beta_1: float, beta_2: float) -> "TorchMethod":
         """The same optimizer with another pair of betas in every group.
@@ -262,7 +266,9 @@ class TorchMethod:
         Raises:
             BadInput: a group has no pair of betas.
         """
-        return TorchMethod(functools.partial(_with_betas, self.factory, (beta_1, beta_2)), self.shapes)
+        made = TorchMethod(functools.partial(_with_betas, self.factory, (beta_1, beta_2)), self.shapes)
+        made.lr = self.lr
+        return made
 
     def describe(self, omit: Sequence[str] = ()) -> str:
         """Class and hyperparameters.
@@ -320,34 +326,39 @@ def _require_own(optimizer: Optimizer, parameters: list[nn.Parameter]) -> None:
         )
 
 
-def _needs_closure(optimizer: Optimizer) -> bool:
-    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
-    return closure is not None and closure.default is inspect.Parameter.empty
+def stepsize(optimizer: Optimizer, moving: Set[int], scheduled: bool = False) -> float:
+    """The lr that updates are in units of: that of the first param group that moves something.
 
+    Args:
+        optimizer: any torch optimizer.
+        moving: ids of the parameters that count.
+        scheduled: take the lr before any schedule.
 
-def _lr(optimizer: Optimizer) -> float:
-    group = optimizer.param_groups[0]
-    if "lr" not in group:
-        raise BadInput(f"{type(optimizer).__name__} has no 'lr' in its param groups; expected a learning rate there")
-    lr = float(group.get("initial_lr", group["lr"]))
+    Raises:
+        BadInput: there is none, or it is 0 in every such group, negative or not finite.
+    """
+    name = type(optimizer).__name__
+    groups = [group for group in optimizer.param_groups if any(id(p) in moving for p in group["params"])]
+    if any("lr" not in group for group in groups):
+        raise BadInput(f"{name} has no 'lr' in its param groups; expected a learning rate there")
+    lrs = [float(group["lr"] if not scheduled else group.get("initial_lr", group["lr"])) for group in groups]
+    lr = next((lr for lr in lrs if lr != 0), 0.0)
+    if lr == 0:
+        raise BadInput(f"{name}: lr must be positive, got 0 for all parameters of the loss: nothing moves; set its lr")
     if not (np.isfinite(lr) and lr > 0):
-        raise BadInput(f"{type(optimizer).__name__}: lr must be positive and finite, got {lr}")
+        raise BadInput(f"{name}: lr must be positive and finite, got {lr}")
     return lr
 
 
-def _shown(optimizer: Optimizer) -> dict[str, Any]:
+def _shown(optimizer: Optimizer, lr: float) -> dict[str, Any]:
     """The hyperparameters to show: the customary ones, and what differs from the class's default."""
     defaults = inspect.signature(type(optimizer)).parameters
-    hyper = optimizer.param_groups[0] | ({"lr": _lr(optimizer)})
+    hyper = optimizer.param_groups[0] | {"lr": lr}
     return {
         key: float(value) if isinstance(value, Tensor) else value
         for key, value in hyper.items()
         if key in SHOWN or (key in defaults and key != "params" and value is not None and value != defaults[key].default)
     }
-
-
-def _line(error: Exception) -> str:
-    return (str(error).splitlines() or ["no message"])[0]
 
 
 _COARSE = {torch.bfloat16, torch.float16, torch.float32}
@@ -381,6 +392,19 @@ class _Dtypes(TorchDispatchMode):
         return result
 
 
+def same_update(F: Tensor, other: Tensor, dtype: torch.dtype) -> bool:
+    """Whether two runs of one step gave the same to rounding.
+
+    Where a tensor lies in memory may change the order of a sum, and an inverse root enlarges that.
+
+    Args:
+        F: update, shape (d,).
+        other: likewise.
+        dtype: that step() computes in.
+    """
+    return float(norm(F - other)) <= min(10 * torch.finfo(dtype).eps ** 0.5, 1e-3) * float(norm(F))
+
+
 def _inspected(method: TorchMethod) -> torch.dtype:
     """Try three steps on random vectors: the type computed in, and whether step() is a function of what it is given."""
     generator = torch.Generator().manual_seed(0)
@@ -402,15 +426,13 @@ def _inspected(method: TorchMethod) -> torch.dtype:
         twin = start.restored()
         again = torch.stack([method.displacement(twin, gradient, theta) for gradient in gradients])[-1]
     name = type(twin.optimizer).__name__
-    # Where a tensor lies in memory may change the order of a sum, and an inverse root enlarges that.
-    rounding = min(10 * torch.finfo(dtype).eps ** 0.5, 1e-3) * float(norm(F))
-    if not float(norm(F - again)) <= rounding:
+    if not same_update(F, again, dtype):
         raise BadInput(
             f"{name} keeps memory outside itself: two runs from the same state differ, so step() is no function of it"
         )
     if twin.needs_closure and not torch.equal(F, run(1, loss=1.0)[0]):
         raise Reevaluates(f"{name}.step() uses the value of the loss: it is no function of one gradient per step")
     other, *_ = run(2)
-    if not float(norm(F - other)) <= rounding:
+    if not same_update(F, other, dtype):
         raise DrawsNumbers(name, float(norm(F - other) / norm(F)))
     return dtype
