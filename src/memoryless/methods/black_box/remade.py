@@ -129,7 +129,7 @@ def remade(live: Optimizer, tensors: Sequence[Tensor], used: Collection[int], de
         memory = _differing(groups, _groups(live))
         changed = _differing([attributes], [_attributes(live)])
         rewind()
-        how = Remade(live, tensors, memory | _kept_by_itself(live))
+        how = Remade(live, tensors, memory | _suspects(live))
         while True:
             fresh = how.new(parameters := _stand_in(tensors))
             groups, start = _groups(fresh), _attributes(fresh)
@@ -213,12 +213,12 @@ def _arguments(cls: type) -> set[str]:
     return found - {"args", "kwargs"}
 
 
-def _kept_by_itself(live: Optimizer) -> set[str]:
-    """Keys of param groups that the class makes, that no argument names, and that have changed since; schedules write lr.
+def _suspects(live: Optimizer) -> set[str]:
+    """Keys of param groups that have left their defaults, lr apart, which schedules write.
 
-    They count as memory if they change along the steps of a new one, too.
+    They count as memory if they change along the steps of a new one, too; else they were set.
     """
-    inner = live.defaults.keys() - _arguments(type(live)) - {"lr"}
+    inner = live.defaults.keys() - {"lr"}
     return {key for key in inner for group in live.param_groups if not equal(group.get(key), live.defaults[key])}
 
 
