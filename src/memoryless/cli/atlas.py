@@ -7,7 +7,9 @@ from typing import Annotated, Literal
 
 import tyro
 
-from memoryless.cli.options import writable, write
+from memoryless.cli import answer
+from memoryless.cli.files import MARKS, writable, write
+from memoryless.cli.options import progress
 from memoryless.errors import BadInput
 
 
@@ -37,7 +39,7 @@ class Atlas:
 
     def run(self) -> None:
         """Examine what is not in the store yet, show and write all of it."""
-        html, document = writable("--html", self.html), _document(self.markdown)
+        html, document = writable("--html", self.html), writable("--markdown", self.markdown, (*MARKS, b"# Atlas"))
         if self.jobs < 1:
             raise BadInput(f"--jobs must be at least 1, got {self.jobs}")
         if not 0 < self.limit < 1e6:
@@ -46,9 +48,6 @@ class Atlas:
             raise BadInput(f"--store {self.store}: no folder {Path(self.store).parent}")
 
         import json
-
-        from rich.console import Console
-        from rich.progress import Progress
 
         from memoryless.experiments.atlas import subjects
         from memoryless.experiments.atlas.pool import Store, run, tasks
@@ -63,17 +62,16 @@ class Atlas:
         store = None if self.store is None else Store(Path(self.store))
         rows = {} if store is None else {key: store.rows[key] for key in every if store.has(key)}
         wanted = {key: task for key, task in every.items() if key not in rows}
-        with Progress(console=Console(stderr=True), transient=True) as progress:
-            bar = progress.add_task("optimizers", total=len(every), completed=len(rows))
+        with progress("optimizers") as on_step:
             for row in run(wanted, self.jobs, self.limit):
                 if store is not None:
                     store.append(row)
                 rows[row["library"], row["name"]] = row
-                progress.update(bar, advance=1, description=f"{row['library']} {row['name']}")
+                on_step(len(rows), len(every))
         found = report.ordered(rows.values())
-        console = Console(stderr=self.json)
+        console = answer.console(aside=self.json)
         if self.json:
-            print("[\n" + ",\n".join(json.dumps(row, allow_nan=False) for row in found) + "\n]")
+            answer.say("[\n" + ",\n".join(json.dumps(row, allow_nan=False) for row in found) + "\n]")
         else:
             console.print(report.table(found))
         for line in report.summary(found):
@@ -81,16 +79,3 @@ class Atlas:
         for path, text in ((html, report.page), (document, report.markdown)):
             if path is not None:
                 write(path, text(found))
-
-
-def _document(name: str | None) -> Path | None:
-    """The Markdown file to write: a new one, or an atlas."""
-    path = None if name is None else Path(name)
-    if path is None:
-        return None
-    try:
-        if path.is_file() and path.read_bytes().startswith(b"# Atlas"):
-            return path
-    except OSError as error:
-        raise BadInput(f"--markdown {name} cannot be read: {error.strerror}") from error
-    return writable("--markdown", name)

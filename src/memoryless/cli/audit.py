@@ -6,7 +6,9 @@ from typing import Annotated, Any
 
 import tyro
 
-from memoryless.cli.options import device_of, dtype_of, progress, writable
+from memoryless.cli import answer
+from memoryless.cli.files import command, writable, write
+from memoryless.cli.options import device_of, dtype_of, progress
 from memoryless.errors import BadInput, Diverged
 
 
@@ -56,7 +58,6 @@ class Audit:
         device, dtype = device_of(self.device), dtype_of(self.dtype)
 
         import torch
-        from rich.console import Console
 
         from memoryless.cli import setup
         from memoryless.live.run import audit_run, log_spaced
@@ -85,10 +86,11 @@ class Audit:
             "optimizer": type(optimizer).__name__,
             "steps": str(self.steps),
             "seed": str(self.seed),
+            "command": command(),
             "torch": str(torch.__version__),
         }
         if run.stops:
-            self._show(run, page, Console(stderr=self.json))
+            self._show(run, page, answer.console(aside=self.json))
         if failure is not None:
             raise failure
 
@@ -96,11 +98,11 @@ class Audit:
         from memoryless.report.audit import print_run
 
         if self.json:
-            print(run.to_json())
+            answer.say(run.to_json())
         else:
             print_run(run, console)
         if page is not None:
-            page.write_text(run.to_html(), encoding="utf-8")
+            write(page, run.to_html())
             console.print(f"Charts and beta maps: {page}", soft_wrap=True)
 
 

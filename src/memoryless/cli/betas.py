@@ -6,7 +6,9 @@ from typing import Annotated, Any
 
 import tyro
 
-from memoryless.cli.options import device_of, dtype_of, picture, progress, save
+from memoryless.cli import answer
+from memoryless.cli.files import picture, save
+from memoryless.cli.options import device_of, dtype_of, progress
 from memoryless.errors import BadInput
 
 
@@ -63,8 +65,6 @@ class Betas:
         axes = _betas("--betas1", self.betas1), _betas("--betas2", self.betas2)
         device, dtype = device_of(self.device), dtype_of(self.dtype)
 
-        from rich.console import Console
-
         from memoryless.audits.grid import BETAS_1, BETAS_2
         from memoryless.cli import setup
         from memoryless.live.batch_sizes import audit_batch_sizes, train
@@ -89,9 +89,9 @@ class Betas:
                 )
                 found.append(replace(maps, taken=stage))
         if self.json:
-            print(json.dumps({"stages": [report.as_dict(each) for each in found]}))
+            answer.say(json.dumps({"stages": [report.as_dict(each) for each in found]}))
         else:
-            report.print_advice(found, Console())
+            report.print_advice(found, answer.console())
         if path is not None:
             save(report.picture(found), path, dpi=130)
 

@@ -6,7 +6,9 @@ from typing import Annotated
 
 import tyro
 
-from memoryless.cli.options import picture, progress, save
+from memoryless.cli import answer
+from memoryless.cli.files import picture, save
+from memoryless.cli.options import progress
 from memoryless.errors import BadInput
 
 
@@ -46,8 +48,6 @@ class Compare:
         if not self.optimizers:
             raise BadInput("expected at least one optimizer, such as adamw")
 
-        from rich.console import Console
-
         from memoryless.audits.compare import Compared, compare
         from memoryless.cli import setup
         from memoryless.methods.named import resolve
@@ -69,8 +69,10 @@ class Compare:
         size = f"{loss.layout.d:,} parameters, full batch"
         about = f"{self.problem}, {size}, after {self.steps} steps of each optimizer's own run"
         if self.json:
-            print(json.dumps({"problem": self.problem, "steps": self.steps, "rows": [row.as_dict() for row in rows]}, indent=2))
+            answer.say(
+                json.dumps({"problem": self.problem, "steps": self.steps, "rows": [row.as_dict() for row in rows]}, indent=2)
+            )
         else:
-            report.print_comparison(rows, about, Console())
+            report.print_comparison(rows, about, answer.console())
         if path is not None and any(row.audit for row in rows):
             save(report.picture(rows, about), path, dpi=130)

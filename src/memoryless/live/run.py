@@ -179,13 +179,13 @@ class Run(Result):
 
 
 def log_spaced(steps: int, count: int) -> list[int]:
-    """About `count` steps from 1 to `steps`, evenly spaced in their logarithm.
+    """About `count` steps from 1 to `steps`, evenly spaced in their logarithm; a single one is the last.
 
     Args:
         steps: the last of them.
         count: how many, before equal ones are merged.
     """
-    return sorted({round(s) for s in np.geomspace(1, steps, count)})
+    return sorted({round(s) for s in np.geomspace(steps, 1, count)})
 
 
 def rivals(method: AnyOptimizer) -> list[Method]:
