@@ -76,14 +76,20 @@ def test_standard_output_on_a_full_disk(folder: Path):
     assert process.returncode == 2
 
 
-def test_ctrl_c_is_one_line(folder: Path):
-    process = start(folder, "audit", "base.py:setup", "--steps", "1000000", "--html", "None", stdout=subprocess.PIPE)
-    time.sleep(8)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=10)
+@pytest.mark.skipif(os.name != "posix", reason="process groups")
+@pytest.mark.parametrize(
+    "arguments", [("audit", "base.py:setup", "--html", "None"), ("reproduce", "fig1", "--jobs", "2", "--picture", "None")]
+)
+def test_ctrl_c_is_one_line_and_ends_all_at_once(arguments: tuple[str, ...], folder: Path):
+    process = start(folder, *arguments, "--steps", "1000000", stdout=subprocess.PIPE, start_new_session=True)
+    time.sleep(12)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    out, err = process.communicate(timeout=5)
     assert (process.returncode, out) == (130, "")
     assert err.splitlines()[-1] == "memoryless: interrupted"
     assert "Traceback" not in err
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)  # nobody of the group is left
 
 
 def test_streams_are_put_back(capsys: pytest.CaptureFixture[str]):

@@ -6,7 +6,8 @@ Torch and whatever needs it are imported inside `run`, so that --help does not w
 * `options`: what commands share, checked before any work is done, and progress; no torch.
 * `files`: what a command writes; no torch.
 * `answer`: standard output.
-* `setup`: what a command works on: problem or script, optimizer, checkpoint.
+* `setup`: what a command works on: problem or script, and optimizer.
+* `checkpoint`: what people save.
 
 Then one file per command, with the command's name:
 

@@ -1,6 +1,7 @@
 """memoryless atlas."""
 
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -50,7 +51,7 @@ class Atlas:
         import json
 
         from memoryless.experiments.atlas import subjects
-        from memoryless.experiments.atlas.pool import Store, run, tasks
+        from memoryless.experiments.atlas.pool import Store, run, sole, tasks
         from memoryless.report import atlas as report
 
         libraries = subjects.installed()
@@ -59,15 +60,21 @@ class Atlas:
         if missing := [name for name in subjects.LIBRARIES if name not in libraries]:
             print(f"without {' and '.join(missing)}, which {subjects.INSTALL} brings", file=sys.stderr)
         every = tasks(libraries if self.library is None else [self.library], self.only)
-        store = None if self.store is None else Store(Path(self.store))
-        rows = {} if store is None else {key: store.rows[key] for key in every if store.has(key)}
-        wanted = {key: task for key, task in every.items() if key not in rows}
-        with progress("optimizers") as on_step:
-            for row in run(wanted, self.jobs, self.limit):
+        with nullcontext() if self.store is None else sole(Path(self.store)):
+            store = None if self.store is None else Store(Path(self.store))
+            rows = {} if store is None else {key: store.rows[key] for key in every if store.has(key)}
+            wanted = {key: task for key, task in every.items() if key not in rows}
+            try:
+                with progress("optimizers") as on_step:
+                    for row in run(wanted, self.jobs, self.limit):
+                        if store is not None:
+                            store.append(row)
+                        rows[row["library"], row["name"]] = row
+                        on_step(len(rows), len(every))
+            except KeyboardInterrupt as error:
                 if store is not None:
-                    store.append(row)
-                rows[row["library"], row["name"]] = row
-                on_step(len(rows), len(every))
+                    error.add_note(f"{len(rows)} of {len(every)} rows are in {store.path}; the same command goes on from there")
+                raise
         found = report.ordered(rows.values())
         console = answer.console(aside=self.json)
         if self.json:

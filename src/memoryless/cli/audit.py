@@ -22,10 +22,12 @@ class Audit:
     problem: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROBLEM")] = "digits"
     """SCRIPT.py:FUNCTION such as train.py:setup; setup() returns model, criterion, batches, optimizer. Default: digits, a small
     GELU network on the digits images that scikit-learn carries."""
-    checkpoint: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
-    """File with the state dicts 'model' and 'optimizer' to start from."""
+    checkpoint: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None
+    """To start from: a file with the state dicts of model and optimizer, or the folder of a Trainer's checkpoint."""
     optimizer: Annotated[str | None, tyro.conf.arg(metavar="OPTIMIZER")] = None
     """Such as "adamw(lr=1e-3, betas=(0.9, 0.99))" or torch.optim.Adamax. Default: the script's, or adamw."""
+    lr: float | None = None
+    """Of the optimizer, in place of its own or the checkpoint's, such as where a schedule ended at 0."""
     steps: int = 1000
     """Steps to run."""
     stops: int = 10
@@ -65,7 +67,7 @@ class Audit:
         failure = None
         with progress("auditing") as on_step:
             work = setup.load(self.problem, self.seed, setup.FULL_BATCH, device, dtype)
-            optimizer, loss = setup.optimizer_of(work, self.optimizer, "adamw", self.checkpoint), work.loss
+            optimizer, loss = setup.optimizer_of(work, self.optimizer, "adamw", self.checkpoint, self.lr), work.loss
             lr = float(optimizer.param_groups[0]["lr"])
             try:
                 run = audit_run(

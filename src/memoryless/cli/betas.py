@@ -25,8 +25,8 @@ class Betas:
     problem: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROBLEM")] = "digits"
     """SCRIPT.py:FUNCTION such as train.py:setup; setup() returns model, criterion, batches, optimizer. Default: digits, a small
     GELU network on the digits images, in batches of 32."""
-    checkpoint: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
-    """File with the state dicts 'model' and 'optimizer' to start from."""
+    checkpoint: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None
+    """To start from: a file with the state dicts of model and optimizer, or the folder of a Trainer's checkpoint."""
     optimizer: Annotated[str | None, tyro.conf.arg(metavar="OPTIMIZER")] = None
     """In momentum form with a pair of betas, such as "adamw(lr=1e-3, betas=(0.9, 0.99))". Default: the script's, or
     "adamw(lr=3e-4)"."""
@@ -41,6 +41,8 @@ class Betas:
     """Values of beta2, likewise. Default: eight from 0.5 to 0.999."""
     measures: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME ...]")] = ("gradient_1_norm", "gradient_norm_squared")
     """What memory acts on: gradient_1_norm, gradient_norm_squared, sharpness."""
+    lr: float | None = None
+    """Of the optimizer, in place of its own or the checkpoint's, such as where a schedule ended at 0."""
     steps: int = 1000
     """Steps of the run at each batch size."""
     samples: int = 32
@@ -71,7 +73,7 @@ class Betas:
         from memoryless.report import betas as report
 
         work = setup.load(self.problem, self.seed, setup.MINI_BATCHES, device, dtype)
-        optimizer, loss = setup.optimizer_of(work, self.optimizer, "adamw(lr=3e-4)", self.checkpoint), work.loss
+        optimizer, loss = setup.optimizer_of(work, self.optimizer, "adamw(lr=3e-4)", self.checkpoint, self.lr), work.loss
         found: list[Any] = []
         with progress("measuring") as on_step:
             for j, stage in enumerate(stages):

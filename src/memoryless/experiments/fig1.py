@@ -8,8 +8,10 @@ The paper's claim: with M the path stays closer to the optimizer's.
 """
 
 import math
-from collections.abc import Callable, Sequence
+import signal
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from multiprocessing import get_context
@@ -323,15 +325,32 @@ def _pooled(wanted: Sequence[Setting], images: Images, jobs: int, on_steps: Call
     taken = context.Value("q", 0)
     with ProcessPoolExecutor(jobs, context, _begin, (images, taken)) as pool:
         try:
-            runs = [pool.submit(_follow, setting) for setting in wanted]
+            with _deaf():
+                runs = [pool.submit(_follow, setting) for setting in wanted]
             waiting = set(runs)
             while waiting:
                 _, waiting = wait(waiting, timeout=0.2)
                 on_steps(taken.value)
         except BaseException:
+            # Ctrl-C: the runs under way are not waited for. The pool has no public word for this before Python 3.14.
+            for process in [*pool._processes.values()]:
+                process.kill()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
         return [run.result() for run in runs]
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Processes started here are not told of Ctrl-C, which reaches all those of a terminal: this one hears it, and ends them."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _worker: tuple[Images, Any]
