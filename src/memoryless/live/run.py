@@ -21,6 +21,7 @@ from memoryless.audits.effect import Changes, Validity, Vectors, effects_of
 from memoryless.audits.grid import BETAS_1, BETAS_2, Grid, inner_products, update_of
 from memoryless.audits.shadow import Shadow
 from memoryless.corrections import history, sequences
+from memoryless.corrections.arguments import valid_arguments
 from memoryless.corrections.expansion import expansion
 from memoryless.corrections.expected.estimate import Samples
 from memoryless.errors import BadInput, Diverged
@@ -202,6 +203,7 @@ def rivals(method: AnyOptimizer) -> list[Method]:
     return [*variants, catalogue.Lion(method.lr), catalogue.Signum(method.lr), catalogue.HeavyBall(method.lr)]
 
 
+@valid_arguments
 def audit_run(
     optimizer: Optimizer,
     loss: Loss,
