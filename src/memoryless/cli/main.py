@@ -1,8 +1,11 @@
 """The command line. Thin: torch is imported only when a command runs."""
 
+import io
+import re
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from contextlib import redirect_stderr
+from typing import Any, NoReturn
 
 import tyro
 
@@ -56,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: default those of the process.
     """
-    command = tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="memoryless", description=DESCRIPTION, args=arguments)
+    command = _parsed(arguments)
     files.begin(sys.argv[1:] if arguments is None else arguments)
     sys.path.insert(0, "")  # modules of the user's own, where the command is run
     try:
@@ -71,6 +74,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if place is None:
             raise
         _end(2, f"{type(error).__name__}: {error} ({place})")
+
+
+def _parsed(arguments: Sequence[str] | None) -> Any:
+    """The command, or the parser's frame of several lines as one line."""
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            return tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="memoryless", description=DESCRIPTION, args=arguments)
+    except SystemExit as error:
+        if not error.code:  # --help
+            raise
+        _end(2, re.sub(r"[\u2500-\u257f]|-{8,}", " ", said.getvalue()))
 
 
 def _end(code: int, line: str) -> NoReturn:
