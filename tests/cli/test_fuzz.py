@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import sys
 from pathlib import Path
 
@@ -88,6 +89,7 @@ def command_lines(draw: st.DrawFn) -> list[str]:
 @pytest.fixture
 def place(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "mine.png").write_bytes(b"\x89PNG of another program")
+    os.mkfifo(folder / "pipe")
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     return folder
 
