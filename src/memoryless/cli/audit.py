@@ -8,7 +8,7 @@ import tyro
 
 from memoryless.cli import answer
 from memoryless.cli.files import command, writable, write
-from memoryless.cli.options import device_of, dtype_of, progress
+from memoryless.cli.options import device_of, dtype_of, progress, there
 from memoryless.errors import BadInput, Diverged
 
 
@@ -54,6 +54,7 @@ class Audit:
     def run(self) -> None:
         """Run the audit and show it."""
         page = writable("--html", self.html)
+        there(self.problem, self.checkpoint)
         for option, value in (("steps", self.steps), ("stops", self.stops)):
             if value < 1:
                 raise BadInput(f"--{option} must be at least 1, got {value}")

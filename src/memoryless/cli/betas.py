@@ -8,8 +8,10 @@ import tyro
 
 from memoryless.cli import answer
 from memoryless.cli.files import picture, save
-from memoryless.cli.options import device_of, dtype_of, progress
+from memoryless.cli.options import device_of, dtype_of, progress, there
 from memoryless.errors import BadInput
+
+SIZES = "8,32,128,full"
 
 
 @dataclass
@@ -30,8 +32,8 @@ class Betas:
     optimizer: Annotated[str | None, tyro.conf.arg(metavar="OPTIMIZER")] = None
     """In momentum form with a pair of betas, such as "adamw(lr=1e-3, betas=(0.9, 0.99))". Default: the script's, or
     "adamw(lr=3e-4)"."""
-    batch_sizes: Annotated[str, tyro.conf.arg(metavar="N,N,...")] = "8,32,128,full"
-    """Samples in a batch; full is all of them."""
+    batch_sizes: Annotated[str, tyro.conf.arg(metavar="N,N,...")] = SIZES
+    """Samples in a batch; full is all of them. Of the default, those that leave two batches."""
     stages: Annotated[str | None, tyro.conf.arg(metavar="N,N,...")] = None
     """Steps of training to do first, on the script's own batches; several give the curve over training. Default: 0 with a
     script, 100 without."""
@@ -61,6 +63,7 @@ class Betas:
     def run(self) -> None:
         """Measure, predict, advise."""
         path = picture("--png", self.png)
+        there(self.problem, self.checkpoint)
         sizes = [None if text == "full" else _whole("--batch-sizes", text) for text in self.batch_sizes.split(",")]
         default = "100" if self.problem == "digits" else "0"
         stages = sorted({_whole("--stages", text, 0) for text in (self.stages or default).split(",")})
@@ -74,6 +77,8 @@ class Betas:
 
         work = setup.load(self.problem, self.seed, setup.MINI_BATCHES, device, dtype)
         optimizer, loss = setup.optimizer_of(work, self.optimizer, "adamw(lr=3e-4)", self.checkpoint, self.lr), work.loss
+        if self.batch_sizes == SIZES and loss.batches.sizes:
+            sizes = [size for size in sizes if size is None or size <= sum(loss.batches.sizes) // 2]
         found: list[Any] = []
         with progress("measuring") as on_step:
             for j, stage in enumerate(stages):

@@ -8,7 +8,7 @@ import tyro
 
 from memoryless.cli import answer
 from memoryless.cli.files import picture, save
-from memoryless.cli.options import progress
+from memoryless.cli.options import progress, there
 from memoryless.errors import BadInput
 
 
@@ -43,6 +43,7 @@ class Compare:
     def run(self) -> None:
         """Run each, audit, print."""
         path = picture("--png", self.png)
+        there(self.problem)
         if self.lr is not None and not self.lr > 0:
             raise BadInput(f"--lr must be positive, got {self.lr}")
         if not self.optimizers:

@@ -1,11 +1,13 @@
 """Options that commands share, checked before any work is done; the progress bar."""
 
 import ast
+import re
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from memoryless.errors import BadInput
@@ -61,6 +63,23 @@ def _lines(what: str) -> Iterator[Callable[..., None]]:
         thread.join()
 
 
+def there(problem: str, checkpoint: str | None = None) -> None:
+    """Look whether the user's files are there, before torch is waited for.
+
+    Args:
+        problem: script.py:function, or a name.
+        checkpoint: file or folder; None for none.
+
+    Raises:
+        BadInput: one is not.
+    """
+    script = problem.rpartition(":")[0]
+    if script.endswith(".py") and not Path(script).is_file():
+        raise BadInput(f"script not found: {script}")
+    if checkpoint is not None and not Path(checkpoint).exists():
+        raise BadInput(f"checkpoint not found: {checkpoint}")
+
+
 def assignments(texts: Iterable[str], example: str) -> dict[str, Any]:
     """Values of --set by name: numbers, tuples and flags as such, anything else as text.
 
@@ -92,12 +111,11 @@ def device_of(name: str) -> Any:
     Raises:
         BadInput: unknown, or not there.
     """
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise BadInput(f"--device must be cpu, cuda or cuda:N, got {name!r}")
     import torch
 
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise BadInput(f"--device must be cpu, cuda or cuda:N, got {name!r}") from None
+    device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise BadInput("--device cuda asked for, but torch sees no CUDA device; use --device cpu")
     return None if device.type == "cpu" else device
@@ -112,8 +130,8 @@ def dtype_of(name: str | None) -> Any:
     Raises:
         BadInput: it is neither.
     """
-    import torch
-
     if name not in (None, "float32", "float64"):
         raise BadInput(f"--dtype must be float32 or float64, got {name!r}")
+    import torch
+
     return None if name is None else getattr(torch, name)

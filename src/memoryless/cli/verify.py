@@ -7,7 +7,7 @@ import tyro
 
 from memoryless.cli import answer
 from memoryless.cli.files import picture, save
-from memoryless.cli.options import progress
+from memoryless.cli.options import progress, there
 from memoryless.errors import BadInput, Diverged
 
 
@@ -41,6 +41,7 @@ class Verify:
     def run(self) -> None:
         """Measure, print, draw."""
         path = picture("--png", self.png, (".png", ".pdf"))
+        there(self.problem)
         kinds = [int(kind) if kind.isdecimal() else kind for kind in self.kinds]
 
         import json
