@@ -38,6 +38,11 @@ def frozen() -> nn.Module:
     return nn.Linear(3, 1).requires_grad_(False)
 
 
+def text(value: Any) -> Any:
+    """What no type checker would let through."""
+    return value
+
+
 def correct(method: ml.Method | None = None, **options: Any) -> Correction:
     return ml.correction(method or ml.Adam(), reference_loss(), **options)
 
@@ -181,7 +186,55 @@ CORRECTION = {
     "batches_index": (lambda: correct(batches=[0, 4]), BadInput, r"indices in 0\.\.3, got 4"),
     "never_forgets": (lambda: correct(FORGETS_NOTHING), NeverForgets, r"never fades \(beta = 1\).*give step=n"),
 }
-TABLE = METHOD | LOSS | CORRECTION
+
+
+def flat_slope() -> ml.Loss:
+    return ml.Loss.of(lambda theta: theta.sum(), THETA)
+
+
+def own(phi: Any) -> ml.Method:
+    return ml.Method(0.1, (ml.Momentum(0.9),), phi)
+
+
+SWAPPED: Any = reference_loss()
+ARGUMENTS: dict[str, Any] = {
+    "lr_text": (lambda: ml.Adam(lr=text("0.1")), BadType, "adam: lr must be a number, got '0.1'"),
+    "lr_none": (lambda: ml.Lion(lr=text(None)), BadType, "lion: lr must be a number, got None"),
+    "beta_none": (lambda: ml.Adam(betas=text((0.9, None))), BadType, "adam: every beta must be a number, got None"),
+    "eps_text": (lambda: ml.RMSprop(eps=text("small")), BadType, "rmsprop: eps must be a number, got 'small'"),
+    "momentum_text": (lambda: ml.Momentum(text("0.9")), BadType, "must be a number, got '0.9'"),
+    "variables": (lambda: ml.Method(0.1, text(ml.Momentum(0.9)), lambda f, m, t: m[0]), BadType, "must be a tuple of"),
+    "phi_number": (lambda: ml.Method(0.1, (ml.Momentum(0.9),), text(3)), BadType, "phi must be a function .* got 3"),
+    "phi_scalar": (lambda: correct(own(lambda f, m, t: m[0].sum())), BadType, r"theta's shape \(6,\), got shape \(\)"),
+    "phi_short": (lambda: correct(own(lambda f, m, t: m[0][:1])), BadType, r"theta's shape \(6,\), got shape \(1,\)"),
+    "phi_none": (lambda: correct(own(lambda f, m, t: None)), BadType, "got NoneType"),
+    "swapped_audit": (
+        lambda: ml.audit(SWAPPED, text(ml.Adam())),
+        BadType,
+        "got Loss; the optimizer comes first, then the loss",
+    ),
+    "swapped_correction": (lambda: ml.correction(SWAPPED, text(ml.Adam())), BadType, "the optimizer comes first"),
+    "swapped_trajectory": (lambda: ml.trajectory(SWAPPED, text(ml.Adam()), 3), BadType, "the optimizer comes first"),
+    "swapped_loss": (lambda: ml.Loss(text(mean), text(nn.Linear(3, 1)), DATA), BadType, "in this order, got function, Linear"),
+    "loss_none": (lambda: ml.audit(ml.Adam(), text(None)), BadType, "audit: loss must be a memoryless.Loss, got None"),
+    "optimizer_text": (lambda: ml.audit(text("adam"), reference_loss()), BadType, "got 'adam'; make one, such as"),
+    "optimizer_class": (lambda: ml.audit(text(torch.optim.Adam), reference_loss()), BadType, "got the class Adam"),
+    "measures_none": (lambda: ml.audit(ml.Adam(), reference_loss(), measures=text(None)), BadType, "sequence such as"),
+    "theta_float32": (lambda: correct(theta=THETA.float()), BadType, "theta is torch.float32, the loss torch.float64"),
+    "theta_text": (lambda: correct(theta=text("theta")), BadType, "floating-point tensor of shape .* got 'theta'"),
+    "batches_text": (lambda: correct(step=1, batches="ab"), BadType, "must be batch indices, got 'ab'"),
+    "batches_float": (lambda: correct(step=1, batches=[0.5, 1.5]), BadInput, r"whole numbers, got \[0.5, 1.5\]"),
+    "lrs_none": (lambda: ml.order_of_accuracy(ml.Adam(), reference_loss(), 1.0, text(None)), BadType, "a list of numbers"),
+    "grid_text": (lambda: ml.beta_map(ml.Adam(), reference_loss(), text(["a"]), [0.9]), BadType, "a number, got 'a'"),
+    "meta": (lambda: loss_of(nn.Linear(3, 1, device="meta")), BadInput, "meta device, which holds no numbers"),
+    "float16": (lambda: loss_of(nn.Linear(3, 1, dtype=torch.float16)), BadInput, "float16, too coarse"),
+    "zero_hessian": (
+        lambda: ml.audit(ml.Adam(), flat_slope(), measures=["sharpness"]),
+        BadInput,
+        "the Hessian is zero here, so sharpness has no direction",
+    ),
+}
+TABLE = METHOD | LOSS | CORRECTION | ARGUMENTS
 
 
 @pytest.mark.parametrize(("call", "exception", "message"), TABLE.values(), ids=TABLE)

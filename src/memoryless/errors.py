@@ -4,7 +4,12 @@
 turns these, and only these, into one line and exit code 2; anything else is a bug of ours and keeps its traceback.
 """
 
+import sysconfig
+from pathlib import Path
 from typing import Any
+
+_OURS = str(Path(__file__).parent)
+_STANDARD = sysconfig.get_paths()["stdlib"]
 
 
 class MemorylessError(Exception):
@@ -131,3 +136,23 @@ class Stalled(MemorylessError):
 
 class CurvatureWarning(UserWarning):
     """The exact second derivative is wrong or missing; differences of gradients are used instead."""
+
+
+def users_line(error: BaseException) -> str | None:
+    """Where the user's own code raised an error, or called what raised it: "line 3 of train.py".
+
+    Args:
+        error: caught.
+
+    Returns:
+        None where no code of the user's was running, or it had called back into this package.
+    """
+    found, place = None, error.__traceback__
+    while place is not None:
+        file = place.tb_frame.f_code.co_filename
+        if file.startswith(_OURS):
+            found = None
+        elif not (file.startswith(("<", _STANDARD)) or {"site-packages", "dist-packages"} & set(Path(file).parts)):
+            found = f"line {place.tb_lineno} of {file}"
+        place = place.tb_next
+    return found

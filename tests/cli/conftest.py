@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from memoryless.cli.main import main
-from tests.cli.scripts import OWN, SETUP, VARIANTS
+from tests.cli.scripts import HOSTILE, OWN, SETUP, TALKS, VARIANTS
 
 
 @pytest.fixture
@@ -17,6 +17,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(sys, "path", [*sys.path])
     (tmp_path / "base.py").write_text(SETUP)
     (tmp_path / "bad.py").write_text(VARIANTS)
+    (tmp_path / "hostile.py").write_text(HOSTILE)
+    (tmp_path / "talks.py").write_text(TALKS)
     (tmp_path / "own.py").write_text(OWN)
     (tmp_path / "broken.py").write_text("import nothing_of_this_name")
     (tmp_path / "mine.html").write_text("<p>the user's own</p>")

@@ -112,3 +112,55 @@ def two(one, other):
 
 number = 3
 """
+
+HOSTILE = """
+import sys
+from base import *
+
+def exits():
+    sys.exit(0)
+
+def exits_later():
+    model, criterion, batches, optimizer = setup()
+    def leave(*_):
+        sys.exit(0)
+    model.register_forward_hook(leave)
+    return model, criterion, batches, optimizer
+
+class Batches(list):
+    def __iter__(self):
+        raise RuntimeError("no such image")
+    def __getitem__(self, index):
+        raise RuntimeError("no such image")
+
+def unreadable():
+    model, criterion, batches, optimizer = setup()
+    return model, criterion, Batches(batches), optimizer
+
+def wrong_shape():
+    model, _, batches, optimizer = setup()
+    def criterion(model, batch):
+        return nn.functional.cross_entropy(
+            model(batch[0]), batch[1].long())
+    return model, criterion, batches, optimizer
+"""
+
+TALKS = """
+import os, subprocess, sys
+from base import *
+
+print("imported")
+
+def prints():
+    model, criterion, batches, optimizer = setup()
+    print("parameters: 21")
+    sys.stdout.write("no line end")
+    os.write(1, b"by descriptor")
+    subprocess.run(["echo", "by a child"], check=True)
+    def talkative(model, batch):
+        print("evaluating")
+        return criterion(model, batch)
+    import atexit
+    atexit.register(print, "good bye")
+    return model, talkative, batches, optimizer
+"""

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from memoryless.cli.atlas import Atlas
+from memoryless.cli.main import main
+from memoryless.errors import BadInput
 from memoryless.experiments.atlas import pool, subjects
 from memoryless.experiments.atlas.pool import Store
 from tests.experiments.test_atlas import bare
@@ -23,6 +25,30 @@ def test_command_goes_on_where_it_was_stopped(tmp_path, capsys, monkeypatch):
     assert json.loads(capsys.readouterr().out) == found
     assert html.exists()
     assert document.read_text().startswith("# Atlas")
+
+
+def test_one_process_works_on_a_store(tmp_path):
+    store = tmp_path / "a.jsonl"
+    with pool.sole(store), pytest.raises(BadInput, match=r"another process is writing .*a\.jsonl; wait"):
+        Atlas(("sgd",), "torch", str(store)).run()
+    with pool.sole(store):
+        pass
+    assert not [*tmp_path.iterdir()]
+
+
+def test_ctrl_c_says_what_is_kept(tmp_path, capsys, monkeypatch):
+    def interrupted(tasks, jobs, limit):
+        yield bare("SGD")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pool, "run", interrupted)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        main(["atlas", "--only", "SGD", "Adam", "--library", "torch", "--store", "a.jsonl"])
+    assert caught.value.code == 130
+    kept = "1 of 2 rows are in a.jsonl; the same command goes on from there"
+    assert capsys.readouterr().err.splitlines()[-1] == f"memoryless: interrupted; {kept}"
+    assert [*Store(tmp_path / "a.jsonl").rows] == [("torch", "SGD")]
 
 
 def test_without_the_extra(monkeypatch, capsys):

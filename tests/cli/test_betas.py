@@ -57,3 +57,9 @@ def test_a_script_of_the_users_own(folder: Path, capsys: pytest.CaptureFixture[s
     main(["betas", "base.py:setup", *options, "--dtype", "float64", "--betas1", "0.5", "--betas2", "0.9"])
     (stage,) = json.loads(capsys.readouterr().out)["stages"]
     assert (stage["taken"], stage["lr"], stage["own"]) == (0, 0.01, [0.9, 0.999])
+
+
+def test_the_default_sizes_shrink_to_a_small_data_set(folder: Path, capsys: pytest.CaptureFixture[str]):
+    options = ["--steps", "8", "--samples", "2", "--png", "None", "--json", "--dtype", "float64"]
+    main(["betas", "base.py:setup", *options, "--betas1", "0.5", "--betas2", "0.9"])  # 40 samples
+    assert json.loads(capsys.readouterr().out)["stages"]  # 128 of 40 samples would have been refused

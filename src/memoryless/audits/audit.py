@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from memoryless.audits.effect import COSINE, ERROR, STRAIGHT, Effect, Validity, Vectors, agreement, effects_of, in_words
+from memoryless.corrections.arguments import valid_arguments
 from memoryless.corrections.correction import batch_sequence
 from memoryless.corrections.expansion import Expansion, expansion
 from memoryless.corrections.unrolled import Unrolled
@@ -119,6 +120,7 @@ class Audit(Result):
         return page({"about": {}, "verdict": self.verdict, "betas": None, "betas_1": (), "betas_2": (), "stops": [stop]})
 
 
+@valid_arguments
 def audit(
     optimizer: Optimizer | AnyOptimizer,
     loss: Loss,

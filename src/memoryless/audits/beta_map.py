@@ -20,6 +20,7 @@ from memoryless.audits.effect import Changes
 from memoryless.audits.grid import BETAS_1, BETAS_2, Grid, Memory, from_memory, pair_by_pair, share_update
 from memoryless.audits.shadow import Shadow
 from memoryless.corrections import history
+from memoryless.corrections.arguments import valid_arguments
 from memoryless.corrections.expansion import expansion, first_order
 from memoryless.corrections.history import History
 from memoryless.errors import BadInput
@@ -102,6 +103,7 @@ class BetaMap(Result):
         return plain(axes | {"order": self.order, "changes": self.changes, "checks": self.checks})
 
 
+@valid_arguments
 def beta_map(
     method: AnyOptimizer,
     loss: Loss,

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from memoryless.audits.audit import Audit, inspect
+from memoryless.corrections.arguments import valid_arguments
 from memoryless.corrections.expansion import expansion
 from memoryless.errors import BadInput, NotFinite
 from memoryless.loss.loss import Loss
@@ -62,6 +63,7 @@ class Comparison(Result):
         return plain({"steps": self.steps, "rows": self.rows})
 
 
+@valid_arguments
 def compare(
     optimizers: Sequence[AnyOptimizer] | Mapping[str, AnyOptimizer],
     loss: Loss,

@@ -3,8 +3,11 @@
 Torch and whatever needs it are imported inside `run`, so that --help does not wait. In reading order:
 
 * `main`: the commands, and how an error becomes one line and an exit code.
-* `options`: what commands share, checked before any work is done; no torch.
-* `setup`: what a command works on: problem or script, optimizer, checkpoint.
+* `options`: what commands share, checked before any work is done, and progress; no torch.
+* `files`: what a command writes; no torch.
+* `answer`: standard output.
+* `setup`: what a command works on: problem or script, and optimizer.
+* `checkpoint`: what people save.
 
 Then one file per command, with the command's name:
 

@@ -1,13 +1,16 @@
 """memoryless atlas."""
 
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from memoryless.cli.options import writable, write
+from memoryless.cli import answer
+from memoryless.cli.files import MARKS, writable, write
+from memoryless.cli.options import progress
 from memoryless.errors import BadInput
 
 
@@ -37,7 +40,7 @@ class Atlas:
 
     def run(self) -> None:
         """Examine what is not in the store yet, show and write all of it."""
-        html, document = writable("--html", self.html), _document(self.markdown)
+        html, document = writable("--html", self.html), writable("--markdown", self.markdown, (*MARKS, b"# Atlas"))
         if self.jobs < 1:
             raise BadInput(f"--jobs must be at least 1, got {self.jobs}")
         if not 0 < self.limit < 1e6:
@@ -47,11 +50,8 @@ class Atlas:
 
         import json
 
-        from rich.console import Console
-        from rich.progress import Progress
-
         from memoryless.experiments.atlas import subjects
-        from memoryless.experiments.atlas.pool import Store, run, tasks
+        from memoryless.experiments.atlas.pool import Store, run, sole, tasks
         from memoryless.report import atlas as report
 
         libraries = subjects.installed()
@@ -60,20 +60,25 @@ class Atlas:
         if missing := [name for name in subjects.LIBRARIES if name not in libraries]:
             print(f"without {' and '.join(missing)}, which {subjects.INSTALL} brings", file=sys.stderr)
         every = tasks(libraries if self.library is None else [self.library], self.only)
-        store = None if self.store is None else Store(Path(self.store))
-        rows = {} if store is None else {key: store.rows[key] for key in every if store.has(key)}
-        wanted = {key: task for key, task in every.items() if key not in rows}
-        with Progress(console=Console(stderr=True), transient=True) as progress:
-            bar = progress.add_task("optimizers", total=len(every), completed=len(rows))
-            for row in run(wanted, self.jobs, self.limit):
+        with nullcontext() if self.store is None else sole(Path(self.store)):
+            store = None if self.store is None else Store(Path(self.store))
+            rows = {} if store is None else {key: store.rows[key] for key in every if store.has(key)}
+            wanted = {key: task for key, task in every.items() if key not in rows}
+            try:
+                with progress("optimizers") as on_step:
+                    for row in run(wanted, self.jobs, self.limit):
+                        if store is not None:
+                            store.append(row)
+                        rows[row["library"], row["name"]] = row
+                        on_step(len(rows), len(every))
+            except KeyboardInterrupt as error:
                 if store is not None:
-                    store.append(row)
-                rows[row["library"], row["name"]] = row
-                progress.update(bar, advance=1, description=f"{row['library']} {row['name']}")
+                    error.add_note(f"{len(rows)} of {len(every)} rows are in {store.path}; the same command goes on from there")
+                raise
         found = report.ordered(rows.values())
-        console = Console(stderr=self.json)
+        console = answer.console(aside=self.json)
         if self.json:
-            print("[\n" + ",\n".join(json.dumps(row, allow_nan=False) for row in found) + "\n]")
+            answer.say("[\n" + ",\n".join(json.dumps(row, allow_nan=False) for row in found) + "\n]")
         else:
             console.print(report.table(found))
         for line in report.summary(found):
@@ -81,16 +86,3 @@ class Atlas:
         for path, text in ((html, report.page), (document, report.markdown)):
             if path is not None:
                 write(path, text(found))
-
-
-def _document(name: str | None) -> Path | None:
-    """The Markdown file to write: a new one, or an atlas."""
-    path = None if name is None else Path(name)
-    if path is None:
-        return None
-    try:
-        if path.is_file() and path.read_bytes().startswith(b"# Atlas"):
-            return path
-    except OSError as error:
-        raise BadInput(f"--markdown {name} cannot be read: {error.strerror}") from error
-    return writable("--markdown", name)

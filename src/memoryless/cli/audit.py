@@ -6,7 +6,9 @@ from typing import Annotated, Any
 
 import tyro
 
-from memoryless.cli.options import device_of, dtype_of, progress, writable
+from memoryless.cli import answer
+from memoryless.cli.files import command, writable, write
+from memoryless.cli.options import device_of, dtype_of, progress, there
 from memoryless.errors import BadInput, Diverged
 
 
@@ -20,10 +22,12 @@ class Audit:
     problem: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROBLEM")] = "digits"
     """SCRIPT.py:FUNCTION such as train.py:setup; setup() returns model, criterion, batches, optimizer. Default: digits, a small
     GELU network on the digits images that scikit-learn carries."""
-    checkpoint: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
-    """File with the state dicts 'model' and 'optimizer' to start from."""
+    checkpoint: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None
+    """To start from: a file with the state dicts of model and optimizer, or the folder of a Trainer's checkpoint."""
     optimizer: Annotated[str | None, tyro.conf.arg(metavar="OPTIMIZER")] = None
     """Such as "adamw(lr=1e-3, betas=(0.9, 0.99))" or torch.optim.Adamax. Default: the script's, or adamw."""
+    lr: float | None = None
+    """Of the optimizer, in place of its own or the checkpoint's, such as where a schedule ended at 0."""
     steps: int = 1000
     """Steps to run."""
     stops: int = 10
@@ -50,13 +54,13 @@ class Audit:
     def run(self) -> None:
         """Run the audit and show it."""
         page = writable("--html", self.html)
+        there(self.problem, self.checkpoint)
         for option, value in (("steps", self.steps), ("stops", self.stops)):
             if value < 1:
                 raise BadInput(f"--{option} must be at least 1, got {value}")
         device, dtype = device_of(self.device), dtype_of(self.dtype)
 
         import torch
-        from rich.console import Console
 
         from memoryless.cli import setup
         from memoryless.live.run import audit_run, log_spaced
@@ -64,7 +68,7 @@ class Audit:
         failure = None
         with progress("auditing") as on_step:
             work = setup.load(self.problem, self.seed, setup.FULL_BATCH, device, dtype)
-            optimizer, loss = setup.optimizer_of(work, self.optimizer, "adamw", self.checkpoint), work.loss
+            optimizer, loss = setup.optimizer_of(work, self.optimizer, "adamw", self.checkpoint, self.lr), work.loss
             lr = float(optimizer.param_groups[0]["lr"])
             try:
                 run = audit_run(
@@ -85,10 +89,11 @@ class Audit:
             "optimizer": type(optimizer).__name__,
             "steps": str(self.steps),
             "seed": str(self.seed),
+            "command": command(),
             "torch": str(torch.__version__),
         }
         if run.stops:
-            self._show(run, page, Console(stderr=self.json))
+            self._show(run, page, answer.console(aside=self.json))
         if failure is not None:
             raise failure
 
@@ -96,11 +101,11 @@ class Audit:
         from memoryless.report.audit import print_run
 
         if self.json:
-            print(run.to_json())
+            answer.say(run.to_json())
         else:
             print_run(run, console)
         if page is not None:
-            page.write_text(run.to_html(), encoding="utf-8")
+            write(page, run.to_html())
             console.print(f"Charts and beta maps: {page}", soft_wrap=True)
 
 

@@ -6,8 +6,12 @@ from typing import Annotated, Any
 
 import tyro
 
-from memoryless.cli.options import device_of, dtype_of, picture, progress, save
+from memoryless.cli import answer
+from memoryless.cli.files import picture, save
+from memoryless.cli.options import device_of, dtype_of, progress, there
 from memoryless.errors import BadInput
+
+SIZES = "8,32,128,full"
 
 
 @dataclass
@@ -23,13 +27,13 @@ class Betas:
     problem: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROBLEM")] = "digits"
     """SCRIPT.py:FUNCTION such as train.py:setup; setup() returns model, criterion, batches, optimizer. Default: digits, a small
     GELU network on the digits images, in batches of 32."""
-    checkpoint: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
-    """File with the state dicts 'model' and 'optimizer' to start from."""
+    checkpoint: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None
+    """To start from: a file with the state dicts of model and optimizer, or the folder of a Trainer's checkpoint."""
     optimizer: Annotated[str | None, tyro.conf.arg(metavar="OPTIMIZER")] = None
     """In momentum form with a pair of betas, such as "adamw(lr=1e-3, betas=(0.9, 0.99))". Default: the script's, or
     "adamw(lr=3e-4)"."""
-    batch_sizes: Annotated[str, tyro.conf.arg(metavar="N,N,...")] = "8,32,128,full"
-    """Samples in a batch; full is all of them."""
+    batch_sizes: Annotated[str, tyro.conf.arg(metavar="N,N,...")] = SIZES
+    """Samples in a batch; full is all of them. Of the default, those that leave two batches."""
     stages: Annotated[str | None, tyro.conf.arg(metavar="N,N,...")] = None
     """Steps of training to do first, on the script's own batches; several give the curve over training. Default: 0 with a
     script, 100 without."""
@@ -39,6 +43,8 @@ class Betas:
     """Values of beta2, likewise. Default: eight from 0.5 to 0.999."""
     measures: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME ...]")] = ("gradient_1_norm", "gradient_norm_squared")
     """What memory acts on: gradient_1_norm, gradient_norm_squared, sharpness."""
+    lr: float | None = None
+    """Of the optimizer, in place of its own or the checkpoint's, such as where a schedule ended at 0."""
     steps: int = 1000
     """Steps of the run at each batch size."""
     samples: int = 32
@@ -57,13 +63,12 @@ class Betas:
     def run(self) -> None:
         """Measure, predict, advise."""
         path = picture("--png", self.png)
+        there(self.problem, self.checkpoint)
         sizes = [None if text == "full" else _whole("--batch-sizes", text) for text in self.batch_sizes.split(",")]
         default = "100" if self.problem == "digits" else "0"
         stages = sorted({_whole("--stages", text, 0) for text in (self.stages or default).split(",")})
         axes = _betas("--betas1", self.betas1), _betas("--betas2", self.betas2)
         device, dtype = device_of(self.device), dtype_of(self.dtype)
-
-        from rich.console import Console
 
         from memoryless.cli import setup
         from memoryless.live.batch_sizes import BETAS_1, BETAS_2, audit_batch_sizes, train
@@ -71,7 +76,9 @@ class Betas:
         from memoryless.report import betas as report
 
         work = setup.load(self.problem, self.seed, setup.MINI_BATCHES, device, dtype)
-        optimizer, loss = setup.optimizer_of(work, self.optimizer, "adamw(lr=3e-4)", self.checkpoint), work.loss
+        optimizer, loss = setup.optimizer_of(work, self.optimizer, "adamw(lr=3e-4)", self.checkpoint, self.lr), work.loss
+        if self.batch_sizes == SIZES and loss.batches.sizes:
+            sizes = [size for size in sizes if size is None or size <= sum(loss.batches.sizes) // 2]
         found: list[Any] = []
         with progress("measuring") as on_step:
             for j, stage in enumerate(stages):
@@ -89,9 +96,10 @@ class Betas:
                 )
                 found.append(replace(maps, taken=stage))
         if self.json:
-            print(json.dumps({"stages": [report.as_dict(each) for each in found]}))
+            answer.say(json.dumps({"stages": [report.as_dict(each) for each in found]}))
         else:
-            report.print_advice(found, f"{work.about}, {live_optimizer.method_of(optimizer)}", Console())
+            about = f"{work.about}, {live_optimizer.method_of(optimizer)}"
+            report.print_advice(found, about, answer.console())
         if path is not None:
             save(report.picture(found), path, dpi=130)
 

@@ -6,7 +6,9 @@ from typing import Annotated
 
 import tyro
 
-from memoryless.cli.options import picture, progress, save
+from memoryless.cli import answer
+from memoryless.cli.files import picture, save
+from memoryless.cli.options import progress, there
 from memoryless.errors import BadInput
 
 
@@ -41,12 +43,11 @@ class Compare:
     def run(self) -> None:
         """Run each, audit, print."""
         path = picture("--png", self.png)
+        there(self.problem)
         if self.lr is not None and not self.lr > 0:
             raise BadInput(f"--lr must be positive, got {self.lr}")
         if not self.optimizers:
             raise BadInput("expected at least one optimizer, such as adamw")
-
-        from rich.console import Console
 
         from memoryless.audits.compare import Compared, compare
         from memoryless.cli import setup
@@ -69,8 +70,10 @@ class Compare:
         size = f"{loss.layout.d:,} parameters, full batch"
         about = f"{self.problem}, {size}, after {self.steps} steps of each optimizer's own run"
         if self.json:
-            print(json.dumps({"problem": self.problem, "steps": self.steps, "rows": [row.as_dict() for row in rows]}, indent=2))
+            answer.say(
+                json.dumps({"problem": self.problem, "steps": self.steps, "rows": [row.as_dict() for row in rows]}, indent=2)
+            )
         else:
-            report.print_comparison(rows, about, Console())
+            report.print_comparison(rows, about, answer.console())
         if path is not None and any(row.audit for row in rows):
             save(report.picture(rows, about), path, dpi=130)

@@ -5,7 +5,9 @@ from typing import Annotated
 
 import tyro
 
-from memoryless.cli.options import assignments, writable, write
+from memoryless.cli import answer
+from memoryless.cli.files import writable, write
+from memoryless.cli.options import assignments, progress
 from memoryless.errors import BadInput
 
 
@@ -42,14 +44,12 @@ class Derive:
                 raise BadInput(f"--step must be an integer >= 0, or n, got {step!r}")
             step = int(str(step))
 
-        from rich.console import Console
-
         from memoryless.formulas.derive import derive
 
-        with Console(stderr=True).status("deriving"):
+        with progress("deriving"):
             d = derive(self.method, step, **values)
             shown = d.to_json() if self.json else d.markdown() if self.markdown else d.text()
             files = [(path, text()) for path, text in ((latex, d.latex), (html, d.to_html)) if path is not None]
-        print(shown)
+        answer.say(shown)
         for path, text in files:
             write(path, text)

@@ -5,7 +5,9 @@ from typing import Annotated
 
 import tyro
 
-from memoryless.cli.options import assignments, picture, progress, save
+from memoryless.cli import answer
+from memoryless.cli.files import picture, save
+from memoryless.cli.options import assignments, progress
 from memoryless.errors import BadInput
 
 SHAPES = ((8, 6), (6,))
@@ -42,7 +44,6 @@ class Kernel:
         hyper = assignments(self.set, "betas=0.9,0.999")
 
         import torch
-        from rich.console import Console
 
         from memoryless.methods.fading.memory import memory_kernel
         from memoryless.methods.named import resolve
@@ -55,9 +56,9 @@ class Kernel:
         with progress("optimizer steps") as on_step:
             found = memory_kernel(named.method(shapes), horizon=self.horizon, seed=self.seed, on_step=on_step)
         if self.json:
-            print(found.to_json())
+            answer.say(found.to_json())
         else:
-            report.print_kernel(found, Console())
+            report.print_kernel(found, answer.console())
         if path is not None:
             save(report.picture(found), path)
 

@@ -1,10 +1,15 @@
 """The command line. Thin: torch is imported only when a command runs."""
 
+import io
+import re
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stderr
+from typing import Any, NoReturn
 
 import tyro
 
+from memoryless.cli import answer, files
 from memoryless.cli.atlas import Atlas
 from memoryless.cli.audit import Audit
 from memoryless.cli.betas import Betas
@@ -13,7 +18,7 @@ from memoryless.cli.derive import Derive
 from memoryless.cli.kernel import Kernel
 from memoryless.cli.reproduce import Reproduce
 from memoryless.cli.verify import Verify
-from memoryless.errors import BadInput
+from memoryless.errors import BadInput, users_line
 
 COMMANDS = {
     "audit": Audit,
@@ -46,18 +51,46 @@ or as module:NAME or script.py:NAME of a class, a memoryless.Method, or a functi
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command; `errors.BadInput` is one line on stderr and exit code 2, anything else is a bug and keeps its traceback.
+    """Run a command.
+
+    `errors.BadInput`, and whatever the user's own code raises, is one line on stderr and exit code 2; Ctrl-C is one line and
+    130; anything else is a bug and keeps its traceback.
 
     Args:
         arguments: default those of the process.
     """
-    command = tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="memoryless", description=DESCRIPTION, args=arguments)
+    command = _parsed(arguments)
+    files.begin(sys.argv[1:] if arguments is None else arguments)
     sys.path.insert(0, "")  # modules of the user's own, where the command is run
     try:
-        command.run()
+        with answer.alone(last=arguments is None):
+            command.run()
     except BadInput as error:
-        print(f"memoryless: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        _end(2, str(error))
+    except KeyboardInterrupt as error:
+        _end(130, "; ".join(["interrupted", *getattr(error, "__notes__", ())]))
+    except (Exception, SystemExit) as error:
+        place = users_line(error)
+        if place is None:
+            raise
+        _end(2, f"{type(error).__name__}: {error} ({place})")
+
+
+def _parsed(arguments: Sequence[str] | None) -> Any:
+    """The command, or the parser's frame of several lines as one line."""
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            return tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="memoryless", description=DESCRIPTION, args=arguments)
+    except SystemExit as error:
+        if not error.code:  # --help
+            raise
+        _end(2, re.sub(r"[\u2500-\u257f]|-{8,}", " ", said.getvalue()))
+
+
+def _end(code: int, line: str) -> NoReturn:
+    print(f"memoryless: {' '.join(line.split())}", file=sys.stderr)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

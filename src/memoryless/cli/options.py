@@ -1,7 +1,10 @@
-"""Options that commands share, checked before any work is done; the progress bar; files written."""
+"""Options that commands share, checked before any work is done; the progress bar."""
 
 import ast
+import re
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,109 +12,72 @@ from typing import Any
 
 from memoryless.errors import BadInput
 
-MARKS = (
-    b'name="generator" content="memoryless',
-    b"% written by memoryless",
-    b"Software\x00memoryless",
-    b"/Creator (memoryless",
-)
-"""What pages, LaTeX, PNG and PDF files that memoryless wrote have near their beginning or end."""
-
-
-def writable(option: str, name: str | None) -> Path | None:
-    """The path of a file to write, checked before any work is done.
-
-    Args:
-        option: its name on the command line, for messages.
-        name: what the user gave; None for none.
-
-    Raises:
-        BadInput: it cannot be written, or is a file that memoryless did not write.
-    """
-    if name is None:
-        return None
-    path = Path(name)
-    if not path.parent.is_dir():
-        raise BadInput(f"{option} {name}: no folder {path.parent}")
-    if path.is_dir():
-        raise BadInput(f"{option} {name} is a folder; expected a file")
-    try:
-        if path.exists():
-            with path.open("rb") as file:
-                start = file.read(4096)
-                file.seek(max(path.stat().st_size - 4096, 0))
-                ends = start + file.read()
-            if not any(mark in ends for mark in MARKS):
-                raise BadInput(f"{option} {name} exists and was not written by memoryless; choose another name")
-        with path.open("ab"):
-            pass
-    except OSError as error:
-        raise BadInput(f"{option} {name} cannot be written: {error.strerror}") from error
-    if path.stat().st_size == 0:
-        path.unlink()
-    return path
-
-
-def picture(option: str, name: str | None, suffixes: tuple[str, ...] = (".png",)) -> Path | None:
-    """The path of a picture to write.
-
-    Args:
-        option: its name on the command line, for messages.
-        name: what the user gave; None for none.
-        suffixes: that are understood.
-
-    Raises:
-        BadInput: it ends otherwise, cannot be written, or is a file that memoryless did not write.
-    """
-    if name is not None and not name.endswith(suffixes):
-        raise BadInput(f"{option} must end in {' or '.join(suffixes)}, got {name!r}")
-    return writable(option, name)
-
-
-def save(figure: Any, path: Path | None, dpi: int | None = None) -> None:
-    """Write a picture, marked as memoryless's, and say so on stderr.
-
-    Args:
-        figure: of Matplotlib.
-        path: .png or .pdf; None for none.
-        dpi: pixels per inch; default the figure's own.
-    """
-    from memoryless import __version__
-
-    if path is not None:
-        key = "Creator" if path.suffix == ".pdf" else "Software"
-        figure.savefig(path, dpi=dpi or "figure", metadata={key: f"memoryless {__version__}"})
-        print(f"wrote {path}", file=sys.stderr)
-
-
-def write(path: Path | None, text: str) -> None:
-    """Write a text file and say so on stderr.
-
-    Args:
-        path: None for none.
-        text: to write.
-    """
-    if path is not None:
-        path.write_text(text, encoding="utf-8")
-        print(f"wrote {path}", file=sys.stderr)
+EVERY = 10.0
+"""Seconds between two lines of progress where there is no terminal."""
 
 
 @contextmanager
 def progress(what: str) -> Iterator[Callable[..., None]]:
-    """A bar on stderr while work goes on.
+    """How far work has come and how long it still takes, on stderr: a bar on a terminal, a line every ten seconds elsewhere.
 
     Args:
-        what: is counted, such as "optimizer steps": the words before the bar.
+        what: is counted, such as "optimizer steps": the words before.
 
     Yields:
-        on_step(done, total), which moves it; without a total it only pulses.
+        on_step(done, total); without a total only the time so far is told.
     """
-    from rich.console import Console
-    from rich.progress import Progress
+    with (_bar if sys.stderr.isatty() else _lines)(what) as on_step:
+        yield on_step
 
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+
+@contextmanager
+def _bar(what: str) -> Iterator[Callable[..., None]]:
+    from rich.console import Console
+    from rich.progress import Progress, TimeElapsedColumn
+
+    with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total=None: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
+def _lines(what: str) -> Iterator[Callable[..., None]]:
+    begun, state, over = time.monotonic(), (0, 0), threading.Event()
+
+    def tell() -> None:
+        while not over.wait(EVERY):
+            (done, total), spent = state, time.monotonic() - begun
+            left = f"{done:,} of {total:,}, about {spent * (total - done) / done:.0f} s left" if done and total else "at work"
+            print(f"{what}: {left}, {spent:.0f} s so far", file=sys.stderr, flush=True)
+
+    def on_step(done: int, total: int | None = None) -> None:
+        nonlocal state
+        state = done, total or 0
+
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    try:
+        yield on_step
+    finally:
+        over.set()
+        thread.join()
+
+
+def there(problem: str, checkpoint: str | None = None) -> None:
+    """Look whether the user's files are there, before torch is waited for.
+
+    Args:
+        problem: script.py:function, or a name.
+        checkpoint: file or folder; None for none.
+
+    Raises:
+        BadInput: one is not.
+    """
+    script = problem.rpartition(":")[0]
+    if script.endswith(".py") and not Path(script).is_file():
+        raise BadInput(f"script not found: {script}")
+    if checkpoint is not None and not Path(checkpoint).exists():
+        raise BadInput(f"checkpoint not found: {checkpoint}")
 
 
 def assignments(texts: Iterable[str], example: str) -> dict[str, Any]:
@@ -145,12 +111,11 @@ def device_of(name: str) -> Any:
     Raises:
         BadInput: unknown, or not there.
     """
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise BadInput(f"--device must be cpu, cuda or cuda:N, got {name!r}")
     import torch
 
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise BadInput(f"--device must be cpu, cuda or cuda:N, got {name!r}") from None
+    device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise BadInput("--device cuda asked for, but torch sees no CUDA device; use --device cpu")
     return None if device.type == "cpu" else device
@@ -165,8 +130,8 @@ def dtype_of(name: str | None) -> Any:
     Raises:
         BadInput: it is neither.
     """
-    import torch
-
     if name not in (None, "float32", "float64"):
         raise BadInput(f"--dtype must be float32 or float64, got {name!r}")
+    import torch
+
     return None if name is None else getattr(torch, name)

@@ -7,7 +7,9 @@ from typing import Annotated, Literal
 
 import tyro
 
-from memoryless.cli.options import picture, progress, save
+from memoryless.cli import answer
+from memoryless.cli.files import picture, save
+from memoryless.cli.options import progress
 from memoryless.errors import BadInput
 
 
@@ -65,6 +67,6 @@ class Reproduce:
         torch.set_num_threads(1)
         with progress(f"{len(wanted)} runs of {self.steps} steps") as on_step:
             found = fig1(wanted, images, self.jobs, lambda done, *_: on_step(done, len(wanted) * self.steps))
-        print(json.dumps(found.as_dict()) if self.json else "\n".join(report.lines(found)))
+        answer.say(json.dumps(found.as_dict()) if self.json else "\n".join(report.lines(found)))
         if path is not None:
             save(report.picture(found), path)

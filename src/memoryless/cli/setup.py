@@ -1,24 +1,21 @@
-"""What a command works on: a problem that comes with the installation or the user's script, its optimizer, its checkpoint.
+"""What a command works on: a problem that comes with the installation or the user's script, its optimizer.
 
 Imports torch: commands import this file when they run.
 """
 
-import pickle
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from memoryless.cli.checkpoint import load_checkpoint
 from memoryless.errors import BadInput
 from memoryless.experiments import problems
 from memoryless.experiments.theorem import Example
 from memoryless.loss.batches import map_tensors
 from memoryless.loss.loss import Loss
-from memoryless.methods.method_optimizer import MethodOptimizer
 from memoryless.methods.named import attempt, found, resolve
 
 FULL_BATCH = {
@@ -124,72 +121,37 @@ def load_setup(target: str, seed: int) -> Setup:
     return Setup(model, checked, batches, optimizer)
 
 
-def optimizer_of(work: Work, text: str | None, default: str, checkpoint: str | None = None) -> Optimizer:
+def optimizer_of(
+    work: Work, text: str | None, default: str, checkpoint: str | None = None, lr: float | None = None
+) -> Optimizer:
     """The live optimizer to go on with, over the parameters of the work's loss.
 
     Args:
         work: from `load`.
-        text: what the user asked for; None is the script's own.
+        text: what the user asked for; its options win over the checkpoint's. None is the script's own.
         default: where the problem comes without one.
-        checkpoint: a file for `load_checkpoint`; None for none.
+        checkpoint: for `load_checkpoint`; None for none.
+        lr: of every group; wins over all others.
 
     Raises:
-        BadInput: no such optimizer, or the checkpoint does not fit.
+        BadInput: no such optimizer, the checkpoint does not fit, or lr is 0.
     """
     loss, optimizer = work.loss, work.optimizer
-    if text is not None or optimizer is None:
-        optimizer = resolve(text or default).live(loss.layout.tensors)
+    named = None if text is None and optimizer is not None else resolve(text or default)
+    if named is not None:
+        optimizer = (named if lr is None else named.given(lr=lr)).live(loss.layout.tensors)
+    assert optimizer is not None
     if checkpoint is not None:
-        if loss.model is None:
-            raise BadInput(f"--checkpoint {checkpoint}: {work.about} has no model to load it into")
-        load_checkpoint(checkpoint, loss.model, optimizer)
+        load_checkpoint(checkpoint, loss, optimizer)
+    wins = {} if named is None or text is None else dict(named.options)
+    for group in optimizer.param_groups:
+        group.update({key: value for key, value in wins.items() if key in group})
+        if lr is not None and "lr" in group:
+            group["lr"] = lr
+    if all(float(group.get("lr", 1)) == 0 for group in optimizer.param_groups):
+        where = f"in checkpoint {checkpoint}" if checkpoint else f"of {work.about}"
+        raise BadInput(f"the lr {where} is 0, as at the end of a schedule; give --lr")
     return optimizer
-
-
-def load_checkpoint(path: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Load state dicts into a model and an optimizer; both stay as they were if anything does not fit.
-
-    Args:
-        path: written by `torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, path)`; keys
-            ending in "_state_dict" are understood too. Read with `weights_only=True`.
-        model: to load into.
-        optimizer: to load into.
-
-    Raises:
-        BadInput: missing, truncated, not a plain state dict, or of another model or optimizer.
-    """
-    if isinstance(optimizer, MethodOptimizer):
-        name = optimizer.param_groups[0]["method"].name
-        raise BadInput(f"checkpoint {path} holds the state of a torch optimizer, which {name} is not; use adamw, say")
-    expected = "expected torch.save({'model': model.state_dict(), 'optimizer': optimizer.state_dict()}, path)"
-    if not Path(path).is_file():
-        raise BadInput(f"checkpoint not found: {path}")
-    try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise BadInput(f"checkpoint {path} is not made of plain tensors and numbers; {expected}") from error
-    except (RuntimeError, EOFError, OSError, KeyError, zipfile.BadZipFile) as error:
-        raise BadInput(f"checkpoint {path} is damaged or truncated ({str(error).splitlines()[0]})") from error
-    if not isinstance(stored, Mapping):
-        raise BadInput(f"checkpoint {path} holds a {type(stored).__name__}; {expected}")
-    parts = {key: stored.get(key, stored.get(f"{key}_state_dict")) for key in ("model", "optimizer")}
-    for key, part in parts.items():
-        if not isinstance(part, Mapping):
-            raise BadInput(f"checkpoint {path} has no '{key}', only {', '.join(map(str, stored))[:200]}; {expected}")
-    own = model.state_dict()
-    for name in sorted(set(own) ^ set(parts["model"])):
-        side = "lacks" if name in own else "has an extra"
-        raise BadInput(f"checkpoint {path} is of another model: it {side} '{name}'")
-    for name, tensor in own.items():
-        if tensor.shape != parts["model"][name].shape:
-            shapes = f"{tuple(parts['model'][name].shape)} there, {tuple(tensor.shape)} in the model"
-            raise BadInput(f"checkpoint {path} is of another model: '{name}' is {shapes}")
-    groups = [len(group["params"]) for group in optimizer.param_groups]
-    theirs = [len(group.get("params", ())) for group in parts["optimizer"].get("param_groups", ())]
-    if groups != theirs:
-        raise BadInput(f"checkpoint {path} is of another optimizer: parameters per group {theirs} there, {groups} here")
-    model.load_state_dict(parts["model"])
-    optimizer.load_state_dict(dict(parts["optimizer"]))
 
 
 def moved(batches: Iterable[Any], device: torch.device | None, dtype: torch.dtype | None) -> "Moved":

@@ -5,7 +5,9 @@ from typing import Annotated
 
 import tyro
 
-from memoryless.cli.options import picture, progress, save
+from memoryless.cli import answer
+from memoryless.cli.files import picture, save
+from memoryless.cli.options import progress, there
 from memoryless.errors import BadInput, Diverged
 
 
@@ -39,11 +41,10 @@ class Verify:
     def run(self) -> None:
         """Measure, print, draw."""
         path = picture("--png", self.png, (".png", ".pdf"))
+        there(self.problem)
         kinds = [int(kind) if kind.isdecimal() else kind for kind in self.kinds]
 
         import json
-
-        from rich.console import Console
 
         from memoryless.cli import setup
         from memoryless.experiments.theorem import PROBLEMS, verify, visible
@@ -58,9 +59,9 @@ class Verify:
             except Diverged as error:
                 found, failure = error.so_far, error
         if self.json:
-            print(json.dumps(found.as_dict() | {"chosen": chosen, "seed": self.seed}, indent=1))
+            answer.say(json.dumps(found.as_dict() | {"chosen": chosen, "seed": self.seed}, indent=1))
         else:
-            report.print_verification(found, chosen, Console())
+            report.print_verification(found, chosen, answer.console())
         if path is not None and found.accuracies:
             save(report.picture(found), path, dpi=160)
         if failure is not None:

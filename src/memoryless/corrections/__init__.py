@@ -3,6 +3,7 @@
 It may import `methods`, `loss`, `render` and the ground floor. In reading order:
 
 * `correction`: the door, `correction(method, loss, ...)`: F and M to first order, resummed, or to any order R.
+* `arguments`: those that public functions share, looked at before any work.
 * `expansion`: the linearization behind the first two, one form in which catalogue methods and black boxes both answer.
 * `history`: how far the gradients that a catalogue method remembers lag behind the present.
 * `averages`: the averages of past updates that say so, for any number of steps without computing each.

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from memoryless.corrections.arguments import valid_arguments
 from memoryless.corrections.expansion import expansion, products
 from memoryless.corrections.relaxation import relaxed
 from memoryless.errors import BadInput
@@ -70,6 +71,7 @@ class Correction(Result):
         return plain({"method": str(self.method)} | {name: getattr(self, name) for name in names})
 
 
+@valid_arguments
 def correction(
     method: AnyOptimizer,
     loss: Loss,

@@ -8,11 +8,17 @@ The paper's claim: with M the path stays closer to the optimizer's.
 """
 
 import math
-from collections.abc import Callable, Sequence
+import pickle
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from multiprocessing import get_context
+from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -321,27 +327,52 @@ def _pooled(wanted: Sequence[Setting], images: Images, jobs: int, on_steps: Call
     # Spawned: a fork of a process in which torch has already run threads may hang.
     context = get_context("spawn")
     taken = context.Value("q", 0)
-    with ProcessPoolExecutor(jobs, context, _begin, (images, taken)) as pool:
+    # By a file: what is larger than a pipe would hold this process up until the other has imported torch.
+    with NamedTemporaryFile(suffix=".pickle") as file, ProcessPoolExecutor(jobs, context, _begin, (file.name, taken)) as pool:
+        pickle.dump(images, file)
+        file.flush()
         try:
-            runs = [pool.submit(_follow, setting) for setting in wanted]
+            with _deaf():
+                runs = [pool.submit(_follow, setting) for setting in wanted]
             waiting = set(runs)
             while waiting:
                 _, waiting = wait(waiting, timeout=0.2)
                 on_steps(taken.value)
         except BaseException:
+            # Ctrl-C: the runs under way are not waited for. The pool has no public word for this before Python 3.14.
+            for process in [*pool._processes.values()]:
+                process.kill()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
         return [run.result() for run in runs]
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Ctrl-C reaches every process of a terminal: those started here do not hear it, and this one hears it when they are."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    heard: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGINT, handler)
+        if heard:
+            signal.raise_signal(signal.SIGINT)
 
 
 _worker: tuple[Images, Any]
 """A worker process's data and the count of steps that all workers share."""
 
 
-def _begin(images: Images, taken: Any) -> None:
+def _begin(path: str, taken: Any) -> None:
     global _worker
     torch.set_num_threads(1)
-    _worker = images, taken
+    _worker = pickle.loads(Path(path).read_bytes()), taken
 
 
 def _follow(setting: Setting) -> Run:

@@ -14,6 +14,7 @@ import torch
 from sympy import Expr
 from torch import Tensor
 
+from memoryless.corrections.arguments import valid_arguments
 from memoryless.corrections.correction import correction
 from memoryless.errors import NoModifiedLoss, NotDerivable
 from memoryless.flat import dot, norm
@@ -115,6 +116,7 @@ class _Value(torch.autograd.Function):
         return grad_output * total, None, None
 
 
+@valid_arguments
 def modified_loss(method: AnyOptimizer, loss: Loss) -> ModifiedLoss:
     """The loss that the method with memory descends, as its memoryless iteration, to O(lr^2) per unit of time.
 

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from memoryless.audits.beta_map import BetaMap, Check, predicted_maps
 from memoryless.audits.grid import Grid
+from memoryless.corrections.arguments import valid_arguments
 from memoryless.corrections.expansion import expansion
 from memoryless.corrections.expected.estimate import Samples
 from memoryless.corrections.expected.expected import Plan, sampled
@@ -157,6 +158,7 @@ class BatchSizes(Result):
         }
 
 
+@valid_arguments
 def audit_batch_sizes(
     optimizer: Optimizer,
     loss: Loss,

@@ -21,6 +21,7 @@ from memoryless.audits.effect import Changes, Validity, Vectors, effects_of
 from memoryless.audits.grid import BETAS_1, BETAS_2, Grid, inner_products, update_of
 from memoryless.audits.shadow import Shadow
 from memoryless.corrections import history, sequences
+from memoryless.corrections.arguments import valid_arguments
 from memoryless.corrections.expansion import expansion
 from memoryless.corrections.expected.estimate import Samples
 from memoryless.errors import BadInput, Diverged
@@ -180,13 +181,13 @@ class Run(Result):
 
 
 def log_spaced(steps: int, count: int) -> list[int]:
-    """About `count` steps from 1 to `steps`, evenly spaced in their logarithm.
+    """About `count` steps from 1 to `steps`, evenly spaced in their logarithm; a single one is the last.
 
     Args:
         steps: the last of them.
         count: how many, before equal ones are merged.
     """
-    return sorted({round(s) for s in np.geomspace(1, steps, count)})
+    return sorted({round(s) for s in np.geomspace(steps, 1, count)})
 
 
 def rivals(method: AnyOptimizer) -> list[Method]:
@@ -203,6 +204,7 @@ def rivals(method: AnyOptimizer) -> list[Method]:
     return [*variants, catalogue.Lion(method.lr), catalogue.Signum(method.lr), catalogue.HeavyBall(method.lr)]
 
 
+@valid_arguments
 def audit_run(
     optimizer: Optimizer,
     loss: Loss,

@@ -116,6 +116,9 @@ class Loss:
         curvature: Literal["exact", "difference"] = "exact",
         noise: Literal["fixed"] | int | None = None,
     ):
+        if not isinstance(model, nn.Module) or not callable(criterion):
+            got = f"{type(model).__name__}, {type(criterion).__name__}"
+            raise BadType(f"Loss takes model, criterion(model, batch), batches, in this order, got {got}")
         trainable: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.model: nn.Module | None = model
         self.criterion: Callable[[nn.Module, Any], Tensor] | None = criterion
@@ -198,6 +201,11 @@ class Loss:
         if len({p.dtype for p in parameters.values()}) > 1 or len({p.device for p in parameters.values()}) > 1:
             kinds = sorted({f"{p.dtype} on {p.device}" for p in parameters.values()})
             raise BadType(f"all parameters must share one dtype and device, got {', '.join(kinds)}")
+        first = next(iter(parameters.values()))
+        if first.is_meta:
+            raise BadInput("the parameters are on the meta device, which holds no numbers; build the model on cpu or cuda")
+        if first.dtype == torch.float16:
+            raise BadInput("the parameters are float16, too coarse for second derivatives; use model.float() or .double()")
         if curvature not in ("exact", "difference"):
             raise BadInput(f"curvature must be 'exact' or 'difference', got {curvature!r}")
         if noise not in (None, "fixed") and (not isinstance(noise, int) or isinstance(noise, bool) or noise < 1):

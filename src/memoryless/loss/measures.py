@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.sparse.linalg import LinearOperator, eigsh
+from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 from torch import Tensor
 
 from memoryless.errors import BadInput, BadType
@@ -111,7 +111,12 @@ def _largest(point: Point, start: np.ndarray, basis: int | None = None, wider: f
         operator = LinearOperator((d, d), matvec=matvec, dtype=np.float64)  # pyright: ignore[reportCallIssue]
         tolerance: Any = (1e-7 if theta.dtype == torch.float64 else 1e-3) * wider  # scipy's stubs say int
         basis = None if basis is None else min(basis, d)
-        values, vectors = eigsh(operator, k=1, which="LA", v0=start, tol=tolerance, ncv=basis)
+        try:
+            values, vectors = eigsh(operator, k=1, which="LA", v0=start, tol=tolerance, ncv=basis)
+        except ArpackError as error:
+            if np.any(matvec(start)):
+                raise
+            raise BadInput("the Hessian is zero here, so sharpness has no direction; leave it out of the measures") from error
     return float(values[-1]), torch.from_numpy(vectors[:, -1].copy()).to(theta)
 
 

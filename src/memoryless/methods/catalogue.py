@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from memoryless.errors import BadInput
-from memoryless.methods.method import Method, Momentum, gradient, is_number, square
+from memoryless.methods.method import Method, Momentum, gradient, is_number, require_number, square
 
 GFunction = Callable[[Tensor, Tensor], Tensor]
 
@@ -42,9 +42,11 @@ def _coupled(g: GFunction, weight_decay: float, sign: float) -> GFunction:
 
 def _checked(name: str, betas: Sequence[float], **nonnegative: float) -> None:
     for beta in betas:
+        require_number(f"{name}: every beta", beta)
         if is_number(beta) and not 0 <= beta < 1:
             raise BadInput(f"{name}: every beta must lie in [0, 1), got {beta}")
     for key, value in nonnegative.items():
+        require_number(f"{name}: {key}", value)
         if is_number(value) and not value >= 0:
             raise BadInput(f"{name}: {key} must be >= 0, got {value}")
 

@@ -43,7 +43,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from memoryless.errors import BadInput
+from memoryless.errors import BadInput, BadType
 from memoryless.flat import block
 
 Index = slice | Tensor
@@ -62,6 +62,20 @@ def square(gradient: Tensor, theta: Tensor) -> Tensor:
 def is_number(x: Any) -> bool:
     """Whether a hyperparameter has a value; where formulas are derived it may be a symbol."""
     return isinstance(x, numbers.Real)
+
+
+def require_number(what: str, x: Any) -> None:
+    """Raise unless a hyperparameter is a number or a symbol.
+
+    Args:
+        what: it is, for the message.
+        x: its value.
+
+    Raises:
+        BadType: it is a string, None, or a thing of another kind.
+    """
+    if not is_number(x) and not hasattr(x, "free_symbols"):
+        raise BadType(f"{what} must be a number, got {x!r}")
 
 
 def one(n: float) -> float:
@@ -91,6 +105,7 @@ class Momentum:
     degree: int | None = None
 
     def __post_init__(self) -> None:
+        require_number("beta of a momentum variable", self.beta)
         if is_number(self.beta) and not 0 <= self.beta <= 1:
             raise BadInput(f"a momentum variable needs beta in [0, 1], got {self.beta}")
         if self.lag not in (0, 1):
@@ -228,6 +243,11 @@ class Method:
     make: Callable[..., "Method"] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
+        require_number(f"{self.name}: lr", self.lr)
+        if not isinstance(self.variables, Sequence) or not all(isinstance(v, Momentum) for v in self.variables):
+            raise BadType(f"{self.name}: variables must be a tuple of memoryless.Momentum, got {self.variables!r}")
+        if not callable(self.phi):
+            raise BadType(f"{self.name}: phi must be a function (f, m, theta) -> F, got {self.phi!r}")
         if is_number(self.lr) and not (math.isfinite(self.lr) and self.lr > 0):
             raise BadInput(f"{self.name}: lr must be positive and finite, got {self.lr}")
 
@@ -276,7 +296,12 @@ class Method:
 
     def readout(self, m: Sequence[Tensor], theta: Tensor) -> Tensor:
         """F = phi(m, theta) for tensors."""
-        return self.phi(Functions(), m, theta)
+        found = self.phi(Functions(), m, theta)
+        shape = torch.broadcast_shapes(theta.shape, *(x.shape for x in m))
+        if not isinstance(found, Tensor) or found.shape != shape:
+            got = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+            raise BadType(f"{self.name}: phi must return a tensor of theta's shape {tuple(shape)}, got {got}")
+        return found
 
     def with_hyper(self, **changes: Any) -> "Method":
         """The same catalogue method with some hyperparameters changed.

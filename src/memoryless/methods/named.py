@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer, RMSprop
 
-from memoryless.errors import BadInput
+from memoryless.errors import BadInput, users_line
 from memoryless.methods.black_box.torch_method import TorchMethod
 from memoryless.methods.catalogue import CATALOGUE
 from memoryless.methods.method import AnyOptimizer, Method
@@ -206,7 +206,7 @@ def found(path: str) -> Any:
         module = importlib.import_module(place)
     except ModuleNotFoundError as error:
         raise BadInput(f"{path} not found: {error}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _raised(place, error) from error
     if not hasattr(module, name):
         raise BadInput(f"{path} not found: {place} has no '{name}'")
@@ -230,17 +230,14 @@ def attempt(what: str, action: Callable[[], Any]) -> Any:
         return action()
     except BadInput:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _raised(what, error) from error
 
 
-def _raised(what: str, error: Exception) -> BadInput:
-    place = error.__traceback__
-    while place is not None and place.tb_next is not None:
-        place = place.tb_next
-    where = f" (line {place.tb_lineno} of {place.tb_frame.f_code.co_filename})" if place else ""
+def _raised(what: str, error: BaseException) -> BadInput:
+    place = users_line(error)
     message = str(error).splitlines()[0] if str(error) else ""
-    return BadInput(f"{what} raised {type(error).__name__}: {message}{where}")
+    return BadInput(f"{what} raised {type(error).__name__}: {message}" + (f" ({place})" if place else ""))
 
 
 def _call(text: str) -> tuple[str, dict[str, Any]]:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from memoryless.corrections.arguments import valid_arguments
 from memoryless.errors import BadInput
 from memoryless.loss.loss import Loss
 from memoryless.methods.method import AnyOptimizer
@@ -66,6 +67,7 @@ class Accuracy(Result):
         )
 
 
+@valid_arguments
 def order_of_accuracy(
     method: AnyOptimizer,
     loss: Loss,

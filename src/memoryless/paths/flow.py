@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from memoryless.corrections import history
+from memoryless.corrections.arguments import valid_arguments
 from memoryless.corrections.expansion import expansion
 from memoryless.errors import BadInput, NotFinite
 from memoryless.loss.loss import Loss
@@ -92,6 +93,7 @@ class ModifiedFlow:
         return integrate(self, theta, times, solver)
 
 
+@valid_arguments
 def modified_flow(method: AnyOptimizer, loss: Loss) -> ModifiedFlow:
     """The differential equation that the optimizer follows to O(lr^2), Section 5.1 of https://arxiv.org/abs/2502.02132.
 

@@ -17,6 +17,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
+from memoryless.corrections.arguments import valid_arguments
 from memoryless.corrections.correction import batch_sequence, correction, is_order
 from memoryless.errors import BadInput, Diverged, NotFinite
 from memoryless.loss.loss import Loss
@@ -141,6 +142,7 @@ def trajectory(
     record: Callable[[int, Tensor], Any],
     on_step: OnStep = ...,
 ) -> list[Any]: ...
+@valid_arguments
 def trajectory(
     method: AnyOptimizer,
     loss: Loss,

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from memoryless.corrections.arguments import valid_arguments
 from memoryless.corrections.correction import require_step
 from memoryless.corrections.expansion import expansion
 from memoryless.corrections.expected import closed_form
@@ -127,6 +128,7 @@ class ExpectedCorrection(Result):
         return error / size if size else math.inf if error else 0.0
 
 
+@valid_arguments
 def expected_correction(
     method: AnyOptimizer,
     loss: Loss,

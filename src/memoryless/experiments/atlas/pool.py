@@ -9,6 +9,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import connection
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from memoryless.errors import BadInput
 from memoryless.experiments.atlas import subjects
@@ -88,6 +90,31 @@ class Store:
         """
         row = self.rows.get(key)
         return row is not None and row["versions"] == versions(key[0])
+
+
+@contextmanager
+def sole(path: Path) -> Iterator[None]:
+    """Be the one process that works on a store.
+
+    Args:
+        path: of its file.
+
+    Raises:
+        BadInput: another one does.
+    """
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise BadInput(f"another process is writing {path}; wait for it, or give another file") from None
+    except OSError as error:
+        raise BadInput(f"{path} cannot be written: {error.strerror}; give another file") from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # Windows keeps a file that is open
+            Path(lock.lock_file).unlink()
+        lock.release()
 
 
 def _row(line: bytes) -> Row | None:
@@ -185,6 +212,7 @@ def _started(context: Any, key: Key, task: Callable[[], Iterable[Row]], limit: f
 
 
 def _work(end: connection.Connection, task: Callable[[], Iterable[Row]], limit: float) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of a terminal; the first one ends the others
     threading.Thread(target=_die_with_parent, daemon=True).start()
     _stop_after(limit)
     torch.set_num_threads(1)
