@@ -46,9 +46,7 @@ def cnn() -> tuple[nn.Module, Tensor]:
 
 
 def gpt2() -> tuple[nn.Module, Tensor]:
-    config = transformers.GPT2Config(
-        vocab_size=50, n_positions=12, n_embd=16, n_layer=2, n_head=2, num_labels=3, pad_token_id=0
-    )
+    config = transformers.GPT2Config(vocab_size=50, n_positions=12, n_embd=16, n_layer=2, n_head=2, **HEAD)
     return transformers.GPT2ForSequenceClassification(config), tokens()
 
 

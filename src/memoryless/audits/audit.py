@@ -169,26 +169,44 @@ def audit(
         'regularizes'
     """
     optimizer = unwrapped(optimizer)
-    live = optimizer if isinstance(optimizer, Optimizer) else None
-    if live is None:
-        method: AnyOptimizer = optimizer  # pyright: ignore[reportAssignmentType]
-        if scheduler is not None or gradient is not None:
-            raise BadInput("scheduler and gradient tell the past of a live optimizer; a method has none: leave them out")
-    elif theta is not None:
-        raise BadInput("a live optimizer is audited where it is; leave out theta, or give its method: ml.method_of(optimizer)")
-    else:
-        method = live_optimizer.method_of(live, loss.layout)
-        counted = live_optimizer.step_of(live)
-        past.require_consistent(live, step, counted, scheduler)
-        step = counted if step is None else step
     if batches is not None:
         loss.batches.require_indexed()
-    sequence = None if batches is None else batch_sequence(batches, step, len(loss))
-    step = step if sequence is None else len(sequence) - 1
+    if isinstance(optimizer, Optimizer):
+        if theta is not None:
+            raise BadInput(
+                "a live optimizer is audited where it is; leave out theta, or give its method: ml.method_of(optimizer)"
+            )
+        return _audit_live(optimizer, loss, step, batches, scheduler, gradient, measures)
+    if scheduler is not None or gradient is not None:
+        raise BadInput("scheduler and gradient tell the past of a live optimizer; a method has none: leave them out")
+    sequence, step = _sequence(batches, step, loss)
     point = Point(loss, theta)
+    return inspect(optimizer, point, expansion(optimizer, point, step, sequence), step, evaluate(measures, point))
+
+
+def _sequence(batches: Iterable[int] | None, step: int | None, loss: Loss) -> tuple[list[int] | None, int | None]:
+    """The batch of each step 0..n, and n."""
+    if batches is None:
+        return None, step
+    sequence = batch_sequence(batches, step, len(loss))
+    return sequence, len(sequence) - 1
+
+
+def _audit_live(
+    live: Optimizer,
+    loss: Loss,
+    step: int | None,
+    batches: Iterable[int] | None,
+    scheduler: Schedule | None,
+    gradient: Callable[[Tensor], Tensor] | None,
+    measures: Sequence[str | Differentiable],
+) -> Audit:
+    method = live_optimizer.method_of(live, loss.layout)
+    counted = live_optimizer.step_of(live)
+    past.require_consistent(live, step, counted, scheduler)
+    sequence, step = _sequence(batches, counted if step is None else step, loss)
+    point = Point(loss)
     values = evaluate(measures, point)
-    if live is None:
-        return inspect(method, point, expansion(method, point, step, sequence), step, values)
     seen = point.gradient if sequence is None else point.gradient_of(sequence[-1])
     notes = past.notes_on(live, loss.layout, scheduler)
     if len(loss) > 1 and sequence is None:
