@@ -1,7 +1,6 @@
-"""Train, save a checkpoint, audit it: what did memory do at the last step?"""
+"""Train and audit: what did memory do at the last step? With a file name, save a checkpoint there."""
 
-import tempfile
-from pathlib import Path
+import sys
 
 import torch
 
@@ -20,7 +19,6 @@ print(found.verdict)
 for effect in found.effects:
     print(f"{effect.measure}: {effect.measured:+.2e} measured, {effect.resummed:+.2e} resummed, {effect.first:+.2e} first")
 
-with tempfile.TemporaryDirectory() as folder:
-    path = Path(folder) / "run.pt"
-    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, path)
-    print(f"memoryless audit examples/digits.py:setup --checkpoint {path.name}   # the same, from the command line")
+if len(sys.argv) > 1:
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, sys.argv[1])
+    print(f"memoryless audit examples/digits.py:setup --checkpoint {sys.argv[1]}   # goes on from here")
