@@ -65,7 +65,7 @@ def approximated(expression: Expr, digits: int, which: Callable[[Expr], bool]) -
     if expression.is_number and which(expression):
         return expression.evalf(digits)
     parts = args = expression.args
-    if expression.is_Mul or expression.is_Add:
+    if (expression.is_Mul or expression.is_Add) and not expression.is_number:
         parts = (expression.func(*(x for x in args if x.is_number)), *(x for x in args if not x.is_number))
     found = [approximated(x, digits, which) for x in parts]
     return expression if all(map(operator.is_, found, parts)) else expression.func(*found)
