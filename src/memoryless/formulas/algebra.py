@@ -7,11 +7,13 @@
 
 import math
 import numbers
+import operator
 from collections.abc import Callable
 from typing import Any
 
 import sympy
 from sympy import Expr, S
+from sympy.core.relational import Relational
 from sympy.functions.elementary.hyperbolic import HyperbolicFunction
 from sympy.functions.elementary.trigonometric import TrigonometricFunction
 
@@ -39,6 +41,8 @@ def evaluated(expression: Expr) -> Expr:
     Args:
         expression: of any kind.
     """
+    if isinstance(expression, Relational):  # which would be decided
+        return expression.func(evaluated(expression.lhs), evaluated(expression.rhs), evaluate=False)
     numbers = {step: sympy.Integer(str(step)) for step in expression.atoms(Step)}
 
     def power(base: Expr, exponent: Expr) -> Expr:
@@ -60,10 +64,11 @@ def approximated(expression: Expr, digits: int, which: Callable[[Expr], bool]) -
     """
     if expression.is_number and which(expression):
         return expression.evalf(digits)
-    args = expression.args
-    if expression.is_Mul or expression.is_Add:
-        args = (expression.func(*(x for x in args if x.is_number)), *(x for x in args if not x.is_number))
-    return expression.func(*(approximated(x, digits, which) for x in args)) if args else expression
+    parts = args = expression.args
+    if (expression.is_Mul or expression.is_Add) and not expression.is_number:
+        parts = (expression.func(*(x for x in args if x.is_number)), *(x for x in args if not x.is_number))
+    found = [approximated(x, digits, which) for x in parts]
+    return expression if all(map(operator.is_, found, parts)) else expression.func(*found)
 
 
 def tidy(expression: Expr) -> Expr:

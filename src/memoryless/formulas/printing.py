@@ -126,6 +126,8 @@ def _decimals(expression: Expr) -> Expr:
     def clumsy(q: sympy.Rational) -> bool:
         return q.q > 1000 or abs(q.p) > 10_000 or (q.q > 10 and sympy.Rational(f"{float(q):.4g}") == q)
 
+    if isinstance(expression, Eq):
+        return Eq(_decimals(expression.lhs), _decimals(expression.rhs), evaluate=False)
     expression = approximated(expression, 6, lambda number: number.has(Exponent) and not number.is_integer)
     return expression.xreplace(
         {q: sympy.Float(q, 6) for q in expression.atoms(sympy.Rational) if not q.is_Integer and clumsy(q)}
