@@ -32,11 +32,12 @@ def require_fading(variable: Momentum) -> None:
         NeverForgets: beta is 1 but for rounding, or a weight without a limit.
         NotResolved: it remembers more than `LONGEST` steps.
     """
-    weight = variable.weight(math.inf)
-    if 1 - variable.beta < KEPT or (is_number(weight) and not math.isfinite(weight)):
-        why = f"beta = {variable.beta:.15g}" if 1 - variable.beta < KEPT else "weight(n) has no limit"
+    weight, beta_known = variable.weight(math.inf), is_number(variable.beta)
+    kept = beta_known and 1 - variable.beta < KEPT
+    if kept or (is_number(weight) and not math.isfinite(weight)):
+        why = f"beta = {variable.beta:.15g}" if kept else "weight(n) has no limit"
         raise NeverForgets(f"the steady state of a memory that never fades ({why}) does not exist")
-    if is_number(variable.beta) and variable.beta > LONGEST * (1 - variable.beta):
+    if beta_known and variable.beta > LONGEST * (1 - variable.beta):
         raise NotResolved(f"beta = {variable.beta!r} remembers {variable.beta / (1 - variable.beta):,.0f} steps", LONGEST)
 
 

@@ -294,7 +294,7 @@ def beta_map(run: dict[str, Any], found: dict[str, Any], limit: float) -> go.Fig
         hover = f"this run: β₁ {own[0]:g}, β₂ {own[1]:g}<extra></extra>"
         figure.add_scatter(x=[_memory(own[0])], y=[_memory(own[1])], mode="markers", marker=marker, hovertemplate=hover)
     if found["checks"]:
-        figure.add_scatter(**_checks(found["checks"], own))
+        _add_checks(figure, found["checks"])
     if len(known):
         ends = f"{percent(float(known.min()) / 100)} … {percent(float(known.max()) / 100)}"
         figure.update_layout(
@@ -306,29 +306,31 @@ def beta_map(run: dict[str, Any], found: dict[str, Any], limit: float) -> go.Fig
     return figure
 
 
-def _checks(checks: Sequence[dict[str, Any]], own: Sequence[float] | None) -> dict[str, Any]:
-    """What happens at some pairs, written in the map, away from its edge."""
+def _add_checks(figure: go.Figure, checks: Sequence[dict[str, Any]]) -> None:
+    """What happens at some pairs, written in the map beside them, away from its edge."""
     x, y = ([_memory(check["betas"][k]) for check in checks] for k in (0, 1))
-
-    def side(values: list[float], value: float, names: tuple[str, str]) -> str:
-        return names[0] if value <= (min(values) + max(values)) / 2 else names[1]
-
-    places = [f"{side(y, b, ('top', 'bottom'))} {side(x, a, ('right', 'left'))}" for a, b in zip(x, y, strict=True)]
-    return {
-        "x": x,
-        "y": y,
-        "mode": "markers+text",
-        "marker": {"symbol": "circle", "size": [1 if c["betas"] == own else 6 for c in checks], "color": COLOUR["ink"]},
-        "text": [percent(c["change"]) for c in checks],
-        "textposition": places,
-        "textfont": {"size": 11, "color": COLOUR["ink"]},
-        "cliponaxis": False,
-        "hovertext": [
-            f"β₁ {c['betas'][0]:g}, β₂ {c['betas'][1]:g}<br>happens {percent(c['change'])}<br>slope {percent(c['slope'])}"
-            for c in checks
-        ],
-        "hoverinfo": "text",
-    }
+    hover = [
+        f"β₁ {c['betas'][0]:g}, β₂ {c['betas'][1]:g}<br>happens {percent(c['change'])}<br>slope {percent(c['slope'])}"
+        for c in checks
+    ]
+    marker = {"symbol": "circle-open", "size": 5, "color": COLOUR["ink"]}
+    figure.add_scatter(x=x, y=y, mode="markers", marker=marker, hovertext=hover, hoverinfo="text")
+    for a, b, check in zip(x, y, checks, strict=True):
+        left, low = a <= (min(x) + max(x)) / 2, b <= (min(y) + max(y)) / 2
+        figure.add_annotation(
+            x=a,
+            y=b,
+            text=percent(check["change"]),
+            showarrow=False,
+            font={"size": 11, "color": COLOUR["ink"]},
+            bgcolor=COLOUR["paper"],
+            opacity=0.8,
+            borderpad=1,
+            xanchor="left" if left else "right",
+            yanchor="bottom" if low else "top",
+            xshift=5 if left else -5,
+            yshift=7 if low else -7,
+        )
 
 
 def colour_limit(maps: Sequence[dict[str, Any]]) -> float:
