@@ -52,7 +52,7 @@ def test_rows_are_the_catalogue(rows, name, problem, order):
     for value, effect in zip(evaluate(list(MEASURES), Point(loss)), found["effects"], strict=True):
         expected = -1e-3 * float(value.gradient @ c.M) / value.value
         # The black box finds a difference where torch drops a tangent: to 1e-9 of M, which the inner product may cancel.
-        assert effect[order] == pytest.approx(expected, rel=1e-4)
+        assert effect["slopes"][order] == pytest.approx(expected, rel=1e-4)
 
 
 def test_steady_state_is_the_catalogue():
