@@ -264,7 +264,7 @@ def test_a_framework_s_optimizer_is_unwrapped():
     assert found.measured is not None
     assert plain.measured is not None
     assert torch.equal(found.measured, plain.measured)
-    with pytest.raises(BadType, match=r"got Trainer, which holds one: give its \.optimizer"):
+    with pytest.raises(BadType, match=r"got Trainer; give its \.optimizer"):
         ml.audit(Trainer(live), loss)  # pyright: ignore[reportArgumentType]
 
 
