@@ -218,8 +218,10 @@ def _audit_live(
         return inspect(method, point, expansion(method, point, step, sequence), step, values, update, notes)
     if step is None:
         raise BadInput("a schedule or a changed gradient has no steady state, and the optimizer counts no steps; give step=n")
-    changed = scheduler is not None
-    own = past.scheduled(live, loss.layout, scheduler, step, method.lr) if changed else TorchMethod.of(live, loss.layout)
+    if scheduler is None:
+        own = TorchMethod.of(live, loss.layout)
+    else:
+        own = past.scheduled(live, loss.layout, scheduler, step, method.lr)
     return inspect(own, point, Unrolled(own, point, step, sequence, through=gradient), step, values, update, notes)
 
 
