@@ -18,7 +18,7 @@ WORK = {
 
 
 def main() -> None:
-    found = {}
+    found, d = {}, 0
     for name, work in WORK.items():
         problem = problems.digits_mlp(width=4000, count=20)
         optimizer = torch.optim.AdamW(problem.model.parameters())

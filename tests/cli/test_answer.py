@@ -91,17 +91,30 @@ def alive(group: int) -> list[int]:
     "arguments", [("audit", "base.py:setup", "--html", "None"), ("reproduce", "fig1", "--jobs", "2", "--picture", "None")]
 )
 def test_ctrl_c_is_one_line_and_ends_all_at_once(arguments: tuple[str, ...], folder: Path):
-    process = start(folder, *arguments, "--steps", "1000000", stdout=subprocess.PIPE, start_new_session=True)
-    time.sleep(12)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    out, err = process.communicate(timeout=5)
-    assert (process.returncode, out) == (130, "")
-    assert err.splitlines()[-1] == "memoryless: interrupted"
-    assert "Traceback" not in err
-    end = time.monotonic() + 3
-    while alive(process.pid) and time.monotonic() < end:
-        time.sleep(0.1)
-    assert not alive(process.pid)
+    # Where the tests run in the background of a shell, it has them ignore the signal.
+    process = start(
+        folder,
+        *arguments,
+        "--steps",
+        "1000000",
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    try:
+        time.sleep(12)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        out, err = process.communicate(timeout=10)
+        assert (process.returncode, out) == (130, "")
+        assert err.splitlines()[-1] == "memoryless: interrupted"
+        assert "Traceback" not in err
+        end = time.monotonic() + 3
+        while alive(process.pid) and time.monotonic() < end:
+            time.sleep(0.1)
+        assert not alive(process.pid)
+    finally:
+        if alive(process.pid):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_streams_are_put_back(capsys: pytest.CaptureFixture[str]):
