@@ -25,11 +25,6 @@ SUBJECT = "network"
 PIECES = 4
 """Most pieces of memory whose ages are told."""
 FOUND = "found by; the two ways differ by"
-LEGEND = (
-    f"Change of each measure S in one step that memory causes, relative to S, at step {STEP} of a frozen history: resummed "
-    "(first order). ▼ regularizes, ▲ anti-regularizes, ● neutral: no more than a random direction would do."
-)
-
 _ENVIRONMENT = jinja2.Environment(
     loader=jinja2.PackageLoader("memoryless", "report"),
     autoescape=True,
@@ -187,7 +182,7 @@ def table(rows: Sequence[Row]) -> Table:
         rows: of the atlas.
     """
     shown = Table(
-        title=f"The atlas, {SUBJECT}", caption=LEGEND, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left"
+        title=f"The atlas, {SUBJECT}", caption=legend(rows), box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left"
     )
     for column in ("optimizer", "memory", "mean ages", *map(label, MEASURES), FOUND):
         shown.add_column(column)
@@ -200,6 +195,20 @@ def table(rows: Sequence[Row]) -> Table:
         changes = [change(found, k) for k in range(len(MEASURES))]
         shown.add_row(name + where, fading(row), ages(row), *changes, agreement(found))
     return shown
+
+
+def legend(rows: Sequence[Row]) -> str:
+    """What the numbers are; those of rows made before changes were what happens are slopes.
+
+    Args:
+        rows: of the atlas.
+    """
+    effects = [effect for row in rows for found in row["problems"].values() for effect in found.get("effects", [])]
+    what = "in one step" if all("slopes" in effect for effect in effects) else "per step, to first order in lr (a slope),"
+    return (
+        f"Change of each measure S {what} that memory causes, relative to S, at step {STEP} of a frozen history: resummed "
+        "(first order). ▼ regularizes, ▲ anti-regularizes, ● neutral: no more than a random direction would do."
+    )
 
 
 def markdown(rows: Sequence[Row]) -> str:
@@ -225,7 +234,7 @@ def markdown(rows: Sequence[Row]) -> str:
         "",
         *(f"* {line}" for line in summary(rows)),
         "",
-        *_how(),
+        *_how(rows),
     ]
     for library in counts(rows):
         mine = [row for row in rows if row["library"] == library]
@@ -245,9 +254,9 @@ def markdown(rows: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _how() -> list[str]:
+def _how(rows: Sequence[Row]) -> list[str]:
     return [
-        LEGEND,
+        legend(rows),
         "The table is of the network, 6-5-3 with tanh, squared error, 53 parameters; each optimizer at its library's defaults.",
         "",
         "* *agreed*: the first order, by forward mode or by differences of the linearized history, agrees with Eq. 9 taken",
@@ -313,7 +322,7 @@ def page(rows: Sequence[Row]) -> str:
         libraries=list(counts(rows)),
         kinds=KINDS,
         summary=summary(rows),
-        legend=LEGEND,
+        legend=legend(rows),
         columns=["optimizer", "answer", "memory", "mean ages", *map(label, MEASURES), FOUND],
         version=version("memoryless"),
     )
