@@ -235,7 +235,7 @@ BAD = {
     "nan_later": (late(PoisonedLater), BadInput, "PoisonedLater.*: 'scale' of the optimizer's state is nan after step 7"),
     "value": (of(Polyak), Reevaluates, r"Polyak.step\(\) uses the value of the loss"),
     "muon_vector": (of(Muon, [(3,)]), BadInput, "the factory raised ValueError: Muon only supports 2D parameters"),
-    "lr_zero": (of(lambda p: SGD(p, lr=0.0)), BadInput, "SGD: lr must be positive and finite, got 0.0"),
+    "lr_zero": (of(lambda p: SGD(p, lr=0.0)), BadInput, "SGD: lr must be positive, got 0 for all parameters of the loss"),
     "shapes_number": (of(SGD, 3), BadType, r"a model or a list of shapes such as \[\(4, 3\), \(3,\)\], got 3"),
     "shapes_empty": (of(SGD, []), BadInput, "no parameters"),
     "shape_zero": (of(SGD, [(0, 2)]), BadInput, r"at least one element, got \(0, 2\)"),
