@@ -18,7 +18,7 @@ from memoryless.formulas.hyperparameters import assigned, maker
 from memoryless.formulas.symbols import Step, n
 from memoryless.methods.named import resolve
 
-LITERAL = 3
+LITERAL = 6
 """Up to this step sums over the past are written out, which is shorter; beyond, they are geometric series."""
 
 
