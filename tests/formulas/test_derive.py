@@ -63,7 +63,7 @@ BAD_VALUE = {
     "eps_nan": (lambda: ml.derive("rmsprop", eps=math.nan), "rmsprop: eps must be .*nan"),
     "lr": (lambda: ml.derive("adam", h=0), "adam: lr must be positive and finite, got 0"),
     "lr_infinite": (lambda: ml.derive("adam", lr=math.inf), "adam: lr must be positive and finite"),
-    "dampening": (lambda: ml.derive("heavy_ball", dampening=1), "dampening 1 freezes"),
+    "dampening": (lambda: ml.derive("heavy_ball", dampening=1), "dampening 1 keeps"),
     "step_negative": (lambda: ml.derive("adam", step=-1), 'None \\(steady state\\), an integer >= 0 or "n", got -1'),
     "step_name": (lambda: ml.derive("adam", step="m"), "got 'm'"),
     "step_bool": (lambda: ml.derive("adam", step=True), "got True"),

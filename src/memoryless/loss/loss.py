@@ -204,8 +204,6 @@ class Loss:
         first = next(iter(parameters.values()))
         if first.is_meta:
             raise BadInput("the parameters are on the meta device, which holds no numbers; build the model on cpu or cuda")
-        if first.dtype == torch.float16:
-            raise BadInput("the parameters are float16, too coarse for second derivatives; use model.float() or .double()")
         if curvature not in ("exact", "difference"):
             raise BadInput(f"curvature must be 'exact' or 'difference', got {curvature!r}")
         if noise not in (None, "fixed") and (not isinstance(noise, int) or isinstance(noise, bool) or noise < 1):
