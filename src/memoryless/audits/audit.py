@@ -5,6 +5,7 @@ At one theta, for a live optimizer,
     measured      Delta = (what the optimizer does next) - F[n](theta), from a copy of it
     first order   M[n] of Eq. 9 (https://arxiv.org/abs/2502.02132)
     resummed      the same drift through the optimizer itself (`corrections.expansion`)
+    path          the way back followed by gradients, and its memory of them (`corrections.path`)
 
 and for each measure S of the loss the relative change that each of them causes in one step, as it happens and as a slope
 (`audits.effect`). Memory regularizes S if it lowers it, anti-regularizes if it raises it.
@@ -22,8 +23,9 @@ from memoryless.audits.effect import COSINE, ERROR, STRAIGHT, Effect, Validity, 
 from memoryless.corrections.arguments import valid_arguments
 from memoryless.corrections.correction import batch_sequence
 from memoryless.corrections.expansion import Expansion, expansion
+from memoryless.corrections.path import GROWTH
 from memoryless.corrections.unrolled import Unrolled
-from memoryless.errors import BadInput
+from memoryless.errors import BadInput, NotFinite
 from memoryless.flat import norm
 from memoryless.loss.loss import Loss
 from memoryless.loss.measures import MEASURES, Differentiable, Value, evaluate
@@ -82,6 +84,11 @@ class Audit(Result):
         return self.vectors.resummed
 
     @property
+    def path(self) -> Tensor | None:
+        """What memory of the path back adds, shape (d,); None for a black box, along batches, or without a finite path."""
+        return self.vectors.path
+
+    @property
     def verdict(self) -> str:
         """In words: what memory does to each measure, by how much, how it is known, and whether first order holds."""
         return " ".join([*(e.sentence for e in self.effects), in_words(self.validity, self.measured is not None)])
@@ -100,13 +107,14 @@ class Audit(Result):
                     ("measured", self.measured),
                     ("first", self.first),
                     ("resummed", self.resummed),
+                    ("path", self.path),
                 )
             },
             "effects": [plain(e) | {"word": e.word, "straight": e.straight, "sentence": e.sentence} for e in self.effects],
-            "validity": plain(self.validity) | {"limits": {"cosine": COSINE, "error": ERROR, "straight": STRAIGHT}},
+            "validity": plain(self.validity) | {"limits": {"cosine": COSINE, "error": ERROR, "straight": STRAIGHT, "growth": GROWTH}},
             "verdict": self.verdict,
         }
-        for name in ("first", "resummed"):
+        for name in ("first", "resummed", "path"):
             agreed = getattr(self.validity, name)
             if agreed is not None:
                 found["validity"][name]["holds"] = agreed.holds
@@ -245,7 +253,7 @@ def inspect(
         values: the measures there.
         live: the measured update, shape (d,), if there is one, in the type in which the step was taken.
         notes: what a reader must know besides.
-        predict: whether to ask for first order and resummed.
+        predict: whether to ask for first order, resummed and the path.
 
     Returns:
         The audit.
@@ -263,8 +271,18 @@ def inspect(
         delta = (live - F).to(theta.dtype)
         if norm(delta) <= rounding:
             delta = torch.zeros_like(delta)
+    path = None
+    try:
+        path = found.path() if predict else None
+    except NotFinite:
+        notes = [*notes, "no path back from here: it leads to where the loss is not finite"]
     vectors = Vectors(
-        F.to(theta.dtype), delta, None if first is None else first.value, None if summed is None else summed.value
+        F.to(theta.dtype),
+        delta,
+        None if first is None else first.value,
+        None if summed is None else summed.value,
+        None if path is None else path.effect(method),
+        None if path is None else path.growth,
     )
     effects = effects_of(values, lr, vectors, point)
     validity = Validity(
@@ -273,6 +291,9 @@ def inspect(
         agreement(vectors.resummed, delta),
         {effect.measure: effect.ratio for effect in effects},
         (*notes, *_notes(loss, live, step)),
+        agreement(vectors.path, delta),
+        vectors.growth,
+        vectors.prediction,
     )
     return Audit(str(method), step, lr, point.value, vectors, effects, validity)
 

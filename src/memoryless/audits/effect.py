@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from memoryless.corrections.path import CLOSE, GROWTH
 from memoryless.errors import NotFinite
 from memoryless.flat import norm, total
 from memoryless.loss.measures import Value
@@ -35,22 +36,26 @@ class Slopes:
 
     Attributes:
         measured: of Delta; None without a live optimizer.
+        path: of the prediction along the path back; None where it was not made.
         first: of the first-order prediction; None where it was not made.
         resummed: of the resummed prediction; None where it was not made.
         update: of F, the update without memory.
-        layers: each parameter tensor's part of `measured` (of `resummed` without a live optimizer).
+        predicted: of the prediction to go by (`Validity.prediction`); None where nothing was predicted.
+        layers: each parameter tensor's part of `best`.
     """
 
     measured: float | None
+    path: float | None
     first: float | None
     resummed: float | None
     update: float
+    predicted: float | None
     layers: dict[str, float]
 
     @property
     def best(self) -> float:
-        """Of the measured effect, or of the resummed one where nothing is measured."""
-        return _best(self.measured, self.resummed)
+        """Of the measured effect, or of the predicted one where nothing is measured."""
+        return _best(self.measured, self.predicted)
 
 
 @dataclass(frozen=True)
@@ -62,9 +67,11 @@ class Effect:
         value: S(theta).
         measured: (S(theta - lr (F + Delta)) - S(theta - lr F)) / S(theta); None without a live optimizer; infinite where S is
             not finite there.
+        path: the same for the prediction along the path back; None where it was not made.
         first: the same for the first-order prediction; None where it was not made.
         resummed: the same for the resummed prediction; None where it was not made.
         update: what the update does without memory, (S(theta - lr F) - S(theta)) / S(theta).
+        predicted: the same as `measured` for the prediction to go by (`Validity.prediction`); None where nothing was predicted.
         random: what a random direction as long as the effect E would do at two standard deviations,
             min(2 / sqrt(d), 1/2) lr |grad S| |E| / S, or what rounding does where that is more; a smaller change is neutral.
         slopes: of the same effects.
@@ -73,16 +80,18 @@ class Effect:
     measure: str
     value: float
     measured: float | None
+    path: float | None
     first: float | None
     resummed: float | None
     update: float
+    predicted: float | None
     random: float
     slopes: Slopes
 
     @property
     def best(self) -> float:
-        """The measured change, or the resummed one where nothing is measured."""
-        return _best(self.measured, self.resummed)
+        """The measured change, or the predicted one where nothing is measured."""
+        return _best(self.measured, self.predicted)
 
     @property
     def word(self) -> str:
@@ -116,8 +125,8 @@ class Effect:
         return f"{said}; one step is too long here for slopes, which say {percent(self.slopes.best)}."
 
 
-def _best(measured: float | None, resummed: float | None) -> float:
-    found = resummed if measured is None else measured
+def _best(measured: float | None, predicted: float | None) -> float:
+    found = predicted if measured is None else measured
     assert found is not None
     return found
 
@@ -145,6 +154,10 @@ class Validity:
         resummed: agreement of the resummed prediction, likewise.
         straight: of each measure, change / slope of memory's effect (`Effect.ratio`): how far slopes can be trusted.
         notes: what else a reader must know.
+        path: agreement of the prediction along the path back, likewise.
+        growth: |grad L|_1 seven steps back on that path over that at theta; trusted up to `corrections.path.GROWTH`.
+        prediction: the best that its own indicator allows: "path" where that is trusted, else "resummed"; None where nothing
+            was predicted.
     """
 
     outside: float | None
@@ -152,6 +165,9 @@ class Validity:
     resummed: Agreement | None
     straight: dict[str, float | None]
     notes: tuple[str, ...]
+    path: Agreement | None = None
+    growth: float | None = None
+    prediction: str | None = None
 
 
 @dataclass(frozen=True)
@@ -163,12 +179,30 @@ class Vectors:
         measured: Delta, or None.
         first: M, or None.
         resummed: resummed M, or None.
+        path: what memory of the path back adds, or None.
+        growth: |grad L|_1 seven steps back on that path over that at theta, or None.
     """
 
     F: Tensor
     measured: Tensor | None
     first: Tensor | None
     resummed: Tensor | None
+    path: Tensor | None = None
+    growth: float | None = None
+
+    @property
+    def prediction(self) -> str | None:
+        """The best that its own indicator allows. All agree to O(lr^2), and resummed is never behind first order."""
+        if self.path is not None and self.growth is not None and self.growth <= GROWTH:
+            return "path"
+        return None if self.resummed is None else "resummed"
+
+    @property
+    def best(self) -> Tensor:
+        """The measured effect, or the predicted one where nothing is measured."""
+        best = self.measured if self.measured is not None else getattr(self, self.prediction or "first")
+        assert best is not None
+        return best
 
 
 class Changes:
@@ -245,11 +279,10 @@ def effects_of(values: Sequence[Value], lr: float, vectors: Vectors, point: Poin
     Args:
         values: the measures at theta.
         lr: step size.
-        vectors: at theta; something measured or resummed among them.
+        vectors: at theta; something measured or predicted among them.
         point: of the loss, at theta.
     """
-    best = vectors.resummed if vectors.measured is None else vectors.measured
-    assert best is not None
+    best = vectors.best
     changes = Changes(values, point, lr)
 
     def of(vector: Tensor | None) -> list[float] | list[None]:
@@ -262,22 +295,28 @@ def effects_of(values: Sequence[Value], lr: float, vectors: Vectors, point: Poin
         product = value.gradient * best * (-lr / (value.value or 1))
         return {name: float(total(product[part])) for name, part in point.loss.slices.items()}
 
-    measured, first, resummed = of(vectors.measured), of(vectors.first), of(vectors.resummed)
+    measured, path, first, resummed = (of(each) for each in (vectors.measured, vectors.path, vectors.first, vectors.resummed))
+    predicted = {"path": path, "resummed": resummed, None: of(None)}[vectors.prediction]
+    chosen = None if vectors.prediction is None else getattr(vectors, vectors.prediction)
     update = changes.update(vectors.F)
     return tuple(
         Effect(
             measure=value.name,
             value=value.value,
             measured=measured[k],
+            path=path[k],
             first=first[k],
             resummed=resummed[k],
             update=update[k],
+            predicted=predicted[k],
             random=max(_chance(value, lr, best), _rounding(value, point)),
             slopes=Slopes(
                 measured=slope(value, vectors.measured),
+                path=slope(value, vectors.path),
                 first=slope(value, vectors.first),
                 resummed=slope(value, vectors.resummed),
                 update=value.slope(vectors.F, lr),
+                predicted=slope(value, chosen),
                 layers=layers(value),
             ),
         )
@@ -306,15 +345,27 @@ def agreement(prediction: Tensor | None, delta: Tensor | None) -> Agreement | No
 
 
 def in_words(validity: Validity, measured: bool) -> str:
-    """Whether the predictions hold here, in one sentence."""
+    """Whether the predictions hold here, and which to go by, in two sentences."""
     if validity.outside is None:
         return "Nothing is predicted along mini-batches; see expected_correction."
     share = f"{validity.outside:.0%} of the coordinates lie outside its radius"
     if validity.first is None or validity.resummed is None:
-        return "Memory has no effect on this update." if measured else f"First-order theory: {share}."
+        return "Memory has no effect on this update." if measured else f"First-order theory: {share}. {_by(validity)}"
 
     def says(found: Agreement) -> tuple[str, str]:
         return "holds" if found.holds else "does not hold", f"cosine {found.cosine:.2f}, relative error {found.error:.2g}"
 
     (first, how), (summed, summed_how) = says(validity.first), says(validity.resummed)
-    return f"First-order theory {first} here ({how}; {share}); the resummed prediction {summed} ({summed_how})."
+    path = "" if validity.path is None else "; the one along the path back {} ({})".format(*says(validity.path))
+    said = f"First-order theory {first} here ({how}; {share}); the resummed prediction {summed} ({summed_how}){path}."
+    return f"{said} {_by(validity)}"
+
+
+def _by(validity: Validity) -> str:
+    """Which prediction to go by, and why."""
+    if validity.growth is None:
+        return "The prediction to go by is the resummed one."
+    far = f"the gradient is {validity.growth:.3g} times as large {CLOSE} steps back, trusted up to {GROWTH:g}"
+    if validity.prediction == "path":
+        return f"The prediction to go by is the path's ({far})."
+    return f"The prediction to go by is the resummed one: the path is not trusted ({far})."

@@ -8,7 +8,7 @@ and every theta, and that settles exponentially. So what can be known of it is f
   * otherwise a few steps s between which F[s] is interpolated, with the matrix that takes weights of all steps to theirs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -60,10 +60,10 @@ def _weights(variables: tuple[Momentum, ...], n: int) -> tuple[np.ndarray, list[
     steps = _course(variables, n).steps
     w = np.zeros((len(variables), len(steps)))
     past = np.flatnonzero(steps[:-1] < n)
-    for row, v in zip(w, variables, strict=True):
+    for each, v in zip(w, variables, strict=True):
         if n > 0 and v.has_memory and (moment := kernel.age_moment(v, n)):
-            row[past] = kernel.tail(v, n, n - steps[past]) / moment
-            row[-1] = 1 - row[past].sum()
+            each[past] = kernel.tail(v, n, n - steps[past]) / moment
+            each[-1] = 1 - each[past].sum()
     return w, _distinct(w)
 
 
@@ -182,15 +182,48 @@ def averages(
     if step is None:
         owner = [0 if v.has_memory else -1 for v in variables]
         return [F] * (0 in owner), owner, ones
-    course = _course(variables, step)
     w, owner = _weights(variables, step)
     if settled(variables, step):
         return [F] * (0 in owner), owner, ones
     if (factors := _multiples(method, step)) is not None:
         return [F], [min(i, 0) for i in owner], factors
+    w = w[[owner.index(i) for i in range(max(owner) + 1)]]
+    return combined(method, gradient, theta, step, w), owner, ones
+
+
+def row(variables: tuple[Momentum, ...], n: int, weight: Callable[[np.ndarray], np.ndarray], total: float) -> np.ndarray:
+    """Weights of past steps as `combined` takes them.
+
+    Args:
+        variables: of a method.
+        n: step.
+        weight: of each of the steps s that it is given, 0 where s >= n.
+        total: sum of the weights over all s.
+
+    Returns:
+        One weight for each step at which F[s] moves, and the rest of the total for all others.
+    """
+    steps = _course(variables, n).steps
+    moving = np.asarray(weight(steps[:-1]), dtype=float)
+    return np.append(moving, total - moving.sum())
+
+
+def combined(method: AnyOptimizer, gradient: Tensor, theta: Tensor, n: int, rows: np.ndarray) -> list[Tensor]:
+    """sum_s w[s] F[s](theta) for each row of weights.
+
+    Args:
+        method: in momentum form.
+        gradient: grad L(theta), shape (d,).
+        theta: shape (d,).
+        n: step.
+        rows: from `row`, shape (rows, steps of the course).
+
+    Returns:
+        One vector of shape (d,) for each row.
+    """
+    course = _course(variables_of(method), n)
     nodes = _nodes(tuple(part.method for part in method.parts), course.first, course.stop)
-    w = w[[owner.index(row) for row in range(max(owner) + 1)]]
-    return _sums(method, gradient, theta, nodes.c, w @ nodes.fold.T), owner, ones
+    return _sums(method, gradient, theta, nodes.c, rows @ nodes.fold.T)
 
 
 def _sums(method: AnyOptimizer, gradient: Tensor, theta: Tensor, c: np.ndarray, weights: np.ndarray) -> list[Tensor]:

@@ -21,6 +21,7 @@ from torch.autograd import forward_ad
 
 from memoryless.corrections import averages, history
 from memoryless.corrections.history import History, Lag
+from memoryless.corrections.path import Path, follow
 from memoryless.corrections.sequences import Pool
 from memoryless.corrections.steady import Steady
 from memoryless.corrections.unrolled import Unrolled
@@ -51,6 +52,10 @@ class Expansion(Protocol):
 
     def resummed(self) -> Derivative:
         """M resummed, shape (d,)."""
+        ...
+
+    def path(self) -> Path | None:
+        """The way back; None where memory is not in momentum form or steps took batches."""
         ...
 
     @property
@@ -165,6 +170,14 @@ class Linearized:
     def resummed(self) -> Derivative:
         """M resummed."""
         return self._resummed
+
+    def path(self) -> Path | None:
+        """The way back, if every step took the full batch."""
+        return self._path
+
+    @cached_property
+    def _path(self) -> Path | None:
+        return follow(self.method, self.point, self.step) if self._batches is None else None
 
     @cached_property
     def _first(self) -> Derivative:

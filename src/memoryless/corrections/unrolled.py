@@ -78,6 +78,10 @@ class Stepped(ABC):
         """
         return self._resummed
 
+    def path(self) -> None:
+        """None: a path is read by memory in momentum form."""
+        return None
+
     @property
     def outside(self) -> float:
         """Share of the coordinates with |M_i| >= |F_i|, M_i not 0: a black box tells no mean ages."""

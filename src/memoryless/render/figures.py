@@ -92,7 +92,7 @@ def _others(stop: dict[str, Any], effect: dict[str, Any]) -> go.Figure:
     """This run's change of a measure above the other methods', whose predictions are slopes."""
     rows = [effect, *(_row(other, effect["measure"]) for other in stop["others"])]
     names = [other["method"] + ("" if other["same_update"] else " (indicative only)") for other in stop["others"]]
-    return dots([f"{stop['method']} (this run)", *names], {kind: [row[kind] for row in rows] for kind in KINDS})
+    return dots([f"{stop['method']} (this run)", *names], {kind: [row.get(kind) for row in rows] for kind in KINDS})
 
 
 def _row(other: dict[str, Any], measure: str) -> dict[str, float | None]:
@@ -143,7 +143,9 @@ def agreement_along_run(stops: Sequence[dict[str, Any]]) -> go.Figure:
     """
     steps = [stop["step"] for stop in stops]
     figure = go.Figure(layout={"height": 320})
-    for kind in ("first", "resummed"):
+    for kind in reversed(KINDS):
+        if not any(stop["validity"].get(kind) for stop in stops):
+            continue
         found = [stop["validity"][kind] or {"cosine": None, "error": None} for stop in stops]
         text = [
             f"step {s}<br>{KINDS[kind]}<br>cosine {cosine(a['cosine'])}, relative error {number(a['error'])}"

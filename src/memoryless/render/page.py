@@ -136,8 +136,8 @@ def page(run: dict[str, Any]) -> str:
 
 
 def _best(effect: dict[str, Any]) -> float | None:
-    """The measured change, or the resummed one where nothing is measured."""
-    return effect["resummed"] if effect["measured"] is None else effect["measured"]
+    """The measured change, or the predicted one where nothing is measured."""
+    return effect["predicted"] if effect["measured"] is None else effect["measured"]
 
 
 def _size(stop: dict[str, Any], k: int) -> float:

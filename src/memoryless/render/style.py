@@ -18,6 +18,7 @@ COLOUR = {
     "anti-regularizes": "#c04a00",
     "neutral": "#57606a",
     "measured": "#1b1f24",
+    "path": "#4b3fbf",
     "resummed": "#00876c",
     "first": "#aa4499",
     "frozen": "#66707a",
@@ -36,6 +37,7 @@ DARK = COLOUR | {
     "anti-regularizes": "#f28b4b",
     "neutral": "#a7b0ba",
     "measured": "#e6e9ed",
+    "path": "#8f86f0",
     "resummed": "#35b597",
     "first": "#d77fc6",
     "frozen": "#a7b0ba",
@@ -79,7 +81,12 @@ TERMINAL = {
 }
 """Styles of rich. The terminal's paper may be black or white: the shades have a contrast of four and more to both."""
 
-KINDS = {"measured": "measured", "resummed": "resummed prediction", "first": "first-order prediction"}
+KINDS = {
+    "measured": "measured",
+    "path": "prediction along the path",
+    "resummed": "resummed prediction",
+    "first": "first-order prediction",
+}
 """Where a number comes from, with its name, in the order of charts and tables."""
 
 
@@ -94,6 +101,7 @@ class Mark(NamedTuple):
 
 MARK = {
     "measured": Mark("circle", "o", 9, "solid"),
+    "path": Mark("x", "X", 9, "dash"),
     "resummed": Mark("diamond", "D", 9, "solid"),
     "first": Mark("triangle-up", "^", 8, "dot"),
     "frozen": Mark("square", "s", 8, "solid"),

@@ -50,21 +50,28 @@ def _changes(run: Run, k: int) -> Table:
     title = f"Change of the {label(effects[0][1].measure)} S in one step caused by memory"
     bent = any(not e.straight for _, e in effects)
     caption = "! one step is too long here for slopes" if bent else ""
-    table = _table(title, caption, "step", "S", "measured", "resummed", "first order", "slope", "memory")
+    table = _table(title, caption, "step", "S", "measured", "path", "resummed", "first order", "slope", "memory")
     for audit, e in effects:
-        changes = (percent(c) for c in (e.measured, e.resummed, e.first))
+        changes = (percent(c) for c in (e.measured, e.path, e.resummed, e.first))
         slope = percent(e.slopes.best) + ("" if not bent else "  " if e.straight else " !")
         table.add_row(_step(audit), f"{e.value:.3g}", *changes, slope, Text(e.word, style=TERMINAL[e.word]))
     return table
 
 
 def _agreements(run: Run) -> Table:
-    caption = "cosine and relative error against the measured effect; share of coordinates outside first order's radius"
-    table = _table("How well it is predicted", caption, "step", "loss", "resummed", "first order", "outside")
+    caption = (
+        "cosine and relative error against the measured effect; * the prediction to go by;\n"
+        "growth of the gradient seven steps back on the path; share of coordinates outside first order's radius"
+    )
+    table = _table("How well it is predicted", caption, "step", "loss", "path", "resummed", "first order", "growth", "outside")
     for stop in run.stops:
         validity = stop.audit.validity
-        agreements = (_agreement(a) for a in (validity.resummed, validity.first))
-        table.add_row(_step(stop.audit), f"{stop.audit.loss:.3g}", *agreements, _share(validity.outside))
+        agreements = [
+            _agreement(getattr(validity, kind)) + (" *" if kind == validity.prediction else "")
+            for kind in ("path", "resummed", "first")
+        ]
+        growth = "-" if validity.growth is None else f"{validity.growth:.3g}"
+        table.add_row(_step(stop.audit), f"{stop.audit.loss:.3g}", *agreements, growth, _share(validity.outside))
     return table
 
 
@@ -99,7 +106,7 @@ def _others(run: Run) -> RenderableType:
 
 def _layers(run: Run) -> Table:
     audit = run.stops[-1].audit
-    how = "measured" if audit.measured is not None else "resummed"
+    how = "measured" if audit.measured is not None else "predicted"
     names = [label(effect.measure) for effect in audit.effects]
     table = _table(
         f"Which parameters it comes from at step {_step(audit)}",

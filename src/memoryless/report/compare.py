@@ -31,11 +31,11 @@ def print_comparison(rows: Sequence[Compared], about: str, console: Console) -> 
         table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)
         table.padding = (0, 1, 0, 0)
         table.add_column("optimizer", overflow="fold")
-        for column in ("S", "measured", "resummed", "first order", "slope", "memory"):
+        for column in ("S", "measured", "path", "resummed", "first order", "slope", "memory"):
             table.add_column(column, justify="right", no_wrap=True)
         for name, audit in done:
             e = audit.effects[k]
-            changes = map(percent, (e.measured, e.resummed, e.first))
+            changes = map(percent, (e.measured, e.path, e.resummed, e.first))
             slope = percent(e.slopes.best) + ("" if not bent else "  " if e.straight else " !")
             table.add_row(_short(name), f"{e.value:.3g}", *changes, slope, Text(e.word, style=TERMINAL[e.word]))
         console.print(table)
