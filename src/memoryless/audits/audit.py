@@ -111,7 +111,8 @@ class Audit(Result):
                 )
             },
             "effects": [plain(e) | {"word": e.word, "straight": e.straight, "sentence": e.sentence} for e in self.effects],
-            "validity": plain(self.validity) | {"limits": {"cosine": COSINE, "error": ERROR, "straight": STRAIGHT, "growth": GROWTH}},
+            "validity": plain(self.validity)
+            | {"limits": {"cosine": COSINE, "error": ERROR, "straight": STRAIGHT, "growth": GROWTH}},
             "verdict": self.verdict,
         }
         for name in ("first", "resummed", "path"):

@@ -2,7 +2,8 @@
 
 Where F does not depend on the betas, all pairs share g, w = lr H F and the slope of the measure. First order is linear in the
 age moments e_l, so the map is sum_l e_l <grad S, dphi/dm_l dg_l w>: one inner product per variable for the whole grid. The
-resummed and the measured (shadow) maps need phi at every pair (`audits.grid`).
+resummed, the path's and the measured (shadow) maps need phi at every pair (`audits.grid`). One path serves all pairs that share
+F: the method's own, as far back as the oldest of them remembers.
 
 So a map shows slopes. Beside them stands what happens (`audits.effect`) at the method's own pair and at the corners.
 """
@@ -23,6 +24,7 @@ from memoryless.corrections import history
 from memoryless.corrections.arguments import valid_arguments
 from memoryless.corrections.expansion import expansion, first_order
 from memoryless.corrections.history import History
+from memoryless.corrections.path import GROWTH, Path, follow
 from memoryless.errors import BadInput
 from memoryless.loss.loss import Loss
 from memoryless.loss.measures import Differentiable, Value, evaluate
@@ -32,7 +34,7 @@ from memoryless.methods.method import AnyOptimizer, Index, Momentum
 from memoryless.render.numbers import plain
 from memoryless.render.result import Result
 
-Order = Literal["first", "resummed", "measured"]
+Order = Literal["first", "resummed", "path", "measured"]
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,10 @@ class BetaMap(Result):
     Attributes:
         betas_1: first axis.
         betas_2: second axis.
-        order: "first", "resummed" or "measured": of the effect.
+        order: "first", "resummed", "path" or "measured": of the effect.
         changes: of each measure, the slope -lr <grad S, effect> / S, shape (len(betas_1), len(betas_2)).
         checks: at the method's own pair and the corners; none where they were not asked for.
+        growth: of the method's own path (`corrections.path`), for order "path".
     """
 
     betas_1: tuple[float, ...]
@@ -67,6 +70,12 @@ class BetaMap(Result):
     order: Order
     changes: dict[str, np.ndarray]
     checks: tuple[Check, ...] = ()
+    growth: float | None = None
+
+    @property
+    def trusted(self) -> bool | None:
+        """Of a path's map, whether its gradient has grown by so little that the past may have been such; else None."""
+        return None if self.growth is None else self.growth <= GROWTH
 
     def misleads(self, measure: str) -> np.ndarray:
         """Where the slopes are not to be believed: the checked pair nearest by has a change of the other sign.
@@ -100,7 +109,8 @@ class BetaMap(Result):
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers and text."""
         axes = {"betas_1": self.betas_1, "betas_2": self.betas_2}
-        return plain(axes | {"order": self.order, "changes": self.changes, "checks": self.checks})
+        growth = {} if self.growth is None else {"growth": self.growth, "trusted": self.trusted}
+        return plain(axes | {"order": self.order, "changes": self.changes, "checks": self.checks} | growth)
 
 
 @valid_arguments
@@ -112,7 +122,7 @@ def beta_map(
     theta: Tensor | None = None,
     *,
     step: int | None = None,
-    order: Literal["first", "resummed"] = "resummed",
+    order: Literal["first", "resummed", "path"] = "resummed",
     measures: Sequence[str | Differentiable] = ("gradient_1_norm",),
     check: bool = True,
 ) -> BetaMap:
@@ -125,7 +135,8 @@ def beta_map(
         betas_2: second axis, each in [0, 1).
         theta: shape (d,); default `loss.theta`.
         step: n, or None for the steady state.
-        order: "first" or "resummed"; `audit_run` gives measured maps, which take a run.
+        order: "first", "resummed", or "path": the way back followed by 13 gradients or so, look at `.trusted`; where pairs
+            do not share F, a path each. `audit_run` gives measured maps, which take a run.
         measures: names in `loss.measures.MEASURES`, or differentiable functions theta -> scalar.
         check: whether to say what happens at the method's own pair and the corners; ten values of a measure at most.
 
@@ -142,13 +153,35 @@ def beta_map(
         >>> (1000 * found.change).round(2)  # older memory in the denominator: anti-regularizes
         array([[-0.  ,  0.27,  2.97]])
     """
-    if order not in ("first", "resummed"):
-        raise BadInput(f"order must be 'first' or 'resummed', got {order!r}; measured maps come from audit_run")
+    if order not in ("first", "resummed", "path"):
+        raise BadInput(f"order must be 'first', 'resummed' or 'path', got {order!r}; measured maps come from audit_run")
     grid = _grid(method, tuple(betas_1), tuple(betas_2))
     point = Point(loss, theta)
     values = evaluate(measures, point)
+    if order == "path":
+        return _path_map(grid, point, step, values, check)
     (found,) = predicted_maps(grid, point, step, values, orders=(order,))
     return checked(found, grid, values, point, lambda each: predicted_effect(each, point, step, order)) if check else found
+
+
+def _path_map(grid: Grid, point: Point, step: int | None, values: Sequence[Value], check: bool) -> BetaMap:
+    own = follow(grid.method, point, step, [grid.oldest])
+    shared = share_update(grid, point.gradient, point.theta, step)
+
+    def path_of(method: AnyOptimizer) -> Path:
+        return own if shared or method is grid.method else follow(method, point, step)
+
+    slopes = torch.stack([value.gradient for value in values])
+    if shared:
+        inner = from_memory(grid, own.F, slopes, point.theta, own.memory)
+    else:
+        inner = pair_by_pair(grid, slopes, lambda method: path_of(method).effect(method))
+    found = replace(_map(inner, grid, values, "path"), growth=own.growth)
+
+    def effect(method: AnyOptimizer) -> tuple[Tensor, Tensor]:
+        return history.frozen(method, point.gradient, point.theta, step), path_of(method).effect(method)
+
+    return checked(found, grid, values, point, effect) if check else found
 
 
 def predicted_effect(method: AnyOptimizer, point: Point, step: int | None, order: Order) -> tuple[Tensor, Tensor]:

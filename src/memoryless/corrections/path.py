@@ -3,7 +3,8 @@
 Where the optimizer was a steps ago is found as it got there, by its own updates: at ages 0 = a_0 < a_1 < ... the update that it
 takes at x_j with a gradient that drifts by w_j per step of age leads on to x_{j+1},
 
-    x_{j+1} = x_j + lr ( sum_{s = n-a_{j+1}..n-a_j-1} F[s](x_j) + (a_{j+1} - a_j) E_j ),     w_{j+1} = (g_{j+1} - g_j)/(a_{j+1} - a_j)
+    x_{j+1} = x_j + lr ( sum_{s = n-a_{j+1}..n-a_j-1} F[s](x_j) + (a_{j+1} - a_j) E_j )
+    w_{j+1} = (g_{j+1} - g_j) / (a_{j+1} - a_j)
 
 with E_j its memory's effect there, resummed. Between the nodes the gradient is taken as linear in the age, beyond the last one
 as going on so, and the memory of that is read exactly: m_l = sum_k kernel_l[k] g_l(g(k), x(k)), by as many quadrature nodes in
@@ -269,12 +270,13 @@ def _bends(
 ) -> tuple[dict[Momentum, tuple[Tensor, Tensor]], int]:
     """H r_l / c_l and r_l / c_l of each variable, and the gradients spent on them.
 
-    r_l / lr = sum_k kernel_l[k] (D[k] - sum_j hat_j(k) D[a_j]), D[k] = sum_{s = n-k..n-1} F[s], is a sum over s < n of F[s] with
-    the weights T_l[n-s] - sum_j h_lj 1[s >= n - a_j], h_lj = sum_k kernel_l[k] hat_j(k), which add up to 0.
+    r_l / lr = sum_k kernel_l[k] (D[k] - sum_j hat_j(k) D[a_j]), D[k] = sum_{s = n-k..n-1} F[s], is a sum over s < n of F[s]
+    with the weights T_l[n-s] - sum_j h_lj 1[s >= n - a_j], h_lj = sum_k kernel_l[k] hat_j(k), which add up to 0.
     """
-    variables = [v for v in dict.fromkeys(variables_of(method)) if v.has_memory and kernel.total(v, step)]
-    rows = []
-    for v in variables:
+    rows: dict[Momentum, np.ndarray] = {}
+    for v in dict.fromkeys(variables_of(method)):
+        if not (v.has_memory and kernel.total(v, step)):
+            continue
         hats = np.zeros(len(ages))
         for j, share, weight in readings(v, step, ages):
             hats[[j, j + 1]] += weight * (1 - share), weight * share
@@ -282,11 +284,15 @@ def _bends(
         def bent(s: np.ndarray, v: Momentum = v, hats: np.ndarray = hats) -> np.ndarray:
             return np.where(s < step, kernel.tail(v, step, step - s) - (s[:, None] >= step - np.array(ages)) @ hats, 0.0)
 
-        rows.append(averages.row(variables_of(method), step, bent, 0.0))
+        each = averages.row(variables_of(method), step, bent, 0.0)
+        if np.abs(each).sum() > 1e-13 * ages[-1] * abs(kernel.total(v, step)):
+            rows[v] = each
+    if not rows:
+        return {}, 0
     found: dict[Momentum, tuple[Tensor, Tensor]] = {}
     seen: list[tuple[Tensor, Tensor]] = [(method.lr * F, drift)]
-    sums = averages.combined(method, point.gradient, point.theta, step, np.array(rows))
-    for v, each in zip(variables, sums, strict=True):
+    sums = averages.combined(method, point.gradient, point.theta, step, np.array(list(rows.values())))
+    for v, each in zip(rows, sums, strict=True):
         r = method.lr / kernel.total(v, step) * each
         for direction, answer in seen:
             factor = float(dot(r, direction) / dot(direction, direction).clamp_min(1e-300))

@@ -80,7 +80,7 @@ class Stepped(ABC):
 
     def path(self) -> None:
         """None: a path is read by memory in momentum form."""
-        return None
+        return
 
     @property
     def outside(self) -> float:
