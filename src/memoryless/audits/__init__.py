@@ -8,4 +8,5 @@ It may import `formulas`, `paths`, `corrections`, `methods`, `loss`, `render` an
 * `beta_map`: the effect over a grid of (beta_1, beta_2), at the price of about one correction.
 * `grid`: one method at every pair of betas, and sums over theta for all pairs at once.
 * `shadow`: memories of methods that do not run, fed with the gradients of the one that does.
+* `deviation`: whether that run can speak for them: how far their own updates would have left its path.
 """

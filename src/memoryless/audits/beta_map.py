@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from memoryless.audits.deviation import SETTLED
 from memoryless.audits.effect import Changes
 from memoryless.audits.grid import BETAS_1, BETAS_2, Grid, Memory, from_memory, pair_by_pair, share_update
 from memoryless.audits.shadow import Shadow
@@ -63,6 +64,8 @@ class BetaMap(Result):
         changes: of each measure, the slope -lr <grad S, effect> / S, shape (len(betas_1), len(betas_2)).
         checks: at the method's own pair and the corners; none where they were not asked for.
         growth: of the method's own path (`corrections.path`), for order "path".
+        deviation: for order "measured", by how much each pair's own last updates leave the live path (`audits.deviation`), same
+            shape; None where that is not known.
     """
 
     betas_1: tuple[float, ...]
@@ -71,6 +74,12 @@ class BetaMap(Result):
     changes: dict[str, np.ndarray]
     checks: tuple[Check, ...] = ()
     growth: float | None = None
+    deviation: np.ndarray | None = None
+
+    @property
+    def settled(self) -> np.ndarray | None:
+        """Where the live run speaks for a pair: booleans, shape (betas_1, betas_2); None where that is not known."""
+        return None if self.deviation is None else self.deviation < SETTLED
 
     @property
     def trusted(self) -> bool | None:
@@ -109,8 +118,9 @@ class BetaMap(Result):
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers and text."""
         axes = {"betas_1": self.betas_1, "betas_2": self.betas_2}
+        known = {} if self.deviation is None else {"deviation": self.deviation, "settled": self.settled}
         growth = {} if self.growth is None else {"growth": self.growth, "trusted": self.trusted}
-        return plain(axes | {"order": self.order, "changes": self.changes, "checks": self.checks} | growth)
+        return plain(axes | {"order": self.order, "changes": self.changes, "checks": self.checks} | growth | known)
 
 
 @valid_arguments

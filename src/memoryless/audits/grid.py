@@ -163,19 +163,24 @@ def from_memory(grid: Grid, F: Tensor, slopes: Tensor, theta: Tensor, memory: Me
     for p, part in enumerate(grid.oldest.parts):
         plans = [grid.variables(p, l) for l in range(len(part.method.variables))]
         rows = [l for l, (_, number) in enumerate(plans) if number.shape[0] > 1]
-        affine = all(plans[l][1].shape[1] == 1 for l in rows) and _affine(part.method, rows)
+        product = all(plans[l][1].shape[1] == 1 for l in rows) and affine(part.method, rows)
         size = F[part.index].numel()
-        block = max(1, BLOCK // (sum(grid.shape) if affine else grid.shape[0] * grid.shape[1]))
+        block = max(1, BLOCK // (sum(grid.shape) if product else grid.shape[0] * grid.shape[1]))
         for start in range(0, size, block):
             index = _within(part, slice(start, min(start + block, size)))
             m = [torch.stack([memory(v, index) for v in variables])[number] for variables, number in plans]
-            inner = (_matrix_product if affine else _broadcast)(part.method, m, rows, slopes[:, index], theta[index])
+            inner = (_matrix_product if product else _broadcast)(part.method, m, rows, slopes[:, index], theta[index])
             total += part.scale * inner - slopes[:, index] @ F[index]
     return total.cpu().numpy()
 
 
-def _affine(method: Method, rows: Sequence[int]) -> bool:
-    """Whether phi is affine in the variables `rows` together, tried at random points."""
+def affine(method: Method, rows: Sequence[int]) -> bool:
+    """Whether phi is affine in the variables `rows` together, tried at random points.
+
+    Args:
+        method: in momentum form.
+        rows: indices of variables.
+    """
     generator = torch.Generator().manual_seed(0)
     a, b = torch.randn(2, len(method.variables), 64, generator=generator, dtype=torch.float64)
     theta = torch.randn(64, generator=generator, dtype=torch.float64)

@@ -7,7 +7,7 @@ F[n] is that of the same batches replayed at the present theta (`live.lags`), wh
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from memoryless.audits.audit import UNKNOWN_PAST, Audit, inspect
 from memoryless.audits.beta_map import BetaMap, Order, checked, measured_map, predicted_effect, predicted_maps
+from memoryless.audits.deviation import SETTLED, STEPS, Deviations
 from memoryless.audits.effect import Changes, Validity, Vectors, effects_of
 from memoryless.audits.grid import BETAS_1, BETAS_2, Grid, inner_products, update_of
 from memoryless.audits.shadow import Shadow
@@ -55,6 +56,7 @@ class Other:
         first: slope of the prediction; None along mini-batches.
         resummed: slope of the prediction; None along mini-batches.
         outside: share of the coordinates outside the radius; None along mini-batches.
+        deviation: by how much its own last updates leave the live path (`audits.deviation`); None where that is not known.
     """
 
     method: str
@@ -64,6 +66,12 @@ class Other:
     first: tuple[float, ...] | None
     resummed: tuple[float, ...] | None
     outside: float | None
+    deviation: float | None = None
+
+    @property
+    def settled(self) -> bool | None:
+        """Whether the live run speaks for it; None where that is not known."""
+        return None if self.deviation is None else self.deviation < SETTLED
 
 
 @dataclass(frozen=True)
@@ -86,7 +94,9 @@ class Stop(Result):
             }
 
         others = [
-            {"method": o.method, "same_update": o.same_update, "outside": o.outside, "changes": changes(o)} for o in self.others
+            {name: getattr(o, name) for name in ("method", "same_update", "outside", "deviation", "settled")}
+            | {"changes": changes(o)}
+            for o in self.others
         ]
         maps = [
             {
@@ -94,6 +104,8 @@ class Stop(Result):
                 "measure": name,
                 "change": change.tolist(),
                 "misleads": m.misleads(name).tolist(),
+                "settled": None if m.settled is None else m.settled.tolist(),
+                "deviation": None if m.deviation is None else m.deviation.tolist(),
                 "checks": [
                     {"betas": c.betas, "slope": c.slopes[name], "change": c.changes[name]}
                     for c in m.checks
@@ -256,9 +268,13 @@ def audit_run(
     watched = Watched(optimizer, method, loss, measures, others, grid)
     watch = FullBatch(watched) if order is None else MiniBatches(watched, order, wanted, lags, seed)
 
+    recent = Deviations(others, grid, loss.theta, method.lr, seed)
+
     def look(sight: Sight) -> None:
         if sight.taken in wanted:
-            run.stops.append(watch.stop(sight))
+            run.stops.append(deviating(watch.stop(sight), recent, sight.theta))
+        if any(0 < stop - sight.taken <= STEPS for stop in wanted):
+            recent.feed(watch.shadow, sight.gradient, sight.theta)
         watch.feed(sight)
 
     try:
@@ -268,6 +284,20 @@ def audit_run(
         raise
     run.gradients = watch.gradients
     return run
+
+
+def deviating(stop: Stop, recent: Deviations, theta: Tensor) -> Stop:
+    """A stop that says for which of its shadows the run speaks.
+
+    Args:
+        stop: without that.
+        recent: the last steps.
+        theta: at the stop, shape (d,).
+    """
+    others, pairs = recent.of(theta)
+    told = tuple(replace(other, deviation=each) for other, each in zip(stop.others, others, strict=True))
+    maps = tuple(replace(m, deviation=pairs) if m.order == "measured" else m for m in stop.maps)
+    return replace(stop, others=told, maps=maps)
 
 
 def _stops(stops: Sequence[int] | None, count: int, full_batch: bool) -> list[int]:

@@ -91,7 +91,12 @@ def charts(run: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def _others(stop: dict[str, Any], effect: dict[str, Any]) -> go.Figure:
     """This run's change of a measure above the other methods', whose predictions are slopes."""
     rows = [effect, *(_row(other, effect["measure"]) for other in stop["others"])]
-    names = [other["method"] + ("" if other["same_update"] else " (indicative only)") for other in stop["others"]]
+    names = [
+        other["method"]
+        + ("" if other["same_update"] else " (indicative only)")
+        + ("" if other.get("settled", True) in (True, None) else " (not settled)")
+        for other in stop["others"]
+    ]
     return dots([f"{stop['method']} (this run)", *names], {kind: [row.get(kind) for row in rows] for kind in KINDS})
 
 
@@ -258,7 +263,8 @@ def beta_axes(run: dict[str, Any]) -> dict[str, Any]:
 def beta_map(run: dict[str, Any], found: dict[str, Any], limit: float) -> go.Figure:
     """Slopes over (beta_1, beta_2), with their zero contour; cells lie at -log10(1 - beta), the log of age + 1.
 
-    Cells are grey where slopes mislead; what happens stands beside the pairs at which it is known.
+    Cells are grey where slopes mislead, pale where the run does not speak for the pair; what happens stands beside the pairs at
+    which it is known.
 
     Args:
         run: whole.
@@ -287,6 +293,11 @@ def beta_map(run: dict[str, Any], found: dict[str, Any], limit: float) -> go.Fig
         shade = [[0, COLOUR["axis"]], [1, COLOUR["axis"]]]
         hover = "%{text}<br>what happens has the other sign nearby: slopes mislead<extra></extra>"
         figure.add_heatmap(z=grey, colorscale=shade, showscale=False, opacity=0.85, hovertemplate=hover)
+    if found.get("settled") is not None and not np.all(found["settled"]):
+        pale = np.where(np.asarray(found["settled"]).T, np.nan, 0.0)
+        shade = [[0, COLOUR["axis"]], [1, COLOUR["axis"]]]
+        hover = "%{text}<br>not settled by this run: its own would leave this path<extra></extra>"
+        figure.add_heatmap(z=pale, colorscale=shade, showscale=False, opacity=0.5, hovertemplate=hover)
     if min(z.shape) > 1 and len(known) and known.min() < 0 < known.max():
         zero = {"start": 0, "end": 0, "size": 1, "coloring": "none"}
         figure.add_contour(contours=zero, line={"color": COLOUR["ink"], "width": 1.5}, hoverinfo="skip", showscale=False)
