@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from memoryless import errors
+    from memoryless.audits.ahead import look_ahead
     from memoryless.audits.audit import audit
     from memoryless.audits.beta_map import beta_map
     from memoryless.audits.compare import compare
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "audits.audit": "audit",
+    "audits.ahead": "look_ahead",
     "audits.beta_map": "beta_map",
     "audits.compare": "compare",
     "corrections.correction": "correction",
@@ -89,6 +91,7 @@ __all__ = [
     "errors",
     "expected_correction",
     "gradient_noise",
+    "look_ahead",
     "memory_kernel",
     "method_of",
     "modified_flow",

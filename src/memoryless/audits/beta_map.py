@@ -293,8 +293,8 @@ def measured_map(grid: Grid, shadow: Shadow, gradient: Tensor, theta: Tensor, va
         values: the measures at theta.
     """
     slopes = torch.stack([value.gradient for value in values])
-    if share_update(grid, gradient, theta, shadow.n):
-        F = history.frozen(grid.oldest, gradient, theta, shadow.n)
+    if share_update(grid, gradient, theta, shadow.step):
+        F = history.frozen(grid.oldest, gradient, theta, shadow.step)
         inner = from_memory(grid, F, slopes, theta, lambda v, index: shadow.memory(v, gradient, theta, index))
     else:
         inner = pair_by_pair(grid, slopes, lambda m: shadow.effect(m, gradient, theta))

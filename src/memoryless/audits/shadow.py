@@ -9,10 +9,12 @@ The path is the live optimizer's: exact to first order in lr where both share F,
 leave the path, or oscillate on its own, cannot show it here).
 """
 
+import math
 from collections.abc import Iterable
 
 from torch import Tensor
 
+from memoryless.audits.grid import Memory
 from memoryless.corrections import history
 from memoryless.errors import BadInput
 from memoryless.methods.method import AnyOptimizer, Index, Momentum
@@ -26,7 +28,7 @@ class Shadow:
         theta: shape (d,), where the stream begins.
 
     Attributes:
-        n: gradients fed so far.
+        n: gradients fed so far; infinite in the steady state.
         variables: all that remember, each once.
 
     Raises:
@@ -48,7 +50,7 @@ class Shadow:
         methods = list(methods)
         if as_it_is := next((method for method in methods if not method.parts), None):
             raise BadInput(f"a shadow memory needs a method in momentum form, got {as_it_is}; compare it along its own run")
-        self.n = 0
+        self.n: float = 0
         betas: dict[tuple, list[float]] = {}
         every = (v for m in methods for part in m.parts for v in part.method.variables if v.has_memory)
         self.variables = tuple(dict.fromkeys(every))
@@ -59,6 +61,34 @@ class Shadow:
         self._rows = {(g, first, beta): i for (g, first), row in betas.items() for i, beta in enumerate(row)}
         self._betas = {key: theta.new_tensor(row)[:, None] for key, row in betas.items()}
         self._sums = {key: theta.new_zeros((len(row), theta.numel())) for key, row in betas.items()}
+
+    @property
+    def step(self) -> int | None:
+        """n, or None for the steady state."""
+        return None if math.isinf(self.n) else int(self.n)
+
+    def start(self, step: int | None, memory: Memory, gradient: Tensor, theta: Tensor) -> None:
+        """Start from memories that are known otherwise, in place of empty ones.
+
+        Args:
+            step: n, the steps that led to theta, or None for the steady state.
+            memory: (variable, coordinates) -> m_l after a step at theta with this gradient, which is not fed yet.
+            gradient: at theta, shape (d,).
+            theta: shape (d,).
+        """
+        self.n = math.inf if step is None else step
+        for v in self.variables:
+            m = memory(v, slice(None))
+            weight = v.weight(self.n)
+            if self.n == 0 or not weight:
+                continue
+            past = m / weight
+            if not v.lag:
+                # m / weight = beta past + g_l(gradient)
+                past = (past - v.g(gradient, theta)) / v.beta
+                if all(bool((v.g(each, theta) >= 0).all()) for each in (gradient, -gradient)):
+                    past.clamp_min_(0)  # of a sum of nonnegative terms rounding and interpolation may leave less
+            self._sums[v.g, v.first][self._rows[v.g, v.first, v.beta]] = past
 
     def update(self, gradient: Tensor, theta: Tensor) -> None:
         """Feed one step of the stream.
@@ -109,7 +139,7 @@ class Shadow:
         Returns:
             Shape (d,), in the units of an update.
         """
-        effect = -history.frozen(method, gradient, theta, self.n)
+        effect = -history.frozen(method, gradient, theta, self.step)
         for part in method.parts:
             m = [self.memory(v, gradient, theta, part.index) for v in part.method.variables]
             effect[part.index] += part.scale * part.method.readout(m, theta[part.index])

@@ -1,0 +1,118 @@
+"""Deviation of what does not run, against its own states fed by hand with the run's gradients."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import memoryless as ml
+from memoryless.audits import deviation
+from memoryless.audits.grid import Grid
+from memoryless.audits.shadow import Shadow
+from memoryless.experiments.problems import digits_batches, digits_mlp
+from memoryless.methods.method import Groups, Part
+from tests.problems import THETA, norm, reference_loss
+
+BETAS_1, BETAS_2 = (0.0, 0.5, 0.9), (0.5, 0.9, 0.99)
+LION_K = ml.LionK(0.01, (0.9, 0.95), K=norm)
+GRIDS = {
+    "adam": ml.Adam(0.01, (0.9, 0.95), 0.01, weight_decay=0.1),
+    "nadam": ml.NAdam(0.01, (0.9, 0.95), 0.01, momentum_decay=4e-3),
+    "lion": ml.Lion(0.01, (0.9, 0.95), 0.1, smoothing=0.1),
+    "lion_k": LION_K,
+    "groups": Groups(
+        (Part(ml.AdamW(0.01, (0.8, 0.9), 0.01, 0.1), torch.tensor([5, 0, 2]), 1.0), Part(ml.AdamW(0.02), slice(3, 5), 2.0)),
+        0.01,
+    ),
+}
+
+
+def run(method: ml.Method | Groups, steps: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """theta[0..steps] and its gradients."""
+    loss, theta = reference_loss(), THETA
+    state, thetas, gradients = method.init(theta), [theta], []
+    for _ in range(steps):
+        gradients.append(loss.gradient(theta))
+        state, F = method.update(state, gradients[-1], theta)
+        theta = theta - method.lr * F
+        thetas.append(theta)
+    return thetas, gradients
+
+
+def literal(other, lr: float, thetas: list[torch.Tensor], gradients: list[torch.Tensor]) -> float:
+    """From the method's own states, fed with the run's gradients."""
+    state, updates = other.init(thetas[0]), []
+    for theta, gradient in zip(thetas[:-1], gradients, strict=True):
+        state, u = other.update(state, gradient, theta)
+        updates.append(u)
+    live = [(a - b) / lr for a, b in itertools.pairwise(thetas)]
+    apart = sum(u - v for u, v in zip(updates[-10:], live[-10:], strict=True))
+    return float(apart.norm() / sum(live[-10:]).norm())
+
+
+@pytest.mark.parametrize("steps", [1, 6, 25])
+@pytest.mark.parametrize("name", GRIDS)
+def test_deviation_is_that_of_the_methods_own_states(name: str, steps: int):
+    method = GRIDS[name]
+    others = [ml.Adam(0.01), ml.HeavyBall(0.01), ml.Lion(0.01, smoothing=0.1)]
+    thetas, gradients = run(method, steps)
+    grid = Grid(method, BETAS_1, BETAS_2)
+    shadow = Shadow([*others, *grid.spanning()], THETA)
+    found = deviation.Deviations(others, grid, THETA, method.lr)
+    for theta, gradient in zip(thetas[:-1], gradients, strict=True):
+        found.feed(shadow, gradient, theta)
+        shadow.update(gradient, theta)
+    alone, pairs = found.of(thetas[-1])
+    assert alone == pytest.approx([literal(other, method.lr, thetas, gradients) for other in others], rel=1e-9)
+    expected = [[literal(grid.cell(i, j), method.lr, thetas, gradients) for j in range(3)] for i in range(3)]
+    np.testing.assert_allclose(pairs, expected, rtol=1e-9, atol=1e-12)
+
+
+def small(betas=((0.5, 0.9), (0.9, 0.999)), stops=(0, 2, 20)):
+    problem = digits_mlp(width=8, count=50)
+    optimizer = torch.optim.Adam(problem.model.parameters(), lr=1e-3)
+    others = [ml.Adam(1e-3), ml.HeavyBall(1e-3)]
+    return ml.audit_run(optimizer, problem.loss, 20, stops=stops, betas=betas, compare=others, measures=["gradient_1_norm"])
+
+
+def test_a_run_speaks_for_itself_and_not_for_a_method_on_another_scale():
+    start, early, last = small().stops
+    assert [other.settled for other in start.others] == [None, None]
+    assert start.maps[0].settled is None
+    for stop in (early, last):
+        itself, ball = stop.others
+        assert itself.deviation == pytest.approx(0, abs=1e-8)
+        assert itself.settled
+        assert not ball.settled
+        measured, *predicted = stop.maps
+        assert measured.deviation is not None
+        assert measured.settled is not None
+        assert measured.deviation[1, 1] == pytest.approx(0, abs=1e-8)
+        assert measured.settled[1, 1]
+        assert all(each.settled is None for each in predicted)
+    plain = json.loads(last.to_json())
+    assert [other["settled"] for other in plain["others"]] == [True, False]
+    assert plain["maps"][0]["settled"][1][1] is True
+
+
+def test_it_is_estimated_from_some_coordinates_of_many(monkeypatch):
+    exact = small(stops=(20,)).stops[0]
+    monkeypatch.setattr(deviation, "COORDINATES", 300)
+    few = small(stops=(20,)).stops[0]
+    assert few.maps[0].deviation == pytest.approx(exact.maps[0].deviation, rel=0.15, abs=1e-8)
+    assert not np.array_equal(few.maps[0].deviation, exact.maps[0].deviation)
+    assert few.maps[0].changes["gradient_1_norm"] == pytest.approx(exact.maps[0].changes["gradient_1_norm"])
+
+
+def test_along_mini_batches():
+    problem = digits_batches(size=200, width=4)
+    optimizer = torch.optim.Adam(problem.model.parameters(), lr=1e-3)
+    steps = np.arange(30) % len(problem.loss)
+    (stop,) = ml.audit_run(
+        optimizer, problem.loss, steps, stops=[29], betas=((0.5, 0.9), (0.9, 0.999)), compare=[], measures=["gradient_1_norm"]
+    ).stops
+    assert stop.maps[0].deviation is not None
+    assert stop.maps[0].deviation[1, 1] == pytest.approx(0, abs=1e-8)
+    assert stop.maps[0].deviation[0, 0] > 0.1
