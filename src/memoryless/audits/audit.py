@@ -125,7 +125,7 @@ class Audit(Result):
         """One self-contained page."""
         from memoryless.render.page import page
 
-        stop = self.as_dict() | {"others": [], "maps": []}
+        stop = self.as_dict() | {"others": [], "maps": [], "branches": []}
         return page({"about": {}, "verdict": self.verdict, "betas": None, "betas_1": (), "betas_2": (), "stops": [stop]})
 
 

@@ -66,6 +66,7 @@ class BetaMap(Result):
         growth: of the method's own path (`corrections.path`), for order "path".
         deviation: for order "measured", by how much each pair's own last updates leave the live path (`audits.deviation`), same
             shape; None where that is not known.
+        anchor: for a run with anchors, off which of the runs each pair is read, same shape: 0 is the live one.
     """
 
     betas_1: tuple[float, ...]
@@ -75,6 +76,7 @@ class BetaMap(Result):
     checks: tuple[Check, ...] = ()
     growth: float | None = None
     deviation: np.ndarray | None = None
+    anchor: np.ndarray | None = None
 
     @property
     def settled(self) -> np.ndarray | None:
@@ -119,6 +121,7 @@ class BetaMap(Result):
         """Plain numbers and text."""
         axes = {"betas_1": self.betas_1, "betas_2": self.betas_2}
         known = {} if self.deviation is None else {"deviation": self.deviation, "settled": self.settled}
+        known |= {} if self.anchor is None else {"anchor": self.anchor}
         growth = {} if self.growth is None else {"growth": self.growth, "trusted": self.trusted}
         return plain(axes | {"order": self.order, "changes": self.changes, "checks": self.checks} | growth | known)
 

@@ -9,6 +9,7 @@ The path is the live optimizer's: exact to first order in lr where both share F,
 leave the path, or oscillate on its own, cannot show it here).
 """
 
+import copy
 import math
 from collections.abc import Iterable
 
@@ -61,6 +62,12 @@ class Shadow:
         self._rows = {(g, first, beta): i for (g, first), row in betas.items() for i, beta in enumerate(row)}
         self._betas = {key: theta.new_tensor(row)[:, None] for key, row in betas.items()}
         self._sums = {key: theta.new_zeros((len(row), theta.numel())) for key, row in betas.items()}
+
+    def copy(self) -> "Shadow":
+        """The same memories, which go on by themselves."""
+        other = copy.copy(self)
+        other._sums = {key: sums.clone() for key, sums in self._sums.items()}
+        return other
 
     @property
     def step(self) -> int | None:

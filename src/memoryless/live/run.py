@@ -30,6 +30,8 @@ from memoryless.flat import norm
 from memoryless.isolation import Standing
 from memoryless.live import lags as replayed
 from memoryless.live import loop
+from memoryless.live.anchors import Anchors
+from memoryless.live.branches import Branch, Branches
 from memoryless.live.loop import Sight
 from memoryless.loss.loss import Loss
 from memoryless.loss.measures import MEASURES, Differentiable, Value, evaluate
@@ -37,7 +39,7 @@ from memoryless.loss.point import Point
 from memoryless.methods import catalogue, live_optimizer
 from memoryless.methods.method import AnyOptimizer, Index, Method, Momentum
 from memoryless.progress import OnStep, silent
-from memoryless.render.numbers import label, percent
+from memoryless.render.numbers import label, percent, plain
 from memoryless.render.result import Result
 
 REPLAYED = "measured against the same batches, replayed at the present theta"
@@ -76,11 +78,12 @@ class Other:
 
 @dataclass(frozen=True)
 class Stop(Result):
-    """One audited step: the live optimizer, the others, and the beta maps (none for a method without a pair of betas)."""
+    """One audited step: the live optimizer, the others, beta maps (none for a method without a pair of betas), branches."""
 
     audit: Audit
     others: tuple[Other, ...] = ()
     maps: tuple[BetaMap, ...] = ()
+    branches: tuple[Branch, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers and text."""
@@ -106,6 +109,7 @@ class Stop(Result):
                 "misleads": m.misleads(name).tolist(),
                 "settled": None if m.settled is None else m.settled.tolist(),
                 "deviation": None if m.deviation is None else m.deviation.tolist(),
+                "anchor": None if m.anchor is None else m.anchor.tolist(),
                 "checks": [
                     {"betas": c.betas, "slope": c.slopes[name], "change": c.changes[name]}
                     for c in m.checks
@@ -115,7 +119,8 @@ class Stop(Result):
             for m in self.maps
             for name, change in m.changes.items()
         ]
-        return self.audit.as_dict() | {"others": others, "maps": maps}
+        branches = [plain(branch) | {"agrees": branch.agrees} for branch in self.branches]
+        return self.audit.as_dict() | {"others": others, "maps": maps, "branches": branches}
 
 
 @dataclass
@@ -227,6 +232,8 @@ def audit_run(
     compare: Sequence[AnyOptimizer] | None = None,
     betas: tuple[Sequence[float], Sequence[float]] | None = (BETAS_1, BETAS_2),
     lags: int | None = None,
+    branch: bool = False,
+    anchors: Sequence[tuple[float, float]] = (),
     seed: int = 0,
     on_step: OnStep = silent,
 ) -> Run:
@@ -245,7 +252,10 @@ def audit_run(
         betas: two axes of the beta maps, for an optimizer with a pair of betas; None for none.
         lags: along mini-batches replay so many random lags at a stop instead of every batch (every step, for a loss with
             noise, whose noise is replayed too).
-        seed: of the lags.
+        branch: whether to check the others and the corners of the map by 20 real steps of their own at each stop, full batch.
+        anchors: further pairs of betas to run beside, on copies, full batch; each cell of the measured map is read off the
+            nearest run.
+        seed: of the lags, and of the coordinates on which paths are compared.
         on_step: told the steps taken and their number.
 
     Returns:
@@ -268,13 +278,12 @@ def audit_run(
     watched = Watched(optimizer, method, loss, measures, others, grid)
     watch = FullBatch(watched) if order is None else MiniBatches(watched, order, wanted, lags, seed)
 
-    recent = Deviations(others, grid, loss.theta, method.lr, seed)
+    beyond = _Beyond(watched, wanted, order is None, branch, anchors, seed)
 
     def look(sight: Sight) -> None:
         if sight.taken in wanted:
-            run.stops.append(deviating(watch.stop(sight), recent, sight.theta))
-        if any(0 < stop - sight.taken <= STEPS for stop in wanted):
-            recent.feed(watch.shadow, sight.gradient, sight.theta)
+            run.stops.append(beyond.told(watch.stop(sight), watch.shadow, sight))
+        beyond.look(watch.shadow, sight)
         watch.feed(sight)
 
     try:
@@ -286,18 +295,47 @@ def audit_run(
     return run
 
 
-def deviating(stop: Stop, recent: Deviations, theta: Tensor) -> Stop:
-    """A stop that says for which of its shadows the run speaks.
+class _Beyond:
+    """For which of its shadows a run speaks, and what is asked of others where it does not."""
 
-    Args:
-        stop: without that.
-        recent: the last steps.
-        theta: at the stop, shape (d,).
-    """
-    others, pairs = recent.of(theta)
-    told = tuple(replace(other, deviation=each) for other, each in zip(stop.others, others, strict=True))
-    maps = tuple(replace(m, deviation=pairs) if m.order == "measured" else m for m in stop.maps)
-    return replace(stop, others=told, maps=maps)
+    def __init__(
+        self,
+        watched: "Watched",
+        stops: Sequence[int],
+        full_batch: bool,
+        branch: bool,
+        anchors: Sequence[tuple[float, float]],
+        seed: int,
+    ):
+        optimizer, method, loss, measures, others, grid = watched
+        if (branch or anchors) and not full_batch:
+            raise BadInput("branches and anchors take full-batch steps of their own; leave them out, or give steps as a number")
+        if anchors and any(optimizer.state.values()):
+            raise BadInput("anchors start with the run, and the optimizer has steps behind it; start it anew")
+        self._stops, self._measures, self._loss = stops, measures, loss
+        self._recent = Deviations(others, grid, loss.theta, method.lr, seed)
+        self._anchors = Anchors(anchors, grid, loss, stops, measures=measures, seed=seed)
+        named = {watched.name(other): other for other in others}
+        self._branches = Branches(loss, named, grid, stops, measures) if branch else None
+
+    def look(self, shadow: Shadow, sight: Sight) -> None:
+        """Before each step."""
+        if any(0 < stop - sight.taken <= STEPS for stop in self._stops):
+            self._recent.feed(shadow, sight.gradient, sight.theta)
+        if self._branches is not None:
+            self._branches.keep(shadow, sight)
+        self._anchors.step(sight.taken)
+
+    def told(self, stop: Stop, shadow: Shadow, sight: Sight) -> Stop:
+        """The stop with what is known of its shadows."""
+        others, pairs = self._recent.of(sight.theta)
+        told = tuple(replace(other, deviation=each) for other, each in zip(stop.others, others, strict=True))
+        maps = (replace(m, deviation=pairs) if m.order == "measured" else m for m in stop.maps)
+        stop = replace(stop, others=told, maps=tuple(self._anchors.read(m) for m in maps))
+        if self._branches is None:
+            return stop
+        point = Point(self._loss, sight.theta)
+        return replace(stop, branches=self._branches.at(sight.taken, shadow, point, evaluate(self._measures, point)))
 
 
 def _stops(stops: Sequence[int] | None, count: int, full_batch: bool) -> list[int]:

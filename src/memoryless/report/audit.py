@@ -7,6 +7,7 @@ from rich.text import Text
 
 from memoryless.audits.audit import Audit
 from memoryless.audits.effect import Agreement
+from memoryless.live.branches import AGREES, LENGTH
 from memoryless.live.run import Run
 from memoryless.render.numbers import label, percent
 from memoryless.render.style import TERMINAL
@@ -24,7 +25,7 @@ def print_run(run: Run, console: Console) -> None:
     """
     for k in range(len(run.stops[0].audit.effects)):
         console.print(_changes(run, k))
-    for part in (_agreements(run), _others(run), _layers(run)):
+    for part in (_agreements(run), _others(run), _branches(run), _layers(run)):
         console.print(part)
     console.print(Text(run.verdict, style="bold"))
     for note in run.stops[-1].audit.validity.notes:
@@ -102,6 +103,20 @@ def _others(run: Run) -> RenderableType:
         slopes = ("-" if c is None else percent(c[0]) for c in (other.measured, other.resummed, other.first))
         name = other.method + ("" if other.same_update else " (*)")
         table.add_row(name, percent(other.change[0]), *slopes, _share(other.outside), _share(other.deviation))
+    return table
+
+
+def _branches(run: Run) -> RenderableType:
+    last = run.stops[-1]
+    if not last.branches or not last.branches[0].branch:
+        return ""
+    name = next(iter(last.branches[0].branch))
+    title = f"Shadows checked by {LENGTH} real steps of their own, change of the {label(name)} at step {_step(last.audit)}"
+    table = _table(title, f"agrees: within {AGREES:.0%} of its own", "method", "shadow", "own steps", "agrees")
+    for branch in last.branches:
+        table.add_row(
+            branch.method, percent(branch.shadow[name]), percent(branch.branch[name]), "yes" if branch.agrees[name] else "no"
+        )
     return table
 
 
