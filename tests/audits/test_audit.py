@@ -270,3 +270,37 @@ def test_a_black_box_is_audited_like_its_catalogue_method(step):
         torch.testing.assert_close(getattr(black_box, name), getattr(catalogue, name), rtol=1e-7, atol=1e-10)
     assert [effect.word for effect in black_box.effects] == [effect.word for effect in catalogue.effects]
     assert any("black box" in note for note in black_box.validity.notes)
+
+
+def test_the_path_is_the_prediction_to_go_by_where_it_is_trusted():
+    loss = reference_loss()
+    calm = ml.audit(ml.Adam(1e-5), loss, step=30, measures=["gradient_1_norm"])
+    wild = ml.audit(ml.HeavyBall(0.05, 0.9), loss, step=30, measures=["gradient_1_norm"])
+    for found, name in ((calm, "path"), (wild, "resummed")):
+        (e,) = found.effects
+        assert found.validity.prediction == name
+        assert found.validity.growth is not None
+        assert (found.validity.growth <= 1.1) == (name == "path")
+        assert e.predicted == e.best == getattr(e, name)
+        assert e.slopes.predicted == e.slopes.best == getattr(e.slopes, name)
+        assert e.path != e.resummed
+        assert sum(e.slopes.layers.values()) == pytest.approx(e.slopes.predicted, rel=1e-10)
+        plain = json.loads(found.to_json())
+        assert plain["validity"]["prediction"] == name
+        assert plain["effects"][0]["predicted"] == e.predicted
+        assert f"is the {'path' if name == 'path' else 'resummed'}" in found.verdict
+    assert "seven steps back on the path" in calm.to_html()
+    own = ml.correction(ml.Adam(1e-5), loss, step=30, order="path")
+    assert calm.path is not None
+    assert torch.equal(calm.path, own.M)
+    assert calm.validity.growth == own.growth
+
+
+def test_what_has_no_path_says_so():
+    loss = ml.Loss.of(lambda theta: (theta**4).sum() / 4, torch.tensor([1.0, -2.0], dtype=torch.float64))
+    far = ml.audit(ml.HeavyBall(0.1, 0.9), loss, measures=[])
+    assert far.path is None
+    assert any("no path back" in note for note in far.validity.notes)
+    batches = ml.audit(ml.Adam(1e-5), reference_loss(), batches=[0, 1, 0], measures=["gradient_1_norm"])
+    assert batches.path is batches.validity.growth is batches.effects[0].path is None
+    assert batches.validity.prediction == "resummed"

@@ -6,9 +6,10 @@ import torch
 
 import memoryless as ml
 from memoryless.audits.beta_map import BetaMap, Check, measured_map
-from memoryless.audits.grid import Grid
+from memoryless.audits.grid import Grid, share_update
 from memoryless.audits.shadow import Shadow
 from memoryless.corrections.history import frozen
+from memoryless.corrections.path import follow
 from memoryless.loss import measures
 from memoryless.loss.point import Point
 from tests.problems import THETA, Wave, reference_loss
@@ -129,3 +130,24 @@ def test_a_map_misleads_near_a_pair_where_the_sign_is_another():
     found = BetaMap((0.9,), (0.5, 0.7, 0.99, 0.999), "measured", {"S": np.ones((1, 4))}, checks)
     assert found.misleads("S").tolist() == [[True, True, False, False]]
     assert not found.misleads("another").any()
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw_eps_inside", "lion"])
+def test_a_map_along_the_path(name: str):
+    """One path serves all pairs that share F, the method's own and as long as the oldest remembers; else a path each."""
+    method, loss, betas = METHODS[name], reference_loss(), ((0.5, 0.9), (0.9, 0.95))
+    grid = Grid(method, *betas)
+    point = Point(loss)
+    (value,) = measures.evaluate(["gradient_norm_squared"], point)
+    own = follow(method, point, 30, [grid.oldest])
+    found = ml.beta_map(method, loss, *betas, step=30, order="path", measures=["gradient_norm_squared"])
+    assert found.growth == own.growth
+    assert found.trusted == own.trusted
+    shared = share_update(grid, point.gradient, point.theta, 30)
+    assert shared == (name != "lion")
+    for i in range(2):
+        for j in range(2):
+            cell = grid.cell(i, j)
+            path = own if shared else follow(cell, point, 30)
+            assert found.change[i, j] == pytest.approx(value.slope(path.effect(cell), method.lr), rel=1e-8, abs=1e-14)
+    assert found.as_dict()["trusted"] == found.trusted

@@ -7,8 +7,8 @@ import pytest
 
 from memoryless.render.style import COLOUR, DARK, DIVERGING, IN_THE_DARK, SERIES, TERMINAL
 
-TEXT = ("ink", "soft", "regularizes", "anti-regularizes", "neutral", "measured", "resummed", "first", "frozen")
-KINDS = ("measured", "resummed", "first", "frozen")
+TEXT = ("ink", "soft", "regularizes", "anti-regularizes", "neutral", "measured", "path", "resummed", "first", "frozen")
+KINDS = ("measured", "path", "resummed", "first", "frozen")
 # Machado et al. 2009, severity 1, in linear RGB.
 VISION = {
     "normal": np.eye(3),
