@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from memoryless import errors
     from memoryless.audits.ahead import look_ahead
     from memoryless.audits.audit import audit
-    from memoryless.audits.beta_map import beta_map
     from memoryless.audits.compare import compare
+    from memoryless.audits.maps import beta_map
     from memoryless.corrections.correction import correction
     from memoryless.corrections.expected.expected import expected_correction
     from memoryless.errors import NoModifiedLoss
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 _HOME = {
     "audits.audit": "audit",
     "audits.ahead": "look_ahead",
-    "audits.beta_map": "beta_map",
+    "audits.maps": "beta_map",
     "audits.compare": "compare",
     "corrections.correction": "correction",
     "corrections.expected.expected": "expected_correction",

@@ -22,6 +22,7 @@ from memoryless.audits.deviation import STEPS, Deviations
 from memoryless.audits.effect import Effect, Vectors, effects_of
 from memoryless.audits.grid import Grid, update_of
 from memoryless.audits.shadow import Shadow
+from memoryless.audits.state_map import Buffers, mapped_method
 from memoryless.corrections import history
 from memoryless.corrections.arguments import valid_arguments
 from memoryless.corrections.correction import require_step
@@ -31,6 +32,7 @@ from memoryless.loss.loss import Loss
 from memoryless.loss.measures import Differentiable, evaluate
 from memoryless.loss.point import Point
 from memoryless.methods.method import AnyOptimizer
+from memoryless.methods.wrapped import unwrapped
 from memoryless.render.numbers import plain
 from memoryless.render.result import Result
 
@@ -78,7 +80,7 @@ class Ahead(Result):
 
 @valid_arguments
 def look_ahead(
-    method: AnyOptimizer,
+    method: Optimizer | AnyOptimizer,
     loss: Loss,
     theta: Tensor | None = None,
     ahead: int = 20,
@@ -91,12 +93,13 @@ def look_ahead(
     """What memory does some real steps on from theta, the memory that it starts with being a prediction.
 
     Args:
-        method: in momentum form, without a state; a live optimizer has its own, see `audit`.
+        method: in momentum form, which starts with a predicted memory; or a live optimizer, which starts with its own
+            (and other betas with what its buffers tell of them, `audits.state_map`).
         loss: full batch; the model is not altered.
-        theta: shape (d,); default `loss.theta`.
+        theta: shape (d,); default `loss.theta`, where a live optimizer always is.
         ahead: steps to take, each for one gradient.
-        step: n, the number of steps that led to theta, or None for the steady state.
-        order: of the memory that the steps start with: "path" (13 gradients or so) or "resummed" (4).
+        step: n, the number of steps that led to theta; default what a live optimizer counts, or the steady state.
+        order: without a live optimizer, of the memory that the steps start with: "path" (13 gradients or so) or "resummed" (4).
         measures: names in `loss.measures.MEASURES`, or differentiable functions theta -> scalar.
         betas: two axes of a map over other betas, for a method with a pair of betas; None for none.
 
@@ -116,20 +119,27 @@ def look_ahead(
         ('regularizes', 29)
     """
     require_step(step)
-    if isinstance(method, Optimizer):
-        raise BadInput(
-            "a live optimizer has its own memory: see audit and audit_run; or give its method, ml.method_of(optimizer)"
-        )
     if isinstance(ahead, bool) or not isinstance(ahead, int) or ahead < 1:
         raise BadInput(f"ahead must be an integer >= 1, got {ahead!r}")
     if order not in ("path", "resummed"):
         raise BadInput(f"order must be 'path' or 'resummed', got {order!r}")
-    grid = None if betas is None else Grid(method, *betas)
+    live = unwrapped(method)
+    if isinstance(live, Optimizer) and theta is not None:
+        raise BadInput("a live optimizer looks ahead from where it is; leave out theta")
+    point = Point(loss, theta, products=0)
+    buffers = Buffers(live, point, step) if isinstance(live, Optimizer) else None
+    if buffers is not None:
+        method, step = buffers.method, buffers.step
+    grid = None if betas is None else Grid(mapped_method(method), *betas)
     methods = [method, *(grid.spanning() if grid else ())]
-    path = follow(method, Point(loss, theta, products=0), step, methods, nodes=2 if order == "resummed" else None)
-    theta, g = path.points[0], path.gradients[0]
+    if buffers is not None:
+        memory, spent = buffers.recalled(methods).memory, 1
+    else:
+        path = follow(method, point, step, methods, nodes=2 if order == "resummed" else None)
+        memory, spent = path.memory, path.spent
+    theta, g = point.theta, point.gradient
     shadow = Shadow(methods, theta)
-    shadow.start(step, path.memory, g, theta)
+    shadow.start(step, memory, g, theta)
     recent = Deviations([], grid, theta, method.lr)
     for k in range(ahead):
         if grid is not None and ahead - k <= STEPS:
@@ -145,5 +155,4 @@ def look_ahead(
     found = None
     if grid is not None:
         found = replace(measured_map(grid, shadow, g, theta, values), deviation=recent.of(theta)[1])
-    spent = path.spent + ahead
-    return Ahead(str(method), ahead, shadow.step, method.lr, theta, F, delta, effects, found, spent)
+    return Ahead(str(method), ahead, shadow.step, method.lr, theta, F, delta, effects, found, spent + ahead)

@@ -19,23 +19,21 @@ from torch import Tensor
 
 from memoryless.audits.deviation import SETTLED
 from memoryless.audits.effect import Changes
-from memoryless.audits.grid import BETAS_1, BETAS_2, Grid, Memory, from_memory, pair_by_pair, share_update
+from memoryless.audits.grid import Grid, Memory, from_memory, pair_by_pair, share_update
 from memoryless.audits.shadow import Shadow
 from memoryless.corrections import history
-from memoryless.corrections.arguments import valid_arguments
 from memoryless.corrections.expansion import expansion, first_order
 from memoryless.corrections.history import History
-from memoryless.corrections.path import GROWTH, Path, follow
+from memoryless.corrections.path import GROWTH
 from memoryless.errors import BadInput
-from memoryless.loss.loss import Loss
-from memoryless.loss.measures import Differentiable, Value, evaluate
+from memoryless.loss.measures import Value
 from memoryless.loss.point import Point
 from memoryless.methods import kernel
 from memoryless.methods.method import AnyOptimizer, Index, Momentum
 from memoryless.render.numbers import plain
 from memoryless.render.result import Result
 
-Order = Literal["first", "resummed", "path", "measured"]
+Order = Literal["first", "resummed", "path", "state", "measured"]
 
 
 @dataclass(frozen=True)
@@ -54,18 +52,39 @@ class Check:
 
 
 @dataclass(frozen=True)
+class Guess:
+    """What a live optimizer's buffers tell of another method (`audits.state_map`).
+
+    Attributes:
+        method: as text, its lr that of the live one.
+        error: of its effect, relative; infinite where the buffers tell nothing of it.
+        changes: slope of each measure; None where the error is too large.
+        intervals: half the width of one of 90 % around each.
+    """
+
+    method: str
+    error: float
+    changes: dict[str, float] | None
+    intervals: dict[str, float] | None
+
+
+@dataclass(frozen=True)
 class BetaMap(Result):
     """Relative change per step that memory would cause, over (beta_1, beta_2), to first order in lr.
 
     Attributes:
         betas_1: first axis.
         betas_2: second axis.
-        order: "first", "resummed", "path" or "measured": of the effect.
-        changes: of each measure, the slope -lr <grad S, effect> / S, shape (len(betas_1), len(betas_2)).
+        order: "first", "resummed", "path", "state" or "measured": of the effect.
+        changes: of each measure, the slope -lr <grad S, effect> / S, shape (len(betas_1), len(betas_2)); NaN at pairs that a
+            live optimizer's buffers tell nothing of.
         checks: at the method's own pair and the corners; none where they were not asked for.
         growth: of the method's own path (`corrections.path`), for order "path".
         deviation: for order "measured", by how much each pair's own last updates leave the live path (`audits.deviation`), same
             shape; None where that is not known.
+        error: for order "state", by how much the effect at each pair may be wrong, |error| / |effect|, same shape.
+        intervals: for order "state", of each measure half the width of a 90 % interval around the change, same shape.
+        others: for order "state", what is known of methods that are not on the grid.
         anchor: for a run with anchors, off which of the runs each pair is read, same shape: 0 is the live one.
     """
 
@@ -77,6 +96,9 @@ class BetaMap(Result):
     growth: float | None = None
     deviation: np.ndarray | None = None
     anchor: np.ndarray | None = None
+    error: np.ndarray | None = None
+    intervals: dict[str, np.ndarray] | None = None
+    others: tuple[Guess, ...] = ()
 
     @property
     def settled(self) -> np.ndarray | None:
@@ -122,79 +144,10 @@ class BetaMap(Result):
         axes = {"betas_1": self.betas_1, "betas_2": self.betas_2}
         known = {} if self.deviation is None else {"deviation": self.deviation, "settled": self.settled}
         known |= {} if self.anchor is None else {"anchor": self.anchor}
+        if self.error is not None:
+            known |= {"error": self.error, "intervals": self.intervals, "others": self.others}
         growth = {} if self.growth is None else {"growth": self.growth, "trusted": self.trusted}
         return plain(axes | {"order": self.order, "changes": self.changes, "checks": self.checks} | growth | known)
-
-
-@valid_arguments
-def beta_map(
-    method: AnyOptimizer,
-    loss: Loss,
-    betas_1: Sequence[float] = BETAS_1,
-    betas_2: Sequence[float] = BETAS_2,
-    theta: Tensor | None = None,
-    *,
-    step: int | None = None,
-    order: Literal["first", "resummed", "path"] = "resummed",
-    measures: Sequence[str | Differentiable] = ("gradient_1_norm",),
-    check: bool = True,
-) -> BetaMap:
-    """Predict what memory does to some measures at theta, for every pair of betas.
-
-    Args:
-        method: a catalogue method with two betas; its other hyperparameters hold for the whole grid.
-        loss: L; full batch.
-        betas_1: first axis, each in [0, 1).
-        betas_2: second axis, each in [0, 1).
-        theta: shape (d,); default `loss.theta`.
-        step: n, or None for the steady state.
-        order: "first", "resummed", or "path": the way back followed by 13 gradients or so, look at `.trusted`; where pairs
-            do not share F, a path each. `audit_run` gives measured maps, which take a run.
-        measures: names in `loss.measures.MEASURES`, or differentiable functions theta -> scalar.
-        check: whether to say what happens at the method's own pair and the corners; ten values of a measure at most.
-
-    Returns:
-        The map; `.change` where there is one measure.
-
-    Raises:
-        BadInput: the method has no pair of betas, or an argument is out of range.
-
-    Example:
-        >>> import memoryless as ml
-        >>> loss = ml.Loss.of(lambda theta: (theta**4).sum() / 4, torch.tensor([1.0, -2.0]))
-        >>> found = ml.beta_map(ml.Adam(eps=1e-3), loss, (0.9,), (0.9, 0.99, 0.999), order="first")
-        >>> (1000 * found.change).round(2)  # older memory in the denominator: anti-regularizes
-        array([[-0.  ,  0.27,  2.97]])
-    """
-    if order not in ("first", "resummed", "path"):
-        raise BadInput(f"order must be 'first', 'resummed' or 'path', got {order!r}; measured maps come from audit_run")
-    grid = _grid(method, tuple(betas_1), tuple(betas_2))
-    point = Point(loss, theta)
-    values = evaluate(measures, point)
-    if order == "path":
-        return _path_map(grid, point, step, values, check)
-    (found,) = predicted_maps(grid, point, step, values, orders=(order,))
-    return checked(found, grid, values, point, lambda each: predicted_effect(each, point, step, order)) if check else found
-
-
-def _path_map(grid: Grid, point: Point, step: int | None, values: Sequence[Value], check: bool) -> BetaMap:
-    own = follow(grid.method, point, step, [grid.oldest])
-    shared = share_update(grid, point.gradient, point.theta, step)
-
-    def path_of(method: AnyOptimizer) -> Path:
-        return own if shared or method is grid.method else follow(method, point, step)
-
-    slopes = torch.stack([value.gradient for value in values])
-    if shared:
-        inner = from_memory(grid, own.F, slopes, point.theta, own.memory)
-    else:
-        inner = pair_by_pair(grid, slopes, lambda method: path_of(method).effect(method))
-    found = replace(_map(inner, grid, values, "path"), growth=own.growth)
-
-    def effect(method: AnyOptimizer) -> tuple[Tensor, Tensor]:
-        return history.frozen(method, point.gradient, point.theta, step), path_of(method).effect(method)
-
-    return checked(found, grid, values, point, effect) if check else found
 
 
 def predicted_effect(method: AnyOptimizer, point: Point, step: int | None, order: Order) -> tuple[Tensor, Tensor]:
@@ -215,7 +168,7 @@ def checked(
     grid: Grid,
     values: Sequence[Value],
     point: Point,
-    effect: Callable[[AnyOptimizer], tuple[Tensor, Tensor]],
+    effect: Callable[[AnyOptimizer], tuple[Tensor, Tensor] | None],
 ) -> BetaMap:
     """The map with what happens in one step at the method's own pair and the corners, of measures that need no product.
 
@@ -224,7 +177,7 @@ def checked(
         grid: the pairs.
         values: the measures at the point.
         point: of the loss.
-        effect: method -> F and the effect that the map is of; asked of `grid.method` and of its cells.
+        effect: method -> F and the effect that the map is of, None where it is not known; asked of `grid.method` and its cells.
     """
     quick = [value for value in values if not value.products]
     if not quick:
@@ -235,7 +188,9 @@ def checked(
     own = grid.method.parts[0].method.hyper["betas"]
     checks = []
     for betas, method in ({own: grid.method} | {betas: method for betas, method in pairs.items() if betas != own}).items():
-        F, E = effect(method)
+        if (told := effect(method)) is None:
+            continue
+        F, E = told
         slopes = {value.name: value.slope(E, grid.method.lr) for value in quick}
         happens = dict(zip((value.name for value in quick), changes(F, E), strict=True))
         checks.append(Check(betas, slopes, happens))
@@ -243,8 +198,8 @@ def checked(
 
 
 @lru_cache(maxsize=8)
-def _grid(method: AnyOptimizer, betas_1: tuple[float, ...], betas_2: tuple[float, ...]) -> Grid:
-    """Its variants are built once for all the points at which the same method is mapped."""
+def grid_of(method: AnyOptimizer, betas_1: tuple[float, ...], betas_2: tuple[float, ...]) -> Grid:
+    """A method at all pairs of betas; its variants are built once for all the points at which the same method is mapped."""
     return Grid(method, betas_1, betas_2)
 
 
@@ -281,7 +236,7 @@ def predicted_maps(
             inner = _linear(grid, past, slopes, point.theta, step)
         else:
             inner = from_memory(grid, past.F, slopes, point.theta, _drifting(past, point.theta, step))
-        found.append(_map(inner, grid, values, order))
+        found.append(mapped(inner, grid, values, order))
     return found
 
 
@@ -301,7 +256,7 @@ def measured_map(grid: Grid, shadow: Shadow, gradient: Tensor, theta: Tensor, va
         inner = from_memory(grid, F, slopes, theta, lambda v, index: shadow.memory(v, gradient, theta, index))
     else:
         inner = pair_by_pair(grid, slopes, lambda m: shadow.effect(m, gradient, theta))
-    return _map(inner, grid, values, "measured")
+    return mapped(inner, grid, values, "measured")
 
 
 def _linear(grid: Grid, past: History, slopes: Tensor, theta: Tensor, step: int | None) -> np.ndarray:
@@ -334,6 +289,7 @@ def _drifting(past: History, theta: Tensor, step: int | None) -> Memory:
     return memory
 
 
-def _map(inner: np.ndarray, grid: Grid, values: Sequence[Value], order: Order) -> BetaMap:
+def mapped(inner: np.ndarray, grid: Grid, values: Sequence[Value], order: Order) -> BetaMap:
+    """A map from <grad S, effect>, shape (*grid.shape, measures)."""
     changes = {v.name: -grid.method.lr * inner[:, :, k] / v.value for k, v in enumerate(values)}
     return BetaMap(grid.betas_1, grid.betas_2, order, changes)

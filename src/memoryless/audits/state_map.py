@@ -1,0 +1,213 @@
+"""A map over betas from a live optimizer's own buffers (`corrections.recalled`), and how far each of its cells is known.
+
+Two curves through the same facts tell different memories, so different effects E and E_second of a pair. What they differ by is
+what the buffers do not know:
+
+    error    = SCALE |E - E_second| / |E|,    on a sample of the coordinates
+    interval = error sqrt(change^2 + (ACROSS lr |grad S| |E| / S)^2),    half the width of one of 90 %
+
+A change is of the size of `change` where E lies along grad S, and where it does not an error of E counts by what reaches it.
+SCALE and ACROSS come from 3,850 cells of small networks under Adam (MLPs, a convolutional network, a GPT; lr 3e-4 and 1e-3,
+steps 20 to 1,000): SCALE is the median of the true error over the difference, ACROSS what makes 90 % of the intervals cover.
+Where the error is `UNKNOWN` or more the cell is left blank.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from memoryless.audits.beta_map import BetaMap, Guess, checked
+from memoryless.audits.grid import Grid, Memory, from_memory, inner_products, share_update, update_of
+from memoryless.corrections import history
+from memoryless.corrections.recalled import Recalled
+from memoryless.errors import BadInput
+from memoryless.flat import norm
+from memoryless.loss.measures import Value
+from memoryless.loss.point import Point
+from memoryless.methods import kernel, live_optimizer
+from memoryless.methods.buffers import states_of
+from memoryless.methods.catalogue import AdamW, HeavyBall, Lion, Signum
+from memoryless.methods.method import AnyOptimizer, Groups, Index, Momentum, Part, State
+
+SCALE = 2.4
+ACROSS = 0.2
+UNKNOWN = 0.5
+SAMPLE = 2**13
+"""Coordinates of which errors are told."""
+
+
+def mapped_method(method: AnyOptimizer) -> AnyOptimizer:
+    """The method whose betas a map is over: the optimizer itself, or AdamW at its lr where that has no pair of betas.
+
+    Args:
+        method: of the live optimizer.
+    """
+    own = all("betas" in part.method.hyper for part in method.parts)
+    return method if own else AdamW(method.lr, weight_decay=0.0)
+
+
+class Buffers:
+    """A live optimizer's memory in momentum form, at one theta; the optimizer is left alone.
+
+    Args:
+        optimizer: whose buffers are averages of g and g^2.
+        point: of the loss, where the optimizer is.
+        step: n, or None for what it counts, or the steady state where it counts none.
+
+    Attributes:
+        method: the optimizer.
+        step: n, or None for the steady state.
+
+    Raises:
+        NotRecognised: its buffers are something else.
+        BadInput: it has taken no step.
+    """
+
+    def __init__(self, optimizer: Optimizer, point: Point, step: int | None = None):
+        self.method, self.states = states_of(optimizer, point.loss.layout)
+        self.step = live_optimizer.step_of(optimizer) if step is None else step
+        self.point = point
+        if self.step == 0:
+            raise BadInput(f"{type(optimizer).__name__} has taken no step yet: there is nothing in its buffers")
+
+    def recalled(self, readers: Sequence[AnyOptimizer]) -> Recalled:
+        """The memory of other methods, as its buffers tell.
+
+        Args:
+            readers: whose memories will be asked for.
+        """
+        return Recalled(self.method, self.states, self.point.gradient, self.point.theta, self.step, readers)
+
+    def errors(self, methods: Sequence[AnyOptimizer], known: Recalled) -> Iterator[tuple[float, float]]:
+        """How far the effect of each method is known, |E - E_second| / |E| times SCALE, and |E|.
+
+        Args:
+            methods: in momentum form.
+            known: what was recalled for them.
+
+        Yields:
+            Both for each method; infinite and 0 where the buffers tell nothing of its memory.
+        """
+        d = self.point.theta.numel()
+        elementwise = all(part.method.elementwise for m in methods for part in m.parts)
+        generator = torch.Generator().manual_seed(0)
+        sample = (
+            torch.randperm(d, generator=generator)[:SAMPLE].sort().values if elementwise and d > SAMPLE else torch.arange(d)
+        )
+        sample = sample.to(self.point.theta.device)
+        gradient, theta = self.point.gradient[sample], self.point.theta[sample]
+        own, states = _sampled(self.method, self.states, sample, d)
+        first, second = (
+            _kept(Recalled(own, states, gradient, theta, self.step, methods, second=each)) for each in (False, True)
+        )
+        for method in methods:
+            if not known.knows_all(method):
+                yield float("inf"), 0.0
+                continue
+            there, _ = _sampled(method, (), sample, d)
+            F = history.frozen(there, gradient, theta, self.step)
+            E, other = (update_of(there, theta, memory) - F for memory in (first, second))
+            size = float(norm(E))
+            yield (SCALE * float(norm(E - other)) / size if size else 0.0), size * (d / len(sample)) ** 0.5
+
+
+def state_map(buffers: Buffers, grid: Grid, values: Sequence[Value], check: bool) -> BetaMap:
+    """The map over a grid, with what is known of Lion, Signum and heavy ball beside it.
+
+    Args:
+        buffers: of a live optimizer.
+        grid: the pairs.
+        values: the measures there.
+        check: whether to say what happens at the own pair and the corners that are known.
+    """
+    point, lr, step = buffers.point, grid.method.lr, buffers.step
+    cells = [grid.cell(i, j) for i in range(grid.shape[0]) for j in range(grid.shape[1])]
+    others = [make(lr) for make in (Lion, Signum, HeavyBall)]
+    known = buffers.recalled([*cells, *others])
+    found = list(buffers.errors([*cells, *others], known))
+    error, size = (np.array(each[: len(cells)]).reshape(grid.shape) for each in zip(*found, strict=True))
+    changes = _changes(grid, known, point, values, step)
+    blank = error >= UNKNOWN
+    across = {v.name: ACROSS * lr * float(norm(v.gradient)) * size / (abs(v.value) or 1) for v in values}
+    map_ = BetaMap(
+        grid.betas_1,
+        grid.betas_2,
+        "state",
+        {name: np.where(blank, np.nan, change) for name, change in changes.items()},
+        error=error,
+        intervals={name: np.where(blank, np.nan, error * np.hypot(changes[name], across[name])) for name in changes},
+        others=tuple(_guess(each, *found[len(cells) + i], known, point, values, step) for i, each in enumerate(others)),
+    )
+    if not check:
+        return map_
+
+    def effect(method: AnyOptimizer) -> tuple[Tensor, Tensor] | None:
+        told = error.flat[cells.index(method)] if method in cells else next(buffers.errors([method], known))[0]
+        return None if told >= UNKNOWN else _effect(method, known, point, step)
+
+    return checked(map_, grid, values, point, effect)
+
+
+def _changes(grid: Grid, known: Recalled, point: Point, values: Sequence[Value], step: int | None) -> dict[str, np.ndarray]:
+    """Slopes at every pair; 0 in place of a memory that the buffers tell nothing of."""
+    slopes, theta = torch.stack([value.gradient for value in values]), point.theta
+
+    def memory(v: Momentum, index: Index) -> Tensor:
+        return known.memory(v, index) if known.knows(v) else torch.zeros_like(theta[index])
+
+    if share_update(grid, point.gradient, theta, step):
+        inner = from_memory(grid, history.frozen(grid.oldest, point.gradient, theta, step), slopes, theta, memory)
+    else:
+        inner = inner_products(grid, slopes, theta, memory) - inner_products(grid, slopes, theta, _frozen(point, step))
+    return {v.name: -grid.method.lr * inner[..., k] / (v.value or 1) for k, v in enumerate(values)}
+
+
+def _frozen(point: Point, step: int | None) -> Memory:
+    """The memory of a history that stood still."""
+    return lambda v, index: kernel.total(v, step) * v.g(point.gradient[index], point.theta[index])
+
+
+def _effect(method: AnyOptimizer, known: Recalled, point: Point, step: int | None) -> tuple[Tensor, Tensor]:
+    F = history.frozen(method, point.gradient, point.theta, step)
+    return F, update_of(method, point.theta, known.memory) - F
+
+
+def _guess(
+    method: AnyOptimizer, error: float, size: float, known: Recalled, point: Point, values: Sequence[Value], step: int | None
+) -> Guess:
+    if error >= UNKNOWN:
+        return Guess(method.describe(("lr",)), error, None, None)
+    E = _effect(method, known, point, step)[1]
+    slopes = {v.name: v.slope(E, method.lr) for v in values}
+    across = {v.name: ACROSS * method.lr * float(norm(v.gradient)) * size / (abs(v.value) or 1) for v in values}
+    return Guess(method.describe(("lr",)), error, slopes, {k: error * float(np.hypot(s, across[k])) for k, s in slopes.items()})
+
+
+def _kept(known: Recalled) -> Memory:
+    """Each variable's memory, found once."""
+    found: dict[Momentum, Tensor] = {}
+
+    def memory(v: Momentum, index: Index) -> Tensor:
+        if v not in found:
+            found[v] = known.memory(v)
+        return found[v][index]
+
+    return memory
+
+
+def _sampled(method: AnyOptimizer, states: Sequence[State], sample: Tensor, d: int) -> tuple[AnyOptimizer, list[State]]:
+    """A method and its memory on some of the coordinates."""
+    if len(method.parts) == 1 and method.parts[0].index == slice(None):
+        return method, [State(state.n, tuple(x[sample] for x in state.sums)) for state in states]
+    parts, kept = [], []
+    for i, part in enumerate(method.parts):
+        where = torch.full((d,), -1, device=sample.device)
+        where[part.index] = torch.arange(len(where[part.index]), device=sample.device)
+        within = where[sample]
+        parts.append(Part(part.method, torch.nonzero(within >= 0)[:, 0], part.scale))
+        if states:
+            kept.append(State(states[i].n, tuple(x[within[within >= 0]] for x in states[i].sums)))
+    return Groups(tuple(parts), method.lr), kept

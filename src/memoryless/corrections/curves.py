@@ -1,0 +1,205 @@
+"""Curves through what is known of a coordinate's gradients on the way: the present one, an average of G, an average of G^2.
+
+    G(k) = g + y c(k),    c(k) = tau(k; kappa) / sum_k w1 tau,    y = m - g
+
+has the average m whatever kappa is; kappa is the coordinate's own, so that G^2 has the average v, between two of a family of
+curves laid out beforehand. What weights w make of it are three numbers for each curve,
+
+    A = sum_k w c,    B = sum_k w c^2,    C = what is left of v beyond the curve, at w, over that at w2
+    average of G = g + y A,    of G^2 = g^2 + 2 g y A + y^2 B + rest C
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from memoryless.flat import block
+from memoryless.methods import kernel
+from memoryless.methods.method import Momentum
+
+Array = NDArray[np.float64]
+Tau = Callable[[Array, float], Array]
+
+HURST = 0.85
+GROWTHS = np.concatenate([-np.geomspace(30, 0.03, 31), [0.0], np.geomspace(0.03, 30, 31)])
+"""kappa times the longest age, of the curves laid out."""
+STILL = math.log(1e6)
+"""Beyond an age of so much over 1 - beta_2 the average of G^2 has 1e-6 of its weight, and curves stay as they are."""
+_LONG = 2**40
+"""A step at which every memory that fades has come to rest."""
+
+
+def exponential(k: Array, kappa: float) -> Array:
+    """(e^(kappa k) - 1) / kappa, k where kappa is 0."""
+    return np.expm1(kappa * k) / kappa if kappa else k
+
+
+def steeper(k: Array, kappa: float) -> Array:
+    """k e^(kappa k), and k / (1 - kappa k) for kappa < 0: another way between the same facts."""
+    return k * np.exp(kappa * k) if kappa > 0 else k / (1 - kappa * k)
+
+
+class Ages:
+    """Ages at which the memories of some variables are added up: each of the first 64, then ever longer spans of them.
+
+    Args:
+        n: past steps; None for the steady state.
+        variables: as far as the oldest of them remembers.
+
+    Attributes:
+        at: the middle of each span, shape (spans,).
+
+    Example:
+        >>> ages = Ages(2, [Momentum(0.5)])
+        >>> ages.at, ages.weights(Momentum(0.5))
+        (array([0., 1., 2.]), array([0.57142857, 0.28571429, 0.14285714]))
+    """
+
+    def __init__(self, n: int | None, variables: Sequence[Momentum]):
+        self._last, self._limit = (_LONG, True) if n is None else (n, False)
+        self._count = kernel.window(tuple(variables), self._last)
+        longer = 64 * 1.02 ** np.arange(1, 2 + max(0, math.ceil(math.log(self._count / 64) / math.log(1.02))))
+        starts = np.unique(np.append(np.arange(64), longer.astype(int)))
+        self._starts = starts[starts < self._count]
+        self.at: Array = (self._starts + np.append(self._starts[1:], self._count) - 1) / 2
+
+    def weights(self, variable: Momentum) -> Array:
+        """The weight that a variable gives to each span, of sum 1; all of it on the present where nothing is remembered.
+
+        Args:
+            variable: no older than those of the start.
+        """
+        values = kernel.kernel(variable, self._last, self._count, limit=self._limit)
+        spans = np.add.reduceat(np.append(values, np.zeros(self._count - len(values))), self._starts)
+        return spans / spans.sum() if spans.any() else (self.at == 0).astype(float)
+
+
+class Facts(NamedTuple):
+    """What is known of the coordinates of one part.
+
+    Attributes:
+        g: G(0), shape (coordinates,).
+        w1: weights of the average of G, by age, or None.
+        m: that average, shape (coordinates,).
+        w2: weights of the average of G^2, or None.
+        v: that average.
+        still: the age beyond which curves stay as they are.
+    """
+
+    g: Tensor
+    w1: Array | None
+    m: Tensor
+    w2: Array | None
+    v: Tensor
+    still: float
+
+
+class Curves:
+    """Which curve each coordinate is on.
+
+    Args:
+        ages: to add up.
+        facts: of the coordinates.
+        tau: family of curves, for coordinates of which both averages are known.
+        motion: put those that no curve fits, or of which one average is known, on a fractional Brownian motion pinned at g;
+            else on the nearest curve, a straight line where G's average alone is known, and all of v at once where v alone is.
+
+    Attributes:
+        row: number of each coordinate's curve, shape (coordinates,).
+        share: how far it is on the way to the next one, in [0, 1].
+        rest: what is left of v beyond the curve.
+    """
+
+    def __init__(self, ages: Ages, facts: Facts, tau: Tau, *, motion: bool):
+        self.w1, self._w2, self._motion = facts.w1, facts.w2, motion
+        self._curves = np.zeros((0, len(ages.at)))
+        if facts.w1 is not None and facts.w2 is not None:
+            k = np.minimum(ages.at, facts.still)
+            self._curves = np.stack([tau(k, growth / max(k[-1], 1.0)) for growth in GROWTHS])
+            self._curves /= np.maximum(self._curves @ facts.w1, np.finfo(float).tiny)[:, None]
+        self._covariance = _covariance(ages.at) if motion else np.outer(ages.at, ages.at)
+        self.row = torch.full(facts.g.shape, len(self._curves), dtype=torch.int32, device=facts.g.device)
+        self.share, self.rest = torch.zeros_like(facts.g), torch.zeros_like(facts.g)
+        self._place(facts)
+
+    @property
+    def rows(self) -> int:
+        """How many curves there are, the last one included."""
+        return len(self._curves) + 1
+
+    def table(self, w: Array) -> Array:
+        """A, B and C of each curve, the motion's or the line's last, shape (curves + 1, 3).
+
+        Args:
+            w: weights by age, of sum 1.
+        """
+        B = self._curves**2 @ w
+        C = np.zeros_like(B) if self._w2 is None or not len(B) else _over(B, self._curves**2 @ self._w2)
+        return np.vstack([np.stack([self._curves @ w, B, C], axis=-1), self._last(w)])
+
+    def _last(self, w: Array) -> Array:
+        """A, B, C of conditional means under the covariance K: c = K w1 / w1'K w1, what is left of it K - K w1 w1'K / w1'K w1."""
+        K, w1, w2 = self._covariance, self.w1, self._w2
+        if w1 is None:  # G^2 itself is the motion
+            assert w2 is not None
+            return np.array([0.0, 0.0, _ratio(w @ K @ w2, w2 @ K @ w2) if self._motion else 1.0])
+        seen = K @ w1
+        spread = w1 @ seen
+        c = seen / max(spread, np.finfo(float).tiny)
+        left = np.maximum(np.diag(K) - c * seen, 0)
+        of = spread if w2 is None else w2 @ left
+        return np.array([w @ c, w @ c**2, _ratio(w @ left, of)])
+
+    def _place(self, facts: Facts) -> None:
+        curves = len(self._curves)
+        table = None if facts.w2 is None else torch.from_numpy(self.table(facts.w2)).to(facts.g)
+        for at in torch.arange(facts.g.numel(), device=facts.g.device).split(max(1, block(facts.g.device) // 8)):
+            part = slice(int(at[0]), int(at[-1]) + 1)
+            g, m, v = facts.g[part], facts.m[part], facts.v[part]
+            y = m - g
+            if facts.w1 is None:
+                self.rest[part] = v - g**2
+            elif table is None:
+                # One number to go by: y^2 is what such a motion's average has in the mean.
+                self.rest[part] = y**2 if self._motion else 0.0
+            else:
+                row, share, fits = _between(table[:curves], g, y, v)
+                if self._motion:
+                    row, share = torch.where(fits, row, curves), torch.where(fits, share, 0.0)
+                self.row[part], self.share[part] = row.int(), share
+                A, B = (table[row, i] + share * (table[(row + 1).clamp_max(curves), i] - table[row, i]) for i in (0, 1))
+                self.rest[part] = torch.where(fits, 0.0, v - g**2 - 2 * g * y * A - y**2 * B)
+
+
+def _between(table: Tensor, g: Tensor, y: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The curve of each coordinate that is straightest of those with the average v, its share of the next, and whether any has."""
+    short = (g**2 - v) + 2 * table[:, :1] * (g * y) + table[:, 1:2] * y**2
+    crossed = short[1:] * short[:-1] <= 0
+    middle = len(table) // 2
+    bend = torch.arange(len(table) - 1, device=g.device)
+    bend = torch.minimum((bend - middle).abs(), (bend + 1 - middle).abs())[:, None]
+    cost, row = torch.where(crossed, bend, len(table)).min(dim=0)
+    fits = cost < len(table)
+    before, after = short.gather(0, row[None])[0], short.gather(0, row[None] + 1)[0]
+    nearest = short.abs().argmin(dim=0)
+    share = torch.where(before == after, 0.0, before / (before - after))
+    return torch.where(fits, row, nearest), torch.where(fits, share, 0.0), fits
+
+
+def _covariance(k: Array) -> Array:
+    """Of the fractional Brownian motion that is 0 at age 0, shape (ages, ages)."""
+    e = 2 * HURST
+    return (k[:, None] ** e + k**e - np.abs(k[:, None] - k) ** e) / 2
+
+
+def _over(a: Array, b: Array) -> Array:
+    return np.divide(a, b, out=np.zeros_like(a), where=b > 0)
+
+
+def _ratio(a: float, b: float) -> float:
+    return a / b if b > 0 else 0.0

@@ -1,0 +1,225 @@
+"""What an optimizer's own buffers tell of the memories that other betas would have kept.
+
+Averages of g and g^2 with weights w1[k], w2[k] over the ages k are two facts about the gradients G(k) that each coordinate met
+on its way, beside the present one, G(0) = g. Written m, v (weights of sum 1), y = m - g, the memory of any other weights is
+read off a curve through all three (`corrections.curves`),
+
+    G(k) = g + s tau(k),    tau(k) = (e^(kappa k) - 1) / kappa,    s from m, kappa from v, each coordinate's own
+
+kappa -> 0 is a gradient that drifts, exact to first order in lr; kappa > 0 one that was larger once, as in any training that
+gets somewhere. Where no kappa does, v being smaller than for any such curve with this m, the gradient went to and fro: then G
+is a fractional Brownian motion pinned at g (Mandelbrot and Van Ness 1968, https://doi.org/10.1137/1010093), H = 0.85, and the
+memories are its conditional means, scaled so that v comes out. So it is too where m alone is known; with v alone G^2 is. No v'
+is smaller than what is known allows: v' >= w'[0] g^2, and by Cauchy and Schwarz m^2 <= v' sum_k w1[k]^2 / w'[k].
+
+At the live betas m and v come back exactly. How far it goes elsewhere, a second curve tells that knows the same, k e^(kappa k)
+(`error` in `audits.state_map`).
+"""
+
+from collections.abc import Sequence
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from memoryless.corrections.curves import STILL, Ages, Curves, Facts, exponential, steeper
+from memoryless.errors import BadInput
+from memoryless.methods import kernel
+from memoryless.methods.method import AnyOptimizer, Index, Momentum, Part, State, variables_of
+
+
+class _Table(NamedTuple):
+    """Of one variable: A, B, C of each part's curves, what each gains up to the next, and the factors of g^2 and m^2 below v'."""
+
+    at: Tensor
+    gain: Tensor
+    floor: tuple[Tensor, Tensor]
+
+
+class Recalled:
+    """The memory of any variable of the same gradients, from a live optimizer's.
+
+    Args:
+        method: in momentum form.
+        states: the memory of each of its parts (`methods.buffers`).
+        gradient: the present one, shape (d,), not fed.
+        theta: shape (d,).
+        step: n, or None for the steady state.
+        readers: other methods whose memories will be asked for.
+        second: take the second curve that knows the same, to tell how far the first is to be believed.
+
+    Raises:
+        BadInput: the method keeps no average of g or of g^2.
+
+    Example:
+        >>> import memoryless as ml
+        >>> loss = ml.Loss.of(lambda theta: (theta**2).sum() / 2, torch.tensor([1.0, -2.0], dtype=torch.float64))
+        >>> method, theta = ml.Adam(lr=1e-3), loss.theta
+        >>> state = method.init(theta)
+        >>> for _ in range(20):
+        ...     state, F = method.update(state, theta, theta)
+        ...     theta = theta - method.lr * F
+        >>> found = Recalled(method, [state], loss.gradient(theta), theta, 20, [ml.Adam(betas=(0.5, 0.9))])
+        >>> found.memory(ml.Adam(betas=(0.5, 0.9)).variables[0])  # of gradients that fell by 0.001 a step
+        tensor([ 0.9810, -1.9810], dtype=torch.float64)
+    """
+
+    def __init__(
+        self,
+        method: AnyOptimizer,
+        states: Sequence[State],
+        gradient: Tensor,
+        theta: Tensor,
+        step: int | None,
+        readers: Sequence[AnyOptimizer] = (),
+        *,
+        second: bool = False,
+    ):
+        self.gradient, self.theta, self.step = gradient, theta, step
+        self._ages = Ages(step, [v for m in (method, *readers) for v in variables_of(m)])
+        self._parts: list[tuple[_Known, Curves, int]] = []
+        self._G, self._m, self._share, self._rest = (torch.zeros_like(theta) for _ in range(4))
+        self._row = torch.zeros(theta.shape, dtype=torch.int32, device=theta.device)
+        self._tables: dict[Momentum, _Table] = {}
+        rows = 0
+        for part, state in zip(method.parts, states, strict=True):
+            known = _known(part, state, gradient, theta, step)
+            facts = known.facts(self._ages, gradient[part.index], theta[part.index])
+            curves = Curves(self._ages, facts, steeper if second else exponential, motion=not second)
+            for whole, own in ((self._G, facts.g), (self._m, facts.m), (self._share, curves.share), (self._rest, curves.rest)):
+                whole[part.index] = own
+            self._row[part.index] = curves.row + rows
+            self._parts.append((known, curves, rows))
+            rows += curves.rows
+
+    def knows(self, variable: Momentum) -> bool:
+        """Whether such a memory can be told: one of the gradient that was averaged, or of its square; of g not from g^2 alone.
+
+        Args:
+            variable: of any method.
+        """
+        return not variable.has_memory or all(known.power_of(variable) for known, _, _ in self._parts)
+
+    def knows_all(self, method: AnyOptimizer) -> bool:
+        """Whether it knows every memory of a method.
+
+        Args:
+            method: in momentum form.
+        """
+        return all(self.knows(v) for v in variables_of(method))
+
+    def memory(self, variable: Momentum, index: Index = slice(None)) -> Tensor:
+        """m_l after a step with the present gradient.
+
+        Args:
+            variable: one that it knows.
+            index: coordinates wanted.
+
+        Returns:
+            Shape (d,), or of the coordinates.
+
+        Raises:
+            BadInput: it does not know it.
+        """
+        gradient, theta = self.gradient[index], self.theta[index]
+        if not variable.has_memory:
+            return variable.weight(np.inf if self.step is None else self.step) * variable.g(gradient, theta)
+        table, row, share, G = self._table(variable), self._row[index], self._share[index], self._G[index]
+        A, B, C = (torch.addcmul(at[row], share, gain[row]) for at, gain in zip(table.at, table.gain, strict=True))
+        y, c = self._m[index] - G, kernel.total(variable, self.step)
+        if self._parts[0][0].power_of(variable) == 1:
+            return c * torch.addcmul(G, y, A)
+        least = torch.maximum(table.floor[0][row] * G**2, table.floor[1][row] * self._m[index] ** 2)
+        return c * torch.maximum(G**2 + y * (2 * G * A + y * B) + self._rest[index] * C, least)
+
+    def _table(self, variable: Momentum) -> _Table:
+        if variable not in self._tables:
+            if not self.knows(variable):
+                raise BadInput(
+                    "these buffers hold no average that such a memory could be told from: it averages another function of "
+                    f"gradient and theta, or g where g^2 alone is kept (beta={variable.beta:g})"
+                )
+            w = self._ages.weights(variable)
+            tables = [curves.table(w) for _, curves, _ in self._parts]
+            floors = [
+                np.tile(_floor(curves.w1, w), (len(table), 1))
+                for (_, curves, _), table in zip(self._parts, tables, strict=True)
+            ]
+            at, floor = (torch.from_numpy(np.concatenate(x)).to(self.theta) for x in (tables, floors))
+            gain = torch.from_numpy(np.concatenate([_gain(table) for table in tables])).to(self.theta)
+            self._tables[variable] = _Table(
+                at.T.contiguous(), gain.T.contiguous(), (floor[:, 0].contiguous(), floor[:, 1].contiguous())
+            )
+        return self._tables[variable]
+
+
+def _gain(table: np.ndarray) -> np.ndarray:
+    """From each curve to the next; none from the last of the family to the motion, nor from that."""
+    gain = np.zeros_like(table)
+    gain[:-2] = np.diff(table[:-1], axis=0)
+    return gain
+
+
+def _floor(w1: np.ndarray | None, w: np.ndarray) -> tuple[float, float]:
+    """v' >= w[0] g^2, as no term of it is negative, and m^2 <= v' sum_k w1[k]^2 / w[k]."""
+    if w1 is None:
+        return float(w[0]), 0.0
+    with np.errstate(divide="ignore", invalid="ignore"):
+        bound = np.nan_to_num(w1**2 / w, nan=0.0, posinf=np.inf).sum()
+    return float(w[0]), 1 / float(bound)
+
+
+class _Known(NamedTuple):
+    """The averages that a method keeps in one part: of G, of G^2, and what G is."""
+
+    process: Momentum
+    first: tuple[Momentum, Tensor] | None
+    second: tuple[Momentum, Tensor] | None
+
+    def facts(self, ages: Ages, gradient: Tensor, theta: Tensor) -> Facts:
+        G = self.process.g(gradient, theta)
+        w1, m = (None, G) if self.first is None else (ages.weights(self.first[0]), self.first[1])
+        w2, v = (None, G) if self.second is None else (ages.weights(self.second[0]), self.second[1])
+        still = np.inf if self.second is None else STILL / (1 - self.second[0].beta)
+        return Facts(G, w1, m, w2, v, still)
+
+    def power_of(self, variable: Momentum) -> int:
+        """1 if the variable averages G and that can be told, 2 if G^2, else 0."""
+        power = power_of(variable, self.process)
+        return 0 if power == 1 and self.first is None else power
+
+
+def _known(part: Part, state: State, gradient: Tensor, theta: Tensor, step: int | None) -> _Known:
+    method, g, point = part.method, gradient[part.index], theta[part.index]
+    process = next((v for v in method.variables if v.degree == 1), None)
+    means: dict[int, tuple[Momentum, Tensor]] = {}
+    for variable, past in zip(method.variables, state.sums, strict=True):
+        power = power_of(variable, process) if process and variable.has_memory else 0
+        c = kernel.total(variable, step)
+        if power and c and power not in means:
+            n = np.inf if step is None else step
+            present = 0.0 if variable.lag else variable.g(g, point) * (variable.first if step == 0 else 1.0)
+            kept = past if variable.lag else variable.beta * past + present
+            means[power] = variable, variable.weight(n) / c * kept
+    if process is None or not means:
+        raise BadInput(f"{method} keeps no average of the gradient or of its square, by which other memories could be told")
+    return _Known(process, means.get(1), means.get(2))
+
+
+@cache
+def power_of(variable: Momentum, process: Momentum) -> int:
+    """1 where the variable's g_l is the process's, 2 where it is its square, else 0; tried on random vectors.
+
+    Args:
+        variable: any.
+        process: whose g is G.
+    """
+    generator = torch.Generator().manual_seed(0)
+    gradient, theta = torch.randn(2, 16, generator=generator, dtype=torch.float64)
+    try:
+        G, found = process.g(gradient, theta), variable.g(gradient, theta)
+    except (RuntimeError, ValueError, IndexError):
+        return 0
+    return 1 if torch.allclose(found, G, rtol=1e-12) else 2 if torch.allclose(found, G**2, rtol=1e-12) else 0
