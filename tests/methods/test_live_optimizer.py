@@ -10,7 +10,10 @@ from torch.optim import LBFGS, SGD, Adagrad, Adam, AdamW, NAdam, Optimizer, RMSp
 from torch.testing import assert_close
 
 import memoryless as ml
+from memoryless.errors import NotRecognised
+from memoryless.methods.buffers import states_of
 from memoryless.methods.live_optimizer import next_update, recognised, step_of
+from memoryless.methods.method_optimizer import MethodOptimizer
 
 BRANCHES = {
     "sgd": (SGD, {}),
@@ -274,3 +277,54 @@ def test_refused(make, message):
 def test_optimizer_of_another_model():
     with pytest.raises(ValueError, match="none of the loss's parameters"):
         ml.method_of(Adam(network()[0].parameters()), network()[1].layout)
+
+
+def by_its_buffers(optimizer: Optimizer, loss: ml.Loss) -> torch.Tensor:
+    method, states = states_of(optimizer, loss.layout)
+    gradient, theta, F = loss.gradient(loss.theta), loss.theta, torch.zeros_like(loss.theta)
+    for part, state in zip(method.parts, states, strict=True):
+        _, own = part.method.update(state, gradient[part.index], theta[part.index])
+        F[part.index] = part.scale * own
+    return F
+
+
+@pytest.mark.parametrize("branch", BRANCHES)
+@pytest.mark.parametrize("steps", [0, 1, 7])
+def test_its_buffers_are_the_methods_state(branch, steps):
+    model, loss = network()
+    make, options = BRANCHES[branch]
+    optimizer = make(model.parameters(), **{"lr": 0.01} | options)
+    for _ in range(steps):
+        live_step(optimizer, loss)
+    expected = next_update(optimizer, loss.layout, loss.gradient(loss.theta))
+    assert_close(by_its_buffers(optimizer, loss), expected, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("method", [ml.Lion(0.01), ml.Signum(0.01), ml.LionK(0.01, K=None), ml.Adam(0.01)])
+def test_buffers_of_methods_without_a_torch_optimizer(method):
+    model, loss = network()
+    optimizer = MethodOptimizer(model.parameters(), method)
+    for _ in range(5):
+        live_step(optimizer, loss)
+    expected = next_update(optimizer, loss.layout, loss.gradient(loss.theta))
+    assert_close(by_its_buffers(optimizer, loss), expected, rtol=1e-9, atol=1e-11)
+
+
+def test_buffers_of_groups_out_of_order():
+    model, loss = network()
+    first, last = model[0], model[2]
+    assert isinstance(first, nn.Linear)
+    assert isinstance(last, nn.Linear)
+    groups = [{"params": [last.weight], "lr": 0.02, "betas": (0.5, 0.8)}, {"params": [first.bias, first.weight]}]
+    optimizer = torch.optim.AdamW(groups, lr=0.01)
+    for _ in range(6):
+        live_step(optimizer, loss)
+    expected = next_update(optimizer, loss.layout, loss.gradient(loss.theta))
+    assert_close(by_its_buffers(optimizer, loss), expected, rtol=1e-9, atol=1e-11)
+
+
+def test_other_buffers_are_refused():
+    model, loss = network()
+    optimizer = torch.optim.Adagrad(model.parameters())
+    with pytest.raises(NotRecognised, match="buffers of Adagrad cannot be read as averages"):
+        states_of(optimizer, loss.layout)

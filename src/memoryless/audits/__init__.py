@@ -6,6 +6,8 @@ It may import `formulas`, `paths`, `corrections`, `methods`, `loss`, `render` an
 * `effect`: what an effect does to the measures, how far it can be trusted, and both in words.
 * `compare`: several optimizers on one loss, each audited where its own run arrives.
 * `beta_map`: the effect over a grid of (beta_1, beta_2), at the price of about one correction.
+* `state_map`: the same from a live optimizer's own buffers, and how far each pair is known.
+* `maps`: the door to both, `beta_map(method, loss, ...)`.
 * `ahead`: `look_ahead(method, loss, ...)`: the effect some real steps on, from memory started at what theta tells of it.
 * `grid`: one method at every pair of betas, and sums over theta for all pairs at once.
 * `shadow`: memories of methods that do not run, fed with the gradients of the one that does.

@@ -1,4 +1,4 @@
-"""The door to the maps: what memory does over a grid of (beta_1, beta_2), by theory from theta or by a live optimizer's buffers.
+"""The door to the maps: what memory does over a grid of (beta_1, beta_2), by theory or by a live optimizer's buffers.
 
 "first", "resummed" and "path" are predictions from theta alone (`audits.beta_map`, `corrections.path`), "state" reads the
 buffers that a live optimizer has (`audits.state_map`), and with `steps` starts shadows of every pair with them and takes real

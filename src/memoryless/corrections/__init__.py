@@ -11,6 +11,7 @@ It may import `methods`, `loss`, `render` and the ground floor. In reading order
 * `unrolled`: how a black box answers a lagging history, step by step.
 * `steady`: how it answers once its memory has come to rest.
 * `path`: the way back that the optimizer came, followed by a few gradients, and its memory of them.
+* `curves`, `recalled`: what a live optimizer's buffers tell of the memories that other betas would have kept.
 * `relaxation`: any order R, from gradients alone.
 * `expected`: the mean of M over the random order of mini-batches (a room of its own).
 """

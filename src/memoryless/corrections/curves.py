@@ -45,14 +45,16 @@ def steeper(k: Array, kappa: float) -> Array:
 
 
 class Ages:
-    """Ages at which the memories of some variables are added up: each of the first 64, then ever longer spans of them.
+    """Ages at which the memories of some variables are added up: each of the first 64, then ever fewer.
+
+    The weight of those between is shared by their neighbours, so that sums of what is linear in the age are exact.
 
     Args:
         n: past steps; None for the steady state.
         variables: as far as the oldest of them remembers.
 
     Attributes:
-        at: the middle of each span, shape (spans,).
+        at: the ages, shape (ages,).
 
     Example:
         >>> ages = Ages(2, [Momentum(0.5)])
@@ -62,21 +64,31 @@ class Ages:
 
     def __init__(self, n: int | None, variables: Sequence[Momentum]):
         self._last, self._limit = (_LONG, True) if n is None else (n, False)
-        self._count = kernel.window(tuple(variables), self._last)
-        longer = 64 * 1.02 ** np.arange(1, 2 + max(0, math.ceil(math.log(self._count / 64) / math.log(1.02))))
-        starts = np.unique(np.append(np.arange(64), longer.astype(int)))
-        self._starts = starts[starts < self._count]
-        self.at: Array = (self._starts + np.append(self._starts[1:], self._count) - 1) / 2
+        oldest = kernel.window(tuple(variables), self._last) - 1
+        fewer = 64 * 1.02 ** np.arange(1, 2 + max(0, math.ceil(math.log(max(oldest, 1) / 64) / math.log(1.02))))
+        known = np.unique(np.append(np.arange(64), fewer.astype(int)))
+        self.at: Array = np.append(known[known < oldest], oldest).astype(float)
 
     def weights(self, variable: Momentum) -> Array:
-        """The weight that a variable gives to each span, of sum 1; all of it on the present where nothing is remembered.
+        """The weight that a variable gives to each age, of sum 1; all of it on the present where nothing is remembered.
 
         Args:
             variable: no older than those of the start.
         """
-        values = kernel.kernel(variable, self._last, self._count, limit=self._limit)
-        spans = np.add.reduceat(np.append(values, np.zeros(self._count - len(values))), self._starts)
-        return spans / spans.sum() if spans.any() else (self.at == 0).astype(float)
+        count = int(self.at[-1]) + 1
+        values = kernel.kernel(variable, self._last, count, limit=self._limit)
+        values = np.append(values, np.zeros(count - len(values)))
+        if not values.any():
+            return (self.at == 0).astype(float)
+        starts, width = self.at[:-1].astype(int), np.diff(self.at)
+        whole = np.zeros_like(self.at)
+        whole[-1] = values[-1]
+        if len(starts):
+            mass = np.add.reduceat(values[:-1], starts)
+            onward = (np.add.reduceat(values[:-1] * np.arange(count - 1), starts) - self.at[:-1] * mass) / width
+            whole[:-1] += mass - onward
+            whole[1:] += onward
+        return whole / whole.sum()
 
 
 class Facts(NamedTuple):
@@ -106,8 +118,9 @@ class Curves:
         ages: to add up.
         facts: of the coordinates.
         tau: family of curves, for coordinates of which both averages are known.
-        motion: put those that no curve fits, or of which one average is known, on a fractional Brownian motion pinned at g;
-            else on the nearest curve, a straight line where G's average alone is known, and all of v at once where v alone is.
+        second: the other reading: coordinates that no curve fits are on the nearest one, not on a fractional Brownian motion
+            pinned at g; where m alone is known G is that motion, not a straight line; where v alone is, all of it is there at
+            once, where G^2 was such a motion.
 
     Attributes:
         row: number of each coordinate's curve, shape (coordinates,).
@@ -115,14 +128,15 @@ class Curves:
         rest: what is left of v beyond the curve.
     """
 
-    def __init__(self, ages: Ages, facts: Facts, tau: Tau, *, motion: bool):
-        self.w1, self._w2, self._motion = facts.w1, facts.w2, motion
+    def __init__(self, ages: Ages, facts: Facts, tau: Tau, *, second: bool):
+        self.w1, self._w2, self._second = facts.w1, facts.w2, second
         self._curves = np.zeros((0, len(ages.at)))
         if facts.w1 is not None and facts.w2 is not None:
             k = np.minimum(ages.at, facts.still)
             self._curves = np.stack([tau(k, growth / max(k[-1], 1.0)) for growth in GROWTHS])
             self._curves /= np.maximum(self._curves @ facts.w1, np.finfo(float).tiny)[:, None]
-        self._covariance = _covariance(ages.at) if motion else np.outer(ages.at, ages.at)
+        straight = facts.w2 is None and not second
+        self._covariance = np.outer(ages.at, ages.at) if straight else _covariance(ages.at)
         self.row = torch.full(facts.g.shape, len(self._curves), dtype=torch.int32, device=facts.g.device)
         self.share, self.rest = torch.zeros_like(facts.g), torch.zeros_like(facts.g)
         self._place(facts)
@@ -143,11 +157,11 @@ class Curves:
         return np.vstack([np.stack([self._curves @ w, B, C], axis=-1), self._last(w)])
 
     def _last(self, w: Array) -> Array:
-        """A, B, C of conditional means under the covariance K: c = K w1 / w1'K w1, what is left of it K - K w1 w1'K / w1'K w1."""
+        """A, B, C of conditional means under the covariance K: c = K w1 / w1'K w1, and K - K w1 w1'K / w1'K w1 is left."""
         K, w1, w2 = self._covariance, self.w1, self._w2
         if w1 is None:  # G^2 itself is the motion
             assert w2 is not None
-            return np.array([0.0, 0.0, _ratio(w @ K @ w2, w2 @ K @ w2) if self._motion else 1.0])
+            return np.array([0.0, 0.0, _ratio(w @ K @ w2, w2 @ K @ w2) if not self._second else 1.0])
         seen = K @ w1
         spread = w1 @ seen
         c = seen / max(spread, np.finfo(float).tiny)
@@ -166,10 +180,10 @@ class Curves:
                 self.rest[part] = v - g**2
             elif table is None:
                 # One number to go by: y^2 is what such a motion's average has in the mean.
-                self.rest[part] = y**2 if self._motion else 0.0
+                self.rest[part] = y**2 if self._second else 0.0
             else:
                 row, share, fits = _between(table[:curves], g, y, v)
-                if self._motion:
+                if not self._second:
                     row, share = torch.where(fits, row, curves), torch.where(fits, share, 0.0)
                 self.row[part], self.share[part] = row.int(), share
                 A, B = (table[row, i] + share * (table[(row + 1).clamp_max(curves), i] - table[row, i]) for i in (0, 1))
@@ -177,7 +191,7 @@ class Curves:
 
 
 def _between(table: Tensor, g: Tensor, y: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The curve of each coordinate that is straightest of those with the average v, its share of the next, and whether any has."""
+    """The straightest curve of each coordinate that has the average v, its share of the next, and whether there is one."""
     short = (g**2 - v) + 2 * table[:, :1] * (g * y) + table[:, 1:2] * y**2
     crossed = short[1:] * short[:-1] <= 0
     middle = len(table) // 2

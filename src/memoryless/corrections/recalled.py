@@ -9,7 +9,7 @@ read off a curve through all three (`corrections.curves`),
 kappa -> 0 is a gradient that drifts, exact to first order in lr; kappa > 0 one that was larger once, as in any training that
 gets somewhere. Where no kappa does, v being smaller than for any such curve with this m, the gradient went to and fro: then G
 is a fractional Brownian motion pinned at g (Mandelbrot and Van Ness 1968, https://doi.org/10.1137/1010093), H = 0.85, and the
-memories are its conditional means, scaled so that v comes out. So it is too where m alone is known; with v alone G^2 is. No v'
+memories are its conditional means, scaled so that v comes out. With m alone G drifts, with v alone G^2 is such a motion. No v'
 is smaller than what is known allows: v' >= w'[0] g^2, and by Cauchy and Schwarz m^2 <= v' sum_k w1[k]^2 / w'[k].
 
 At the live betas m and v come back exactly. How far it goes elsewhere, a second curve tells that knows the same, k e^(kappa k)
@@ -31,11 +31,11 @@ from memoryless.methods.method import AnyOptimizer, Index, Momentum, Part, State
 
 
 class _Table(NamedTuple):
-    """Of one variable: A, B, C of each part's curves, what each gains up to the next, and the factors of g^2 and m^2 below v'."""
+    """Of one variable: A, B, C of each part's curves, what each gains up to the next, the factors of g^2 and m^2 below v'."""
 
     at: Tensor
     gain: Tensor
-    floor: tuple[Tensor, Tensor]
+    floor: Tensor
 
 
 class Recalled:
@@ -87,7 +87,7 @@ class Recalled:
         for part, state in zip(method.parts, states, strict=True):
             known = _known(part, state, gradient, theta, step)
             facts = known.facts(self._ages, gradient[part.index], theta[part.index])
-            curves = Curves(self._ages, facts, steeper if second else exponential, motion=not second)
+            curves = Curves(self._ages, facts, steeper if second else exponential, second=second)
             for whole, own in ((self._G, facts.g), (self._m, facts.m), (self._share, curves.share), (self._rest, curves.rest)):
                 whole[part.index] = own
             self._row[part.index] = curves.row + rows
@@ -142,16 +142,14 @@ class Recalled:
                     f"gradient and theta, or g where g^2 alone is kept (beta={variable.beta:g})"
                 )
             w = self._ages.weights(variable)
-            tables = [curves.table(w) for _, curves, _ in self._parts]
-            floors = [
-                np.tile(_floor(curves.w1, w), (len(table), 1))
-                for (_, curves, _), table in zip(self._parts, tables, strict=True)
-            ]
-            at, floor = (torch.from_numpy(np.concatenate(x)).to(self.theta) for x in (tables, floors))
-            gain = torch.from_numpy(np.concatenate([_gain(table) for table in tables])).to(self.theta)
-            self._tables[variable] = _Table(
-                at.T.contiguous(), gain.T.contiguous(), (floor[:, 0].contiguous(), floor[:, 1].contiguous())
+            all_curves = [curves for _, curves, _ in self._parts]
+            tables = [curves.table(w) for curves in all_curves]
+            floors = [np.tile(_floor(curves.w1, w), (curves.rows, 1)) for curves in all_curves]
+            at, gain, floor = (
+                torch.from_numpy(np.concatenate(x)).to(self.theta).T.contiguous()
+                for x in (tables, [_gain(table) for table in tables], floors)
             )
+            self._tables[variable] = _Table(at, gain, floor)
         return self._tables[variable]
 
 

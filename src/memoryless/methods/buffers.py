@@ -32,8 +32,8 @@ def states_of(optimizer: Optimizer, layout: Layout) -> tuple[Method | Groups, tu
         layout: of theta.
 
     Returns:
-        The method, and the memory of each of its parts, of the shape of the part's coordinates, n = 0 where the optimizer
-        counts no steps: what `update` of each does next, the optimizer does.
+        The method, and the memory of each of its parts, of the shape of the part's coordinates: what `update` of each does
+        next, the optimizer does. Of steps that are not counted (SGD) there is n = 1, if there were any.
 
     Raises:
         NotRecognised: another optimizer, or a branch without momentum form; says that its buffers cannot be read.
@@ -58,7 +58,8 @@ def states_of(optimizer: Optimizer, layout: Layout) -> tuple[Method | Groups, tu
     if isinstance(optimizer, MethodOptimizer):
         return method, tuple(_own(optimizer, layout, part) for part in method.parts)
     names, averaged = _BUFFERS[type(optimizer)], not isinstance(optimizer, SGD)
-    n = max((int(state["step"]) for state in optimizer.state.values() if "step" in state), default=0)
+    kept = any(value is not None for state in optimizer.state.values() for value in state.values())
+    n = max((int(state["step"]) for state in optimizer.state.values() if "step" in state), default=int(kept))
     buffers = {name: _gathered(optimizer, layout, name) for name in names.values()}
 
     def sum_of(variable: Momentum, index: Index) -> Tensor:
