@@ -113,12 +113,13 @@ def device_of(name: str) -> Any:
     """
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
         raise BadInput(f"--device must be cpu, cuda or cuda:N, got {name!r}")
+    if name == "cpu":
+        return None
     import torch
 
-    device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
+    if not torch.cuda.is_available():
         raise BadInput("--device cuda asked for, but torch sees no CUDA device; use --device cpu")
-    return None if device.type == "cpu" else device
+    return torch.device(name)
 
 
 def dtype_of(name: str | None) -> Any:
@@ -132,6 +133,8 @@ def dtype_of(name: str | None) -> Any:
     """
     if name not in (None, "float32", "float64"):
         raise BadInput(f"--dtype must be float32 or float64, got {name!r}")
+    if name is None:
+        return None
     import torch
 
-    return None if name is None else getattr(torch, name)
+    return getattr(torch, name)

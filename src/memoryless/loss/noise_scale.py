@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import t as student
 from torch import Tensor
 
 from memoryless.errors import BadInput
@@ -183,6 +182,8 @@ def _interval(found: NDArray[np.float64], left: NDArray[np.float64]) -> tuple[fl
     """
     count = len(left)
     v = (count - 1) ** 2 / count * np.cov(left.T)
+    from scipy.stats import t as student  # as slow to import as torch
+
     q = float(student.ppf((1 + LEVEL) / 2, count - 1)) ** 2
     a, b, c = found[1] ** 2 - q * v[1, 1], found[0] * found[1] - q * v[0, 1], found[0] ** 2 - q * v[0, 0]
     root = math.sqrt(max(b * b - a * c, 0.0))
