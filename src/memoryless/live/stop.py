@@ -1,0 +1,72 @@
+"""One audited step of a run: the live optimizer, the other methods, the beta maps."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from memoryless.audits.audit import Audit
+from memoryless.audits.beta_map import BetaMap
+from memoryless.render.result import Result
+
+
+@dataclass(frozen=True)
+class Other:
+    """Another method's memory at a stop of the live run; per step relative to S, in the order of the measures.
+
+    Attributes:
+        method: as text, its lr left out where it is the live one.
+        same_update: whether its F is the live one, so that the live path is its own to first order in lr.
+        change: what its memory, measured by its shadow, does in one step (`Effect.measured`); None for a measure that takes
+            Hessian-vector products, too many of which it would be.
+        measured: slope of the same.
+        first: slope of the prediction; None along mini-batches.
+        resummed: slope of the prediction; None along mini-batches.
+        outside: share of the coordinates outside the radius; None along mini-batches.
+    """
+
+    method: str
+    same_update: bool
+    change: tuple[float | None, ...]
+    measured: tuple[float, ...]
+    first: tuple[float, ...] | None
+    resummed: tuple[float, ...] | None
+    outside: float | None
+
+
+@dataclass(frozen=True)
+class Stop(Result):
+    """One audited step: the live optimizer, the others, and the beta maps (none for a method without a pair of betas)."""
+
+    audit: Audit
+    others: tuple[Other, ...] = ()
+    maps: tuple[BetaMap, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain numbers and text."""
+        names = [effect.measure for effect in self.audit.effects]
+
+        def changes(other: Other) -> dict[str, Any]:
+            slopes = {kind: getattr(other, kind) for kind in ("measured", "first", "resummed")}
+            return {
+                name: {"measured": other.change[k], "slopes": {kind: each and each[k] for kind, each in slopes.items()}}
+                for k, name in enumerate(names)
+            }
+
+        others = [
+            {"method": o.method, "same_update": o.same_update, "outside": o.outside, "changes": changes(o)} for o in self.others
+        ]
+        maps = [
+            {
+                "kind": m.order,
+                "measure": name,
+                "change": change.tolist(),
+                "misleads": m.misleads(name).tolist(),
+                "checks": [
+                    {"betas": c.betas, "slope": c.slopes[name], "change": c.changes[name]}
+                    for c in m.checks
+                    if name in c.changes
+                ],
+            }
+            for m in self.maps
+            for name, change in m.changes.items()
+        ]
+        return self.audit.as_dict() | {"others": others, "maps": maps}
