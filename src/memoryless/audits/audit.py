@@ -213,7 +213,7 @@ def _audit_live(
         notes.append(UNKNOWN_PAST)
     elif gradient is None and sequence is None:
         past.require_gradients_like(live, seen, loss.layout)
-    update = live_optimizer.next_update(live, loss.layout, seen if gradient is None else gradient(seen))
+    update = live_optimizer.next_update(live, loss.layout, past.changed(seen, gradient))
     if scheduler is None and gradient is None:
         return inspect(method, point, expansion(method, point, step, sequence), step, values, update, notes)
     if step is None:

@@ -2,6 +2,7 @@
 
 It may import `audits` and every room below it. In reading order:
 
+* `followed`: a scheduler that is stepped along the run, and what it gave each step.
 * `loop`: a torch optimizer's steps on the loss's own parameters, looked at before each; the run stays what it was.
 * `lags`: the frozen memory of a mini-batch run, exactly or from a few random lags.
 * `stop`: what is found at one step.

@@ -1,6 +1,7 @@
 """Audit an optimizer along its run, full batch or mini-batches: the run, what other methods would do on it, beta maps."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,7 @@ from memoryless.corrections.arguments import valid_arguments
 from memoryless.corrections.expected.estimate import Samples
 from memoryless.errors import BadInput, Diverged
 from memoryless.live import loop
+from memoryless.live.followed import Followed
 from memoryless.live.loop import Sight
 from memoryless.live.stop import Stop
 from memoryless.live.watches import FullBatch, MiniBatches, Watched
@@ -20,6 +22,7 @@ from memoryless.loss.loss import Loss
 from memoryless.loss.measures import MEASURES, Differentiable
 from memoryless.methods import catalogue, live_optimizer
 from memoryless.methods.method import AnyOptimizer, Method
+from memoryless.methods.past import Schedule, Through
 from memoryless.progress import OnStep, silent
 from memoryless.render.numbers import label, percent
 from memoryless.render.result import Result
@@ -134,6 +137,8 @@ def audit_run(
     compare: Sequence[AnyOptimizer] | None = None,
     betas: tuple[Sequence[float], Sequence[float]] | None = (BETAS_1, BETAS_2),
     lags: int | None = None,
+    scheduler: Schedule | None = None,
+    gradient: Through | None = None,
     seed: int = 0,
     on_step: OnStep = silent,
 ) -> Run:
@@ -152,6 +157,9 @@ def audit_run(
         betas: two axes of the beta maps, for an optimizer with a pair of betas; None for none.
         lags: along mini-batches replay so many random lags at a stop instead of every batch (every step, for a loss with
             noise, whose noise is replayed too).
+        scheduler: of lr, betas, ...: the torch scheduler itself, which is stepped once after each step, or the hyperparameters
+            of each step, as for `audit`. Stops at lr 0, where nothing moves, are left out; others and maps are only measured.
+        gradient: what the loop does to a gradient before the optimizer sees it, as for `audit`: here it is done.
         seed: of the lags.
         on_step: told the steps taken and their number.
 
@@ -167,24 +175,28 @@ def audit_run(
     if order is not None and not ((order >= 0) & (order < len(loss))).all():
         raise BadInput(f"batches must be indices in 0..{len(loss) - 1}, at least one")
     wanted = _stops(stops, count, order is None)
-    method = live_optimizer.method_of(optimizer, loss.layout)
+    followed = None if scheduler is None else Followed(optimizer, scheduler, live_optimizer.step_of(optimizer), count)
+    with nullcontext() if followed is None else followed.moving():
+        method = live_optimizer.method_of(optimizer, loss.layout)
     own = method.parts[0].method.hyper.get("betas") if method.parts else None
     grid = Grid(method, *betas) if own and betas else None
     others = tuple(rivals(method) if compare is None else compare)
     run = Run([], own, grid.betas_1 if grid else (), grid.betas_2 if grid else ())
-    watched = Watched(optimizer, method, loss, measures, others, grid)
+    watched = Watched(optimizer, method, loss, measures, others, grid, followed, gradient)
     watch = FullBatch(watched) if order is None else MiniBatches(watched, order, wanted, lags, seed)
 
     def look(sight: Sight) -> None:
-        if sight.taken in wanted:
+        if sight.taken in wanted and not (followed and followed.still):
             run.stops.append(watch.stop(sight))
         watch.feed(sight)
 
     try:
-        loop.run(optimizer, loss, count, look, order, on_step)
+        loop.run(optimizer, loss, count, look, order, on_step, followed, gradient)
     except Diverged as error:
         error.so_far = run
         raise
+    if not run.stops:
+        raise BadInput(f"lr is 0 at every stop, {wanted}, and nothing moves there; choose other stops")
     run.gradients = watch.gradients
     return run
 

@@ -7,6 +7,7 @@ theta (`live.lags`), which tells memory from noise.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -20,17 +21,21 @@ from memoryless.audits.grid import Grid, inner_products, update_of
 from memoryless.audits.shadow import Shadow
 from memoryless.corrections import history, sequences
 from memoryless.corrections.expansion import expansion
+from memoryless.corrections.unrolled import Unrolled
 from memoryless.errors import BadInput
 from memoryless.flat import norm
 from memoryless.isolation import Standing
 from memoryless.live import lags as replayed
+from memoryless.live.followed import Followed
 from memoryless.live.loop import Sight
 from memoryless.live.stop import Other, Stop
 from memoryless.loss.loss import Loss
 from memoryless.loss.measures import Differentiable, Value, evaluate
 from memoryless.loss.point import Point
 from memoryless.methods import live_optimizer
+from memoryless.methods.black_box.torch_method import TorchMethod
 from memoryless.methods.method import AnyOptimizer, Index, Momentum
+from memoryless.methods.past import Through, changed, require_consistent, scheduled
 
 REPLAYED = "measured against the same batches, replayed at the present theta"
 
@@ -45,6 +50,8 @@ class Watched(NamedTuple):
         measures: to tell the effect on.
         others: methods that are not running.
         grid: of pairs of betas, or None.
+        followed: a schedule that moves the hyperparameters, or None.
+        through: what the loop does to a gradient before the optimizer sees it, or None.
     """
 
     optimizer: Optimizer
@@ -53,6 +60,23 @@ class Watched(NamedTuple):
     measures: Sequence[str | Differentiable]
     others: tuple[AnyOptimizer, ...]
     grid: Grid | None
+    followed: Followed | None = None
+    through: Through | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether the hyperparameters stay, and the optimizer sees the gradients of the loss."""
+        return self.followed is None and self.through is None
+
+    def now(self) -> AnyOptimizer:
+        """The live optimizer's method with the hyperparameters of the next step."""
+        return self.method if self.followed is None else live_optimizer.method_of(self.optimizer, self.loss.layout)
+
+    def own(self, step: int, lr: float) -> TorchMethod:
+        """The live optimizer as it is, with the hyperparameters that each step 0..n had."""
+        if self.followed is None:
+            return TorchMethod.of(self.optimizer, self.loss.layout)
+        return scheduled(self.optimizer, self.loss.layout, self.followed.steps(), step, lr)
 
     @property
     def shadowed(self) -> list[AnyOptimizer]:
@@ -76,6 +100,10 @@ class FullBatch:
     def __init__(self, watched: Watched):
         self.watched = watched
         self.before = live_optimizer.step_of(watched.optimizer)
+        if self.before is None and not watched.plain:
+            raise BadInput(f"{type(watched.optimizer).__name__} has steps behind it that it does not count; start it anew")
+        if self.before:
+            require_consistent(watched.optimizer, None, self.before, watched.followed and watched.followed.steps())
         self.shadow = Shadow(watched.shadowed, watched.loss.theta)
 
     def feed(self, sight: Sight) -> None:
@@ -84,13 +112,16 @@ class FullBatch:
 
     def stop(self, sight: Sight) -> Stop:
         """Audit the live optimizer, the others and the grid before the step."""
-        optimizer, method, loss, measures, others, grid = self.watched
+        optimizer, method, loss, measures, others, grid, _, through = self.watched
         step = None if self.before is None else self.before + sight.taken
         point = Point(loss, sight.theta)
         values = evaluate(measures, point)
-        live = live_optimizer.next_update(optimizer, loss.layout, point.gradient)
+        seen = changed(point.gradient, through)
+        live = live_optimizer.next_update(optimizer, loss.layout, seen)
         notes = [UNKNOWN_PAST] if len(loss) > 1 and step != self.shadow.n else []  # steps before this run
-        audit = inspect(method, point, expansion(method, point, step), step, values, live, notes)
+        if not self.watched.plain:
+            return self._measured(point, values, seen, live, notes)
+        audit = inspect(method, point, expansion(method, point, step), step, values, live, [*notes, *_unfollowed(optimizer)])
         compared = tuple(self._other(other, audit, point, values) for other in others)
         maps: list[BetaMap] = []
         if grid is not None:
@@ -98,6 +129,26 @@ class FullBatch:
             maps += predicted_maps(grid, point, self.shadow.n, values)
             maps = [checked(each, grid, values, point, self._effects(each.order, audit, point)) for each in maps]
         return Stop(audit, compared, tuple(maps))
+
+    def _measured(self, point: Point, values: Sequence[Value], seen: Tensor, live: Tensor, notes: Sequence[str]) -> Stop:
+        """Where a schedule or the loop has a hand in it: the live optimizer by its own steps, the others by their shadows.
+
+        The others go at lr's ratio to its start, as they would on this schedule.
+        """
+        watched, now, n = self.watched, self.watched.now(), self.shadow.n
+        step = (self.before or 0) + n
+        own = watched.own(step, now.lr)
+        audit = inspect(own, point, Unrolled(own, point, step, through=watched.through), step, values, live, notes)
+        share = now.lr / watched.method.lr
+        compared = []
+        for other in watched.others:
+            F, effect = history.frozen(other, seen, point.theta, n), self.shadow.effect(other, seen, point.theta)
+            compared.append(_alone(watched, other, other.lr * share, (F, effect), audit.F, values, point))
+        maps = ()
+        if watched.grid is not None:
+            found = measured_map(watched.grid, self.shadow, seen, point.theta, values)
+            maps = (replace(found, changes={name: share * change for name, change in found.changes.items()}),)
+        return Stop(audit, tuple(compared), maps)
 
     def _effects(self, order: Order, audit: Audit, point: Point) -> Callable[[AnyOptimizer], tuple[Tensor, Tensor]]:
         """Method -> F and its memory's effect of one kind, those of the live one from its audit."""
@@ -126,6 +177,27 @@ def _changes(values: Sequence[Value], point: Point, lr: float, F: Tensor, effect
     """What an effect does to the measures that need no product; None for the others."""
     found = iter(Changes([value for value in values if not value.products], point, lr)(F, effect))
     return tuple(None if value.products else next(found) for value in values)
+
+
+def _alone(
+    watched: Watched,
+    other: AnyOptimizer,
+    lr: float,
+    known: tuple[Tensor, Tensor],
+    F: Tensor,
+    values: Sequence[Value],
+    point: Point,
+) -> Other:
+    """Another method of which F and the measured effect are known, and no prediction, beside the live F."""
+    there, effect = known
+    same = bool(norm(there - F) <= 1e-3 * norm(F))
+    slopes = tuple(value.slope(effect, lr) for value in values)
+    return Other(watched.name(other), same, _changes(values, point, lr, there, effect), slopes, None, None, None)
+
+
+def _unfollowed(optimizer: Optimizer) -> list[str]:
+    attached = any("initial_lr" in group for group in optimizer.param_groups)
+    return ["a scheduler is attached to the optimizer, and this run does not step it; give scheduler="] if attached else []
 
 
 class MiniBatches:
@@ -171,35 +243,34 @@ class MiniBatches:
 
     def stop(self, sight: Sight) -> Stop:
         """Measure the live optimizer, the others and the grid before the step."""
-        optimizer, method, loss, measures, others, grid = self.watched
+        optimizer, method, loss, measures, others, grid, _, through = self.watched
         theta, order, point = sight.theta, self.order[: sight.taken + 1], Point(loss, sight.theta)
         values = evaluate(measures, point)
         noise = None if self.noise is None or sight.noise is None else self.noise | {sight.taken: sight.noise}
-        replay = replayed.Replay(point, order, noise)
+        replay = replayed.Replay(point, order, noise, through)
         frozen = replayed.exact(replay) if self.past is None else self.past.memory(replay, self.shadow, sight)
 
         def actual(v: Momentum, index: Index = slice(None)) -> Tensor:
             return self.shadow.memory(v, sight.gradient, theta, index)
 
-        F = update_of(method, theta, frozen) if method.parts else expansion(method, point, sight.taken, order.tolist()).F
+        now = self.watched.now()
+        F = update_of(method, theta, frozen) if self._closed(now) else self._unrolled(now, point, order)
         live = live_optimizer.next_update(optimizer, loss.layout, sight.gradient).to(theta.dtype)
         vectors = Vectors(F, live - F, None, None)
-        effects = effects_of(values, method.lr, vectors, point)
-        validity = Validity(None, None, None, {effect.measure: effect.ratio for effect in effects}, (REPLAYED, *loss.notes))
-        audit = Audit(str(method), sight.taken, method.lr, point.value, vectors, effects, validity)
-        compared = []
+        effects = effects_of(values, now.lr, vectors, point)
+        notes = (REPLAYED, *loss.notes, *(_unfollowed(optimizer) if self.watched.followed is None else ()))
+        validity = Validity(None, None, None, {effect.measure: effect.ratio for effect in effects}, notes)
+        audit = Audit(str(now), sight.taken, now.lr, point.value, vectors, effects, validity)
+        compared, share = [], now.lr / method.lr
         for other in others:
             there = update_of(other, theta, frozen)
-            effect = update_of(other, theta, actual) - there
-            same = bool(norm(there - F) <= 1e-3 * norm(F))
-            slopes = tuple(value.slope(effect, other.lr) for value in values)
-            change = _changes(values, point, other.lr, there, effect)
-            compared.append(Other(self.watched.name(other), same, change, slopes, None, None, None))
+            known = there, update_of(other, theta, actual) - there
+            compared.append(_alone(self.watched, other, other.lr * share, known, F, values, point))
         maps = ()
         if grid is not None:
             slopes = torch.stack([value.gradient for value in values])
             gap = inner_products(grid, slopes, theta, actual) - inner_products(grid, slopes, theta, frozen)
-            changes = {value.name: -method.lr * gap[..., k] / value.value for k, value in enumerate(values)}
+            changes = {value.name: -now.lr * gap[..., k] / value.value for k, value in enumerate(values)}
             found = BetaMap(grid.betas_1, grid.betas_2, "measured", changes)
 
             def effect_of(each: AnyOptimizer) -> tuple[Tensor, Tensor]:
@@ -209,6 +280,25 @@ class MiniBatches:
                 return there, update_of(each, theta, actual) - there
 
             # Once a run: a value of a measure costs as much as replaying every batch.
-            maps = (checked(found, grid, values, point, effect_of) if sight.taken == self.last else found,)
+            last = sight.taken == self.last and self.watched.followed is None
+            maps = (checked(found, grid, values, point, effect_of) if last else found,)
         self.gradients += replay.gradients
         return Stop(audit, tuple(compared), maps)
+
+    def _closed(self, now: AnyOptimizer) -> bool:
+        """Whether the frozen momenta are F[n]: in momentum form, where nothing but lr has moved, all groups alike."""
+        followed, method = self.watched.followed, self.watched.method
+        if not method.parts or followed is None:
+            return bool(method.parts)
+        alike = [part.scale for part in now.parts] == [part.scale for part in method.parts]
+        return alike and followed.moved <= {"lr", "initial_lr"}
+
+    def _unrolled(self, now: AnyOptimizer, point: Point, order: sequences.Order) -> Tensor:
+        """F[n] by the optimizer's own steps on the same batches, each with the hyperparameters of its time."""
+        if self.watched.plain:
+            return expansion(now, point, len(order) - 1, order.tolist()).F
+        if self.past is not None or self.noise is not None:
+            what = "leave out lags" if self.past is not None else "and the noise of past steps cannot be replayed so"
+            raise BadInput(f"the schedule moves more than lr, so every past batch is replayed: {what}")
+        own = self.watched.own(len(order) - 1, now.lr)
+        return Unrolled(own, point, len(order) - 1, order.tolist(), through=self.watched.through).F
