@@ -39,7 +39,7 @@ def problem() -> tuple[nn.Module, ml.Loss, list[tuple[Tensor, Tensor]]]:
 
 
 def clipped(g: Tensor) -> Tensor:
-    return g * (0.2 / g.norm()).clamp(max=1.0)
+    return g * (0.02 / g.norm()).clamp(max=1.0)
 
 
 OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
