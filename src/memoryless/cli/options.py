@@ -1,12 +1,13 @@
 """Options that commands share, checked before any work is done; the progress bar."""
 
 import ast
+import math
 import re
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,10 @@ def assignments(texts: Iterable[str], example: str) -> dict[str, Any]:
         name, equals, value = (part.strip() for part in text.partition("="))
         if not (name.isidentifier() and equals and value):
             raise BadInput(f"--set expects NAME=VALUE such as {example}, got {text!r}")
+        for part in value.strip("()[] ").split(","):
+            with suppress(ValueError):
+                if not math.isfinite(float(part)):
+                    raise BadInput(f"--set {name} must be finite, got {value}")
         try:
             found[name] = ast.literal_eval({"true": "True", "false": "False", "none": "None"}.get(value, value))
         except (ValueError, SyntaxError):

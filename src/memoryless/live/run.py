@@ -23,6 +23,7 @@ from memoryless.loss.measures import MEASURES, Differentiable
 from memoryless.methods import catalogue, live_optimizer
 from memoryless.methods.method import AnyOptimizer, Method
 from memoryless.methods.past import Schedule, Through
+from memoryless.methods.wrapped import unwrapped
 from memoryless.progress import OnStep, silent
 from memoryless.render.numbers import label, percent
 from memoryless.render.result import Result
@@ -170,6 +171,7 @@ def audit_run(
         Diverged: loss or gradient became infinite or NaN; carries the run so far.
         BadInput: an argument is out of range, batches cannot be replayed, or the past of the optimizer is not known.
     """
+    optimizer = unwrapped(optimizer)
     order = None if isinstance(steps, int) else np.asarray(steps, dtype=np.int64)
     count = steps if isinstance(steps, int) else len(steps)
     if order is not None and not ((order >= 0) & (order < len(loss))).all():

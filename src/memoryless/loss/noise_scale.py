@@ -22,7 +22,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from memoryless.errors import BadInput
+from memoryless.errors import BadInput, BadType
 from memoryless.flat import dot
 from memoryless.loss.loss import Loss
 from memoryless.progress import OnStep, silent
@@ -127,6 +127,7 @@ def gradient_noise(
         Unbiased estimates of tr(Sigma) and |g|^2 and the noise scale with its confidence interval.
 
     Raises:
+        BadType: the loss is none.
         BadInput: fewer than two batches, or sizes unknown or not positive.
 
     Example:
@@ -136,6 +137,8 @@ def gradient_noise(
         >>> round(noise.trace, 9), round(noise.gradient_norm_squared, 9)
         (6.666666667, 34.333333333)
     """
+    if not isinstance(loss, Loss):
+        raise BadType(f"gradient_noise: loss must be a memoryless.Loss, got {type(loss).__name__}; see memoryless.Loss")
     if len(loss) < 2:
         raise BadInput("expected at least two batches, got 1: the noise of one gradient cannot be told from the gradient")
     loss.batches.require_replayable()
