@@ -56,6 +56,13 @@ class Sparse(nn.Module):
         return self.table(x.long()).sum(-1)
 
 
+class Sizes(torch.optim.Optimizer):
+    """Without an lr, as transformers' Adafactor."""
+
+    def __init__(self, params: Any, lr: float | None = None):
+        super().__init__(params, {"lr": lr})
+
+
 FORGETS_NOTHING = ml.Method(0.1, (ml.Momentum(1.0),), lambda f, m, theta: m[0])
 
 METHOD = {
@@ -253,6 +260,7 @@ ARGUMENTS: dict[str, Any] = {
     "noise_optimizer": (lambda: ml.gradient_noise(LIVE), BadType, "loss must be a memoryless.Loss, got Adam"),
     "derive_loss": (lambda: ml.derive(SWAPPED), BadType, "a method alone, without a loss, got Loss"),
     "derive_nan": (lambda: ml.derive("adam", eps=float("nan")), BadInput, "adam: eps must be"),
+    "lr_none_of_torch": (lambda: ml.TorchMethod(Sizes, [(2,)]), BadInput, "lr=None and sizes its steps itself; .* give it one"),
     "meta": (lambda: loss_of(nn.Linear(3, 1, device="meta")), BadInput, "meta device, which holds no numbers"),
     "float16": (lambda: loss_of(nn.Linear(3, 1, dtype=torch.float16)), BadType, "float16; expected a real one"),
     "zero_hessian": (

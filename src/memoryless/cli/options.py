@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -96,15 +96,20 @@ def assignments(texts: Iterable[str], example: str) -> dict[str, Any]:
         name, equals, value = (part.strip() for part in text.partition("="))
         if not (name.isidentifier() and equals and value):
             raise BadInput(f"--set expects NAME=VALUE such as {example}, got {text!r}")
-        for part in value.strip("()[] ").split(","):
-            with suppress(ValueError):
-                if not math.isfinite(float(part)):
-                    raise BadInput(f"--set {name} must be finite, got {value}")
+        if not all(map(_finite, value.strip("()[] ").split(","))):
+            raise BadInput(f"--set {name} must be finite, got {value}")
         try:
             found[name] = ast.literal_eval({"true": "True", "false": "False", "none": "None"}.get(value, value))
         except (ValueError, SyntaxError):
             found[name] = value
     return found
+
+
+def _finite(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return True  # a name
 
 
 def device_of(name: str) -> Any:
