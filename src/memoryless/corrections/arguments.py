@@ -7,7 +7,7 @@ import functools
 import inspect
 import numbers
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, get_args
 
 import numpy as np
 from torch import Tensor, nn
@@ -39,7 +39,7 @@ def valid_arguments(function: Callable[P, R]) -> Callable[P, R]:
         for name, value in given.items():
             parameter = signature.parameters[name]
             check = _run if parameter.annotation is Optimizer else _CHECKS.get(name)
-            if check is not None and not (value is None and parameter.default is None):
+            if check is not None and not (value is None and type(None) in get_args(parameter.annotation)):
                 check(f"{function.__name__}: {name}", value)
         theta, loss = given.get("theta"), given.get("loss")
         if isinstance(theta, Tensor) and isinstance(loss, Loss) and theta.dtype != loss.theta.dtype:

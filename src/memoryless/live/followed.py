@@ -79,7 +79,9 @@ class Followed:
         if self._scheduler is None:
             return self._planned[: self._n + 1]
         keys = self.moved & set(self.optimizer.param_groups[0]) - {"initial_lr"}
-        taken = [[{key: group[key] for key in keys if key in group} for group in step] for step in self._taken]
+        taken: list[list[Hyper]] = [
+            [{key: group[key] for key in keys if key in group} for group in step] for step in self._taken
+        ]
         return [*self._planned, *taken]
 
     @contextmanager
