@@ -46,7 +46,7 @@ def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
             yield node
 
 
-SHARED = {"step", "batches", "order", "measures", "betas", "seed", "on_step"}
+SHARED = {"step", "batches", "order", "scheduler", "gradient", "measures", "betas", "seed", "on_step"}
 """Keywords that mean the same wherever they stand, in one order: whoever has read one head knows them."""
 
 

@@ -56,6 +56,13 @@ class Sparse(nn.Module):
         return self.table(x.long()).sum(-1)
 
 
+class Sizes(torch.optim.Optimizer):
+    """Without an lr, as transformers' Adafactor."""
+
+    def __init__(self, params: Any, lr: float | None = None):
+        super().__init__(params, {"lr": lr})
+
+
 FORGETS_NOTHING = ml.Method(0.1, (ml.Momentum(1.0),), lambda f, m, theta: m[0])
 
 METHOD = {
@@ -197,6 +204,7 @@ def own(phi: Any) -> ml.Method:
 
 
 SWAPPED: Any = reference_loss()
+LIVE: Any = torch.optim.Adam([THETA.clone().requires_grad_()])
 ARGUMENTS: dict[str, Any] = {
     "lr_text": (lambda: ml.Adam(lr=text("0.1")), BadType, "adam: lr must be a number, got '0.1'"),
     "lr_none": (lambda: ml.Lion(lr=text(None)), BadType, "lion: lr must be a number, got None"),
@@ -226,6 +234,33 @@ ARGUMENTS: dict[str, Any] = {
     "batches_float": (lambda: correct(step=1, batches=[0.5, 1.5]), BadInput, r"whole numbers, got \[0.5, 1.5\]"),
     "lrs_none": (lambda: ml.order_of_accuracy(ml.Adam(), reference_loss(), 1.0, text(None)), BadType, "a list of numbers"),
     "grid_text": (lambda: ml.beta_map(ml.Adam(), reference_loss(), text(["a"]), [0.9]), BadType, "a number, got 'a'"),
+    "live_correction": (lambda: ml.correction(LIVE, SWAPPED), BadType, r"got a live Adam; give ml.method_of\(optimizer, loss"),
+    "live_trajectory": (lambda: ml.trajectory(LIVE, SWAPPED, 3), BadType, "got a live Adam"),
+    "live_map": (lambda: ml.beta_map(LIVE, SWAPPED), BadType, "got a live Adam"),
+    "live_expected": (lambda: ml.expected_correction(LIVE, SWAPPED), BadType, "got a live Adam"),
+    "live_accuracy": (lambda: ml.order_of_accuracy(LIVE, SWAPPED, 1.0, [0.1, 0.05]), BadType, "got a live Adam"),
+    "live_modified_loss": (lambda: ml.modified_loss(LIVE, SWAPPED), BadType, "got a live Adam"),
+    "live_flow": (lambda: ml.modified_flow(LIVE, SWAPPED), BadType, "got a live Adam"),
+    "live_compare": (lambda: ml.compare([LIVE], SWAPPED), BadType, "got a live Adam"),
+    "method_run": (lambda: ml.audit_run(text(ml.Adam()), SWAPPED), BadType, r"a live torch optimizer, got the method adam\("),
+    "method_sizes": (lambda: ml.audit_batch_sizes(text(ml.Adam()), SWAPPED), BadType, "a live torch optimizer, got the method"),
+    "steps_text": (lambda: ml.audit_run(LIVE, SWAPPED, text("10")), BadInput, "steps must be an integer >= 1, got '10'"),
+    "steps_none": (lambda: ml.audit_run(LIVE, SWAPPED, text(None)), BadInput, "steps must be an integer >= 1, got None"),
+    "steps_float": (lambda: ml.audit_run(LIVE, SWAPPED, text(2.5)), BadInput, "steps must be an integer >= 1, got 2.5"),
+    "steps_true": (lambda: ml.audit_run(LIVE, SWAPPED, True), BadInput, "steps must be an integer >= 1, got True"),
+    "steps_floats": (lambda: ml.audit_run(LIVE, SWAPPED, text(tensor([0.5]))), BadInput, "batch indices, whole numbers"),
+    "steps_texts": (lambda: ml.audit_run(LIVE, SWAPPED, text([0, "a"])), BadInput, r"whole numbers, got \[0, 'a'\]"),
+    "stops_number": (lambda: ml.audit_run(LIVE, SWAPPED, 5, stops=text(3)), BadType, "a list of whole numbers of steps, got 3"),
+    "stops_float": (lambda: ml.audit_run(LIVE, SWAPPED, 5, stops=text([1.5])), BadType, r"of steps, got \[1.5\]"),
+    "compare_text": (lambda: ml.audit_run(LIVE, SWAPPED, 5, compare=text(["lion"])), BadType, "got 'lion'; make one"),
+    "compare_live": (lambda: ml.audit_run(LIVE, SWAPPED, 5, compare=[LIVE]), BadType, "got a live Adam"),
+    "axes_number": (lambda: ml.audit_run(LIVE, SWAPPED, 5, betas=text(3)), BadType, "two lists of betas .* got 3"),
+    "lags_text": (lambda: ml.audit_run(LIVE, SWAPPED, [0], lags=text("a")), BadInput, "lags must be an integer >= 1, got 'a'"),
+    "gradient_number": (lambda: ml.audit(LIVE, SWAPPED, gradient=text(3)), BadType, "a function of the gradient, .* got 3"),
+    "noise_optimizer": (lambda: ml.gradient_noise(LIVE), BadType, "loss must be a memoryless.Loss, got Adam"),
+    "derive_loss": (lambda: ml.derive(SWAPPED), BadType, "a method alone, without a loss, got Loss"),
+    "derive_nan": (lambda: ml.derive("adam", eps=float("nan")), BadInput, "adam: eps must be"),
+    "lr_none_of_torch": (lambda: ml.TorchMethod(Sizes, [(2,)]), BadInput, "lr=None and sizes its steps itself; .* give it one"),
     "meta": (lambda: loss_of(nn.Linear(3, 1, device="meta")), BadInput, "meta device, which holds no numbers"),
     "float16": (lambda: loss_of(nn.Linear(3, 1, dtype=torch.float16)), BadType, "float16; expected a real one"),
     "zero_hessian": (

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,11 @@ finally:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "Such as: memoryless" in done.stdout or "usage: memoryless" in done.stdout
+
+
+def test_version(capsys: pytest.CaptureFixture[str]):
+    main(["--version"])
+    assert capsys.readouterr().out == f"memoryless {version('memoryless')}\n"
 
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))

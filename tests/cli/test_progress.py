@@ -2,12 +2,14 @@
 
 import os
 import pty
+import subprocess
 import sys
 import time
 
 import pytest
 
 from memoryless.cli import options
+from memoryless.cli.betas import _parts
 
 
 def test_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
@@ -25,6 +27,42 @@ def test_nothing_is_said_of_short_work(capsys: pytest.CaptureFixture[str]):
     with options.progress("steps") as on_step:
         on_step(1, 4)
     assert capsys.readouterr().err == ""
+
+
+def test_it_begins_before_torch_is_waited_for():
+    code = """
+import sys
+from contextlib import contextmanager
+from memoryless.cli import audit, betas, compare, kernel, reproduce, verify
+from memoryless.cli.main import main
+from memoryless.errors import BadInput
+@contextmanager
+def progress(what):
+    print(what, "torch" in sys.modules, file=sys.stderr)
+    raise BadInput("enough")
+    yield
+for room in audit, betas, compare, kernel, reproduce, verify:
+    room.progress = progress
+for command in "audit", "betas", "compare adamw", "kernel adam", "reproduce fig1", "verify adam":
+    try:
+        main(command.split())
+    except SystemExit:
+        pass
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    said = [line for line in done.stderr.splitlines() if not line.startswith("memoryless:")]
+    assert said == [
+        f"{what} False" for what in ("auditing", "measuring", "running", "optimizer steps", "steps of all runs", "comparing")
+    ]
+
+
+def test_training_and_audits_make_one_progress():
+    told: list[tuple[int, int]] = []
+    for stage, before, training, auditing in _parts([10, 30], 100, lambda *at: told.append(at)):
+        training(stage - before, stage - before)
+        auditing(1, 2)
+        auditing(2, 2)
+    assert told == [(10, 630), (160, 630), (310, 630), (330, 630), (480, 630), (630, 630)]
 
 
 def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch):

@@ -19,7 +19,7 @@ from memoryless.experiments.theorem import (
     visible,
 )
 from memoryless.methods.catalogue import CATALOGUE
-from memoryless.paths.accuracy import Accuracy, order_of_accuracy
+from memoryless.paths.accuracy import Accuracy, order_of_accuracy, own_path
 
 LRS = (1e-3, 5e-4)
 QUADRATIC = PROBLEMS["quadratic"].loss(0)
@@ -115,17 +115,33 @@ def test_verdict_knows_the_floor():
 def test_divergence_keeps_the_kinds_that_were_finished(monkeypatch: pytest.MonkeyPatch):
     finished = exactly(1, "frozen")
 
-    def second_fails(method, loss, horizon, lrs, kind, on_step):
+    def second_fails(method, loss, horizon, lrs, kind, own, on_step):
         if kind == "first":
             on_step(7, 15)  # 5 steps at the first lr
             raise Diverged("kind 'first' diverged at step 2: why", 2)
         return finished
 
-    monkeypatch.setattr("memoryless.experiments.theorem.order_of_accuracy", second_fails)
+    monkeypatch.setattr("memoryless.experiments.theorem.accuracy_of", second_fails)
     with pytest.raises(Diverged, match=r"at lr 0\.01, comparing first: kind 'first' diverged at step 2: why") as caught:
         verify(ml.HeavyBall(), PROBLEMS["quadratic"].loss(0), (0.02, 0.01), 0.1, ["frozen", "first"])
     assert caught.value.step == 2
     assert caught.value.so_far.accuracies == (finished,)
+
+
+def test_the_optimizers_own_path_is_run_once_where_it_can_be_kept(monkeypatch: pytest.MonkeyPatch):
+    run: list[float] = []
+
+    def counted(method, loss, horizon, lr):
+        run.append(lr)
+        return own_path(method, loss, horizon, lr)
+
+    monkeypatch.setattr("memoryless.experiments.theorem.own_path", counted)
+    found = []
+    for kept in (2**25, 8 * 7):  # eight numbers a step, 5 and 10 steps
+        monkeypatch.setattr("memoryless.experiments.theorem.KEPT", kept)
+        found.append(verify(ml.HeavyBall(), QUADRATIC, (0.02, 0.01), 0.1, ["frozen", "first"]))
+    assert run == [0.02, 0.01, 0.02, 0.01, 0.01]
+    assert found[0] == found[1]
 
 
 def test_what_is_chosen_for_an_optimizer_of_torch():

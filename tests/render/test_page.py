@@ -14,7 +14,8 @@ import pytest
 import torch
 
 import memoryless as ml
-from memoryless.live.run import Run, Stop
+from memoryless.live.run import Run
+from memoryless.live.stop import Stop
 from memoryless.render.numbers import plain
 from memoryless.render.page import page
 from memoryless.render.style import COLOUR, DARK, IN_THE_DARK

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import Adam, Optimizer
 
 from memoryless.audits.effect import COSINE, ERROR, STRAIGHT, Effect, Validity, Vectors, agreement, effects_of, in_words
 from memoryless.corrections.arguments import valid_arguments
@@ -38,6 +38,7 @@ from memoryless.methods.wrapped import unwrapped
 from memoryless.render.numbers import plain
 from memoryless.render.result import Result
 
+AS_THEY_ARE = "past gradients are taken as they are: if the loop clips or scales them give gradient="
 UNKNOWN_PAST = "several batches: the measured effect is memory's alone only if every past step used their mean gradient"
 
 
@@ -220,9 +221,11 @@ def _audit_live(
     notes = past.notes_on(live, loss.layout, scheduler)
     if len(loss) > 1 and sequence is None:
         notes.append(UNKNOWN_PAST)
-    elif gradient is None and sequence is None:
+    elif gradient is None and sequence is None and isinstance(live, Adam):
         past.require_gradients_like(live, seen, loss.layout)
-    update = live_optimizer.next_update(live, loss.layout, seen if gradient is None else gradient(seen))
+    elif gradient is None and any(live.state.values()):
+        notes.append(AS_THEY_ARE)
+    update = live_optimizer.next_update(live, loss.layout, past.changed(seen, gradient))
     if scheduler is None and gradient is None:
         return inspect(method, point, expansion(method, point, step, sequence), step, values, update, notes)
     if step is None:

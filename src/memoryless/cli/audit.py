@@ -1,5 +1,6 @@
 """memoryless audit."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +11,9 @@ from memoryless.cli import answer
 from memoryless.cli.files import command, writable, write
 from memoryless.cli.options import device_of, dtype_of, progress, there
 from memoryless.errors import BadInput, Diverged
+
+VECTORS = 74
+"""Of theta, held at most, with maps and six others (`benchmarks/memory.py`)."""
 
 
 @dataclass
@@ -58,18 +62,21 @@ class Audit:
         for option, value in (("steps", self.steps), ("stops", self.stops)):
             if value < 1:
                 raise BadInput(f"--{option} must be at least 1, got {value}")
-        device, dtype = device_of(self.device), dtype_of(self.dtype)
-
-        import torch
-
-        from memoryless.cli import setup
-        from memoryless.live.run import audit_run, log_spaced
 
         failure = None
-        with progress("auditing") as on_step:
+        with progress("auditing") as on_step:  # before torch is waited for
+            device, dtype = device_of(self.device), dtype_of(self.dtype)
+
+            import torch
+
+            from memoryless.cli import setup
+            from memoryless.live.run import audit_run, log_spaced
+
             work = setup.load(self.problem, self.seed, setup.FULL_BATCH, device, dtype)
             optimizer, loss = setup.optimizer_of(work, self.optimizer, "adamw", self.checkpoint, self.lr), work.loss
             lr = float(optimizer.param_groups[0]["lr"])
+            if (needed := VECTORS * loss.layout.d * loss.theta.element_size()) > 2**30:
+                print(f"{loss.layout.d:,} parameters: about {needed / 2**30:.0f} GB beside the network's own", file=sys.stderr)
             try:
                 run = audit_run(
                     optimizer,

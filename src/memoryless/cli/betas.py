@@ -1,6 +1,8 @@
 """memoryless betas."""
 
+import itertools
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
@@ -10,6 +12,7 @@ from memoryless.cli import answer
 from memoryless.cli.files import picture, save
 from memoryless.cli.options import device_of, dtype_of, progress, there
 from memoryless.errors import BadInput
+from memoryless.progress import OnStep
 
 SIZES = "8,32,128,full"
 
@@ -68,21 +71,20 @@ class Betas:
         default = "100" if self.problem == "digits" else "0"
         stages = sorted({_whole("--stages", text, 0) for text in (self.stages or default).split(",")})
         axes = _betas("--betas1", self.betas1), _betas("--betas2", self.betas2)
-        device, dtype = device_of(self.device), dtype_of(self.dtype)
-
-        from memoryless.cli import setup
-        from memoryless.live.batch_sizes import BETAS_1, BETAS_2, audit_batch_sizes, train
-        from memoryless.methods import live_optimizer
-        from memoryless.report import betas as report
-
-        work = setup.load(self.problem, self.seed, setup.MINI_BATCHES, device, dtype)
-        optimizer, loss = setup.optimizer_of(work, self.optimizer, "adamw(lr=3e-4)", self.checkpoint, self.lr), work.loss
-        if self.batch_sizes == SIZES and loss.batches.sizes:
-            sizes = [size for size in sizes if size is None or size <= sum(loss.batches.sizes) // 2]
         found: list[Any] = []
-        with progress("measuring") as on_step:
-            for j, stage in enumerate(stages):
-                train(optimizer, loss, stage - (stages[j - 1] if j else 0), self.seed + j)
+        with progress("measuring") as on_step:  # before torch is waited for
+            device, dtype = device_of(self.device), dtype_of(self.dtype)
+
+            from memoryless.cli import setup
+            from memoryless.live.batch_sizes import BETAS_1, BETAS_2, audit_batch_sizes, train
+            from memoryless.methods import live_optimizer
+
+            work = setup.load(self.problem, self.seed, setup.MINI_BATCHES, device, dtype)
+            optimizer, loss = setup.optimizer_of(work, self.optimizer, "adamw(lr=3e-4)", self.checkpoint, self.lr), work.loss
+            if self.batch_sizes == SIZES and loss.batches.sizes:
+                sizes = [size for size in sizes if size is None or size <= sum(loss.batches.sizes) // 2]
+            for stage, before, training, auditing in _parts(stages, self.steps * len(sizes), on_step):
+                train(optimizer, loss, stage - before, self.seed + stages.index(stage), training)
                 maps = audit_batch_sizes(
                     optimizer,
                     loss,
@@ -92,9 +94,12 @@ class Betas:
                     samples=self.samples,
                     steps=self.steps,
                     seed=self.seed,
-                    on_step=lambda done, total, j=j: on_step(j * total + done, len(stages) * total),
+                    on_step=auditing,
                 )
                 found.append(replace(maps, taken=stage))
+
+        from memoryless.report import betas as report
+
         if self.json:
             answer.say(json.dumps({"stages": [report.as_dict(each) for each in found]}))
         else:
@@ -108,6 +113,25 @@ def _whole(option: str, text: str, least: int = 1) -> int:
     if not text.strip().isdecimal() or int(text) < least:
         raise BadInput(f"{option} takes whole numbers from {least} on, separated by commas, got {text!r}")
     return int(text)
+
+
+def _parts(stages: list[int], steps: int, on_step: OnStep) -> Iterator[tuple[int, int, OnStep, OnStep]]:
+    """Each stage, the one before, and what to tell while it trains and is audited, so that all of it makes one progress.
+
+    Args:
+        stages: steps of training, increasing.
+        steps: those that an audit takes at all its batch sizes; with shadows and predictions each costs about three plain ones.
+        on_step: told what is done of all, in plain steps.
+    """
+    whole = stages[-1] + 3 * steps * len(stages)
+    for j, (before, stage) in enumerate(itertools.pairwise([0, *stages])):
+        trained, audited = before + 3 * steps * j, stage + 3 * steps * j
+        yield (
+            stage,
+            before,
+            lambda done, total, at=trained: on_step(at + done, whole),
+            lambda done, total, at=audited: on_step(at + round(3 * steps * done / total), whole),
+        )
 
 
 def _betas(option: str, text: str | None) -> tuple[float, ...]:

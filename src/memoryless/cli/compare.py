@@ -49,22 +49,24 @@ class Compare:
         if not self.optimizers:
             raise BadInput("expected at least one optimizer, such as adamw")
 
-        from memoryless.audits.compare import Compared, compare
-        from memoryless.cli import setup
-        from memoryless.methods.named import resolve
+        methods, refused = {}, {}
+        with progress("running") as on_step:  # before torch is waited for
+            from memoryless.audits.compare import Compared, compare
+            from memoryless.cli import setup
+            from memoryless.methods.named import resolve
+
+            loss = setup.load(self.problem, self.seed, setup.FULL_BATCH).loss
+            for text in self.optimizers:
+                try:
+                    methods[text] = resolve(text).method(loss.shapes, self.lr)
+                except BadInput as error:
+                    refused[text] = error
+            if not methods:
+                raise next(iter(refused.values()))
+            found = compare(methods, loss, steps=self.steps, measures=self.measures, on_step=on_step)
+
         from memoryless.report import compare as report
 
-        loss = setup.load(self.problem, self.seed, setup.FULL_BATCH).loss
-        methods, refused = {}, {}
-        for text in self.optimizers:
-            try:
-                methods[text] = resolve(text).method(loss.shapes, self.lr)
-            except BadInput as error:
-                refused[text] = error
-        if not methods:
-            raise next(iter(refused.values()))
-        with progress("running") as on_step:
-            found = compare(methods, loss, steps=self.steps, measures=self.measures, on_step=on_step)
         rows = {row.name: row for row in found} | {name: Compared(name, None, str(error)) for name, error in refused.items()}
         rows = [rows[text] for text in dict.fromkeys(self.optimizers)]
         size = f"{loss.layout.d:,} parameters, full batch"

@@ -43,18 +43,20 @@ class Kernel:
         shapes = None if self.shapes is None else _shapes(self.shapes)
         hyper = assignments(self.set, "betas=0.9,0.999")
 
-        import torch
+        with progress("optimizer steps") as on_step:  # before torch is waited for
+            import torch
 
-        from memoryless.methods.fading.memory import memory_kernel
-        from memoryless.methods.named import resolve
+            from memoryless.methods.fading.memory import memory_kernel
+            from memoryless.methods.named import resolve
+
+            torch.set_num_threads(1)
+            named = resolve(self.method).given(**hyper)
+            if shapes is None:
+                shapes = SHAPES if named.takes(SHAPES) else SHAPES[:1]
+            found = memory_kernel(named.method(shapes), horizon=self.horizon, seed=self.seed, on_step=on_step)
+
         from memoryless.report import kernel as report
 
-        torch.set_num_threads(1)
-        named = resolve(self.method).given(**hyper)
-        if shapes is None:
-            shapes = SHAPES if named.takes(SHAPES) else SHAPES[:1]
-        with progress("optimizer steps") as on_step:
-            found = memory_kernel(named.method(shapes), horizon=self.horizon, seed=self.seed, on_step=on_step)
         if self.json:
             answer.say(found.to_json())
         else:

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 import tyro
 
+from memoryless import __version__
 from memoryless.cli import answer, files
 from memoryless.cli.atlas import Atlas
 from memoryless.cli.audit import Audit
@@ -46,7 +47,8 @@ Examples:
   memoryless audit train.py:setup --checkpoint run.pt --steps 200 --json > audit.json
 
 Every command takes an optimizer as lion, "adamw(lr=1e-3, betas=(0.9, 0.95))", torch.optim.Adamax, "torch.optim.Muon(lr=1e-3)",
-or as module:NAME or script.py:NAME of a class, a memoryless.Method, or a function that makes one.
+or as module:NAME or script.py:NAME of a class, a memoryless.Method, or a function that makes one. memoryless --version tells
+which one this is.
 """
 
 
@@ -59,6 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: default those of the process.
     """
+    if list(sys.argv[1:] if arguments is None else arguments) == ["--version"]:
+        print(f"memoryless {__version__}")
+        return
     command = _parsed(arguments)
     files.begin(sys.argv[1:] if arguments is None else arguments)
     sys.path.insert(0, "")  # modules of the user's own, where the command is run

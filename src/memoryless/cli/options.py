@@ -1,6 +1,7 @@
 """Options that commands share, checked before any work is done; the progress bar."""
 
 import ast
+import math
 import re
 import sys
 import threading
@@ -95,11 +96,20 @@ def assignments(texts: Iterable[str], example: str) -> dict[str, Any]:
         name, equals, value = (part.strip() for part in text.partition("="))
         if not (name.isidentifier() and equals and value):
             raise BadInput(f"--set expects NAME=VALUE such as {example}, got {text!r}")
+        if not all(map(_finite, value.strip("()[] ").split(","))):
+            raise BadInput(f"--set {name} must be finite, got {value}")
         try:
             found[name] = ast.literal_eval({"true": "True", "false": "False", "none": "None"}.get(value, value))
         except (ValueError, SyntaxError):
             found[name] = value
     return found
+
+
+def _finite(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return True  # a name
 
 
 def device_of(name: str) -> Any:
@@ -113,12 +123,13 @@ def device_of(name: str) -> Any:
     """
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
         raise BadInput(f"--device must be cpu, cuda or cuda:N, got {name!r}")
+    if name == "cpu":
+        return None
     import torch
 
-    device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
+    if not torch.cuda.is_available():
         raise BadInput("--device cuda asked for, but torch sees no CUDA device; use --device cpu")
-    return None if device.type == "cpu" else device
+    return torch.device(name)
 
 
 def dtype_of(name: str | None) -> Any:
@@ -132,6 +143,8 @@ def dtype_of(name: str | None) -> Any:
     """
     if name not in (None, "float32", "float64"):
         raise BadInput(f"--dtype must be float32 or float64, got {name!r}")
+    if name is None:
+        return None
     import torch
 
-    return None if name is None else getattr(torch, name)
+    return getattr(torch, name)

@@ -1,5 +1,6 @@
 """memoryless reproduce."""
 
+import json
 import math
 import os
 from dataclasses import dataclass
@@ -54,19 +55,19 @@ class Reproduce:
         if not 1 <= len(lrs) <= 4 or not betas:
             raise BadInput(f"expected one to four --lrs and at least one pair of --betas, got {len(lrs)} and {len(betas)}")
 
-        import json
+        with progress("steps of all runs") as on_step:  # before torch is waited for
+            import torch
 
-        import torch
+            from memoryless.experiments.fig1 import fig1, settings
+            from memoryless.experiments.images import load
 
-        from memoryless.experiments.fig1 import fig1, settings
-        from memoryless.experiments.images import load
+            wanted = settings(betas, lrs, self.seeds, self.eps, self.steps)
+            images = load(self.data)
+            torch.set_num_threads(1)
+            found = fig1(wanted, images, self.jobs, lambda done, *_: on_step(done, len(wanted) * self.steps))
+
         from memoryless.report import reproduce as report
 
-        wanted = settings(betas, lrs, self.seeds, self.eps, self.steps)
-        images = load(self.data)
-        torch.set_num_threads(1)
-        with progress(f"{len(wanted)} runs of {self.steps} steps") as on_step:
-            found = fig1(wanted, images, self.jobs, lambda done, *_: on_step(done, len(wanted) * self.steps))
         answer.say(json.dumps(found.as_dict()) if self.json else "\n".join(report.lines(found)))
         if path is not None:
             save(report.picture(found), path)

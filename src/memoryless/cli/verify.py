@@ -1,5 +1,6 @@
 """memoryless verify."""
 
+import json
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -44,20 +45,20 @@ class Verify:
         there(self.problem)
         kinds = [int(kind) if kind.isdecimal() else kind for kind in self.kinds]
 
-        import json
-
-        from memoryless.cli import setup
-        from memoryless.experiments.theorem import PROBLEMS, verify, visible
-        from memoryless.report import verify as report
-
-        loss, about, _ = setup.load(self.problem, self.seed, PROBLEMS)
-        method, chosen = visible(self.method, loss)
         failure = None
-        with progress("comparing") as on_step:
+        with progress("comparing") as on_step:  # before torch is waited for
+            from memoryless.cli import setup
+            from memoryless.experiments.theorem import PROBLEMS, verify, visible
+
+            loss, about, _ = setup.load(self.problem, self.seed, PROBLEMS)
+            method, chosen = visible(self.method, loss)
             try:
                 found = verify(method, loss, self.lrs, self.horizon, kinds, about, on_step)
             except Diverged as error:
                 found, failure = error.so_far, error
+
+        from memoryless.report import verify as report
+
         if self.json:
             answer.say(json.dumps(found.as_dict() | {"chosen": chosen, "seed": self.seed}, indent=1))
         else:

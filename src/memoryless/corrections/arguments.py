@@ -7,8 +7,9 @@ import functools
 import inspect
 import numbers
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, get_args
 
+import numpy as np
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -36,8 +37,10 @@ def valid_arguments(function: Callable[P, R]) -> Callable[P, R]:
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         given = signature.bind(*args, **kwargs).arguments
         for name, value in given.items():
-            if name in _CHECKS and not (value is None and signature.parameters[name].default is None):
-                _CHECKS[name](f"{function.__name__}: {name}", value)
+            parameter = signature.parameters[name]
+            check = _run if parameter.annotation is Optimizer else _CHECKS.get(name)
+            if check is not None and not (value is None and type(None) in get_args(parameter.annotation)):
+                check(f"{function.__name__}: {name}", value)
         theta, loss = given.get("theta"), given.get("loss")
         if isinstance(theta, Tensor) and isinstance(loss, Loss) and theta.dtype != loss.theta.dtype:
             raise BadType(f"{function.__name__}: theta is {theta.dtype}, the loss {loss.theta.dtype}; use theta.to(loss.theta)")
@@ -52,7 +55,7 @@ def _loss(what: str, value: Any) -> None:
         raise BadType(f"{what} must be a memoryless.Loss, got {_named(value)}{hint}")
 
 
-def _method(what: str, value: Any) -> None:
+def _optimizer(what: str, value: Any) -> None:
     if isinstance(value, Optimizer) or hasattr(value, "parts"):
         return
     hint = "; make one, such as memoryless.Adam(lr=1e-3)"
@@ -61,6 +64,18 @@ def _method(what: str, value: Any) -> None:
     elif isinstance(getattr(value, "optimizer", None), Optimizer):
         hint = "; give its .optimizer"
     raise BadType(f"{what} must be an optimizer or a method, got {_named(value)}{hint}")
+
+
+def _method(what: str, value: Any) -> None:
+    if isinstance(value, Optimizer):
+        raise BadType(f"{what} must be a method, got a live {type(value).__name__}; give ml.method_of(optimizer, loss.layout)")
+    _optimizer(what, value)
+
+
+def _run(what: str, value: Any) -> None:
+    if hasattr(value, "parts"):
+        raise BadType(f"{what} must be a live torch optimizer, got the method {value}; make one over the loss's parameters")
+    _optimizer(what, value)
 
 
 def _methods(what: str, value: Any) -> None:
@@ -96,8 +111,35 @@ def _numbers(what: str, value: Any) -> None:
 def _indices(what: str, value: Any) -> None:
     if isinstance(value, str) or not isinstance(value, Iterable):
         raise BadType(f"{what} must be batch indices, got {value!r}")
-    if isinstance(value, Sequence) and not all(isinstance(each, numbers.Integral) for each in value):
+    whole = not isinstance(value, Sequence) or all(isinstance(each, numbers.Integral) for each in value)
+    if not whole or (isinstance(value, (Tensor, np.ndarray)) and np.asarray(value).dtype.kind not in "iu"):
         raise BadInput(f"{what} must be batch indices, whole numbers, got {list(value)}")
+
+
+def _count(what: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise BadInput(f"{what} must be an integer >= 1, got {value!r}")
+
+
+def _steps(what: str, value: Any) -> None:
+    (_count if isinstance(value, str) or not isinstance(value, Iterable) else _indices)(what, value)
+
+
+def _stops(what: str, value: Any) -> None:
+    if isinstance(value, str) or not isinstance(value, Iterable) or not all(isinstance(s, numbers.Integral) for s in value):
+        raise BadType(f"{what} must be a list of whole numbers of steps, got {value!r}")
+
+
+def _axes(what: str, value: Any) -> None:
+    if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 2:
+        raise BadType(f"{what} must be two lists of betas such as ([0.8, 0.9], [0.95, 0.999]), got {value!r}")
+    for axis in value:
+        _numbers(what, axis)
+
+
+def _function(what: str, value: Any) -> None:
+    if not callable(value):
+        raise BadType(f"{what} must be a function of the gradient, shape (d,), got {_named(value)}")
 
 
 def _sizes(what: str, value: Any) -> None:
@@ -125,8 +167,15 @@ def _named(value: Any) -> str:
 _CHECKS: dict[str, Callable[[str, Any], None]] = {
     "loss": _loss,
     "method": _method,
-    "optimizer": _method,
+    "optimizer": _optimizer,
     "optimizers": _methods,
+    "compare": _methods,
+    "steps": _steps,
+    "stops": _stops,
+    "samples": _count,
+    "lags": _count,
+    "betas": _axes,
+    "gradient": _function,
     "theta": _vector,
     "measures": _names,
     "horizon": _number,

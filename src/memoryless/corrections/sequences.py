@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.signal import lfilter
 from torch import Tensor
 
 from memoryless.methods import kernel
@@ -152,6 +151,8 @@ class Pool:
             Where in the order some consecutive steps begin, and their F, shape (steps, d).
         """
         variables = variables_of(self.method)
+        from scipy.signal import lfilter  # as slow to import as torch; full batch does without
+
         last = [np.zeros((1, len(self))) for _ in variables]
         size = max(1, ROWS // len(self.theta))
         for low in range(0, len(order), size):

@@ -8,13 +8,16 @@ is the term of the next order, whose share grows as lr times the age of the memo
 memory and a larger eps show the same power sooner.
 """
 
+import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from memoryless.corrections.correction import is_order
 from memoryless.errors import BadInput, Diverged
@@ -22,7 +25,7 @@ from memoryless.experiments import problems
 from memoryless.loss.loss import Loss
 from memoryless.methods.method import AnyOptimizer
 from memoryless.methods.named import resolve
-from memoryless.paths.accuracy import Accuracy, order_of_accuracy, steps_to
+from memoryless.paths.accuracy import Accuracy, accuracy_of, own_path, steps_to
 from memoryless.paths.trajectory import Kind
 from memoryless.progress import OnStep, silent
 from memoryless.render.numbers import plain
@@ -38,6 +41,9 @@ VISIBLE = {"betas": (0.5, 0.7), "momentum": 0.5, "alpha": 0.7, "eps": 0.1, "smoo
 
 LR, HALVINGS, STEPS = 2e-3, 3, 32
 """Largest step size, how often it is halved, and the steps of the largest that make up the horizon."""
+
+KEPT = 2**25
+"""Numbers of the optimizer's own path at one step size that are kept for the next kind; of a longer one it is run again."""
 
 BLACK_BOX = 2, 16
 """Halvings and steps of a black box, which takes all steps before each anew."""
@@ -215,10 +221,18 @@ def verify(
         taken = done
         on_step(len(found) * total + done, len(kinds) * total)
 
+    @cache
+    def shared(lr: float) -> list[Iterator[Tensor]]:
+        return list(itertools.tee(own_path(method, loss, horizon, lr), len(kinds)))
+
+    def own(lr: float) -> Iterator[Tensor]:
+        short = theta.numel() * steps_to(horizon, lr) < KEPT
+        return shared(lr).pop() if short else own_path(method, loss, horizon, lr)
+
     for kind in kinds:
         taken = 0
         try:
-            found.append(order_of_accuracy(method, loss, horizon, lrs, kind, on_step=stepped))
+            found.append(accuracy_of(method, loss, horizon, lrs, kind, own, on_step=stepped))
         except Diverged as error:
             lr = _lr_at(taken, horizon, lrs)
             raise Diverged(f"at lr {lr:g}, comparing {label(kind)}: {error}", error.step, verification()) from error

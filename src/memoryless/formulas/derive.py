@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from sympy import Expr, S
+from torch import nn
 
-from memoryless.errors import BadInput
+from memoryless.errors import BadInput, BadType
 from memoryless.formulas import printing
 from memoryless.formulas.formulas import Formulas
 from memoryless.formulas.hyperparameters import assigned, maker
 from memoryless.formulas.symbols import Step, n
+from memoryless.loss.loss import Loss
 from memoryless.methods.named import resolve
 
 LITERAL = 6
@@ -67,6 +69,7 @@ def derive(method: Any, step: int | str | None = None, **values: Any) -> Derivat
     Raises:
         NotDerivable: no formula; says which line of phi stopped it, or why it is a black box.
         NeverForgets: steady state of a memory that does not fade.
+        BadType: a loss or a model.
         BadInput: unknown name or hyperparameter, or a value out of range.
 
     Example:
@@ -75,6 +78,8 @@ def derive(method: Any, step: int | str | None = None, **values: Any) -> Derivat
         >>> derive("adamw", eps=0, weight_decay=0).modified_loss
         L + h*(beta_1 - beta_2)*Total(Abs(g))/((1 - beta_1)*(1 - beta_2))
     """
+    if isinstance(method, (Loss, nn.Module)):
+        raise BadType(f"derive takes a method alone, without a loss, got {type(method).__name__}; expected a name or a Method")
     if isinstance(method, str):
         named = resolve(method)
         method, values = named.target, {**named.options, **values}

@@ -2,11 +2,15 @@
 
 It may import `audits` and every room below it. In reading order:
 
+* `followed`: a scheduler that is stepped along the run, and what it gave each step.
 * `loop`: a torch optimizer's steps on the loss's own parameters, looked at before each; the run stays what it was.
-* `run`: `audit_run(optimizer, loss, ...)`: audits at some of the steps, other methods' memories on its gradients, beta maps.
+* `lags`: the frozen memory of a mini-batch run, exactly or from a few random lags.
+* `stop`: what is found at one step.
+* `watches`: how it is found, full batch and along mini-batches.
 * `branches`: shadows checked by some real steps of their methods.
 * `anchors`: further pairs of betas that run beside, off which a map is read where the run does not settle it.
-* `lags`: the frozen memory of a mini-batch run, exactly or from a few random lags.
+* `beyond`: for which shadows a run speaks, of the two.
+* `run`: `audit_run(optimizer, loss, ...)`: audits at some of the steps, other methods' memories on its gradients, beta maps.
 * `batch_sizes`: `audit_batch_sizes(optimizer, loss, sizes, ...)`: which betas at which batch size.
 * `advice`: the answer to that in words, with its uncertainty.
 """

@@ -332,7 +332,7 @@ def _resummed(
     return found, spent
 
 
-def train(optimizer: Optimizer, loss: Loss, steps: int, seed: int = 0) -> None:
+def train(optimizer: Optimizer, loss: Loss, steps: int, seed: int = 0, on_step: OnStep = silent) -> None:
     """Train on the loss's batches in a random order, a permutation every epoch.
 
     Args:
@@ -340,6 +340,8 @@ def train(optimizer: Optimizer, loss: Loss, steps: int, seed: int = 0) -> None:
         loss: one of its batches gives the gradient of a step.
         steps: to take.
         seed: of the order.
+        on_step: told the steps taken and their number.
     """
     if steps:
-        loop.run(optimizer, loss, steps, batches=random_order(len(loss), steps, np.random.default_rng(seed)).tolist())
+        order = random_order(len(loss), steps, np.random.default_rng(seed)).tolist()
+        loop.run(optimizer, loss, steps, batches=order, on_step=on_step)

@@ -23,6 +23,7 @@ from memoryless.isolation import Standing
 from memoryless.live.loop import Sight
 from memoryless.loss.point import Point
 from memoryless.methods.method import Index, Momentum
+from memoryless.methods.past import Through, changed
 
 
 class Replay:
@@ -32,10 +33,11 @@ class Replay:
         point: of the loss.
         order: batch of each step 0..n.
         noise: where the generators stood at each of the steps that will be asked for; None for a loss without noise.
+        through: what the loop does to a gradient before the optimizer sees it.
     """
 
-    def __init__(self, point: Point, order: Order, noise: Mapping[int, Standing] | None):
-        self.point, self._order, self._noise = point, order, noise
+    def __init__(self, point: Point, order: Order, noise: Mapping[int, Standing] | None = None, through: Through | None = None):
+        self.point, self._order, self._noise, self._through = point, order, noise, through
         self._drawn: dict[int, Tensor] = {}
 
     @property
@@ -57,10 +59,10 @@ class Replay:
             source: one of `sources`.
         """
         if self._noise is None:
-            return self.point.gradient_of(source)
+            return changed(self.point.gradient_of(source), self._through)
         if source not in self._drawn:
             loss, batch = self.point.loss, int(self._order[source])
-            self._drawn[source] = loss.gradient(self.point.theta, batch, self._noise[source])
+            self._drawn[source] = changed(loss.gradient(self.point.theta, batch, self._noise[source]), self._through)
         return self._drawn[source]
 
     def gradient_at(self, step: int) -> Tensor:

@@ -1,126 +1,33 @@
-"""Audit an optimizer along its run, full batch or mini-batches: the run itself, what other methods would do on it, beta maps.
+"""Audit an optimizer along its run, full batch or mini-batches: the run, what other methods would do on it, beta maps."""
 
-    Delta_n = (what the optimizer does next) - F[n](theta; the batches of every step)
-
-for the live optimizer, and for others by shadow memories of the same stream of gradients (`audits.shadow`). Along mini-batches
-F[n] is that of the same batches replayed at the present theta (`live.lags`), which tells memory from noise.
-"""
-
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 from torch.optim import Optimizer
 
-from memoryless.audits.audit import UNKNOWN_PAST, Audit, inspect
-from memoryless.audits.beta_map import BetaMap, Order, checked, measured_map, predicted_effect, predicted_maps
-from memoryless.audits.deviation import SETTLED, STEPS, Deviations
-from memoryless.audits.effect import Changes, Validity, Vectors, effects_of
-from memoryless.audits.grid import BETAS_1, BETAS_2, Grid, inner_products, update_of
-from memoryless.audits.shadow import Shadow
-from memoryless.corrections import history, sequences
+from memoryless.audits.grid import BETAS_1, BETAS_2, Grid
+from memoryless.corrections import sequences
 from memoryless.corrections.arguments import valid_arguments
-from memoryless.corrections.expansion import expansion
 from memoryless.corrections.expected.estimate import Samples
 from memoryless.errors import BadInput, Diverged
-from memoryless.flat import norm
-from memoryless.isolation import Standing
-from memoryless.live import lags as replayed
 from memoryless.live import loop
-from memoryless.live.anchors import Anchors
-from memoryless.live.branches import Branch, Branches
+from memoryless.live.beyond import Beyond
+from memoryless.live.followed import Followed
 from memoryless.live.loop import Sight
+from memoryless.live.stop import Stop
+from memoryless.live.watches import FullBatch, MiniBatches, Watched
 from memoryless.loss.loss import Loss
-from memoryless.loss.measures import MEASURES, Differentiable, Value, evaluate
-from memoryless.loss.point import Point
+from memoryless.loss.measures import MEASURES, Differentiable
 from memoryless.methods import catalogue, live_optimizer
-from memoryless.methods.method import AnyOptimizer, Index, Method, Momentum
+from memoryless.methods.method import AnyOptimizer, Method
+from memoryless.methods.past import Schedule, Through
+from memoryless.methods.wrapped import unwrapped
 from memoryless.progress import OnStep, silent
-from memoryless.render.numbers import label, percent, plain
+from memoryless.render.numbers import label, percent
 from memoryless.render.result import Result
-
-REPLAYED = "measured against the same batches, replayed at the present theta"
-
-
-@dataclass(frozen=True)
-class Other:
-    """Another method's memory at a stop of the live run; per step relative to S, in the order of the measures.
-
-    Attributes:
-        method: as text, its lr left out where it is the live one.
-        same_update: whether its F is the live one, so that the live path is its own to first order in lr.
-        change: what its memory, measured by its shadow, does in one step (`Effect.measured`); None for a measure that takes
-            Hessian-vector products, too many of which it would be.
-        measured: slope of the same.
-        first: slope of the prediction; None along mini-batches.
-        resummed: slope of the prediction; None along mini-batches.
-        outside: share of the coordinates outside the radius; None along mini-batches.
-        deviation: by how much its own last updates leave the live path (`audits.deviation`); None where that is not known.
-    """
-
-    method: str
-    same_update: bool
-    change: tuple[float | None, ...]
-    measured: tuple[float, ...]
-    first: tuple[float, ...] | None
-    resummed: tuple[float, ...] | None
-    outside: float | None
-    deviation: float | None = None
-
-    @property
-    def settled(self) -> bool | None:
-        """Whether the live run speaks for it; None where that is not known."""
-        return None if self.deviation is None else self.deviation < SETTLED
-
-
-@dataclass(frozen=True)
-class Stop(Result):
-    """One audited step: the live optimizer, the others, beta maps (none for a method without a pair of betas), branches."""
-
-    audit: Audit
-    others: tuple[Other, ...] = ()
-    maps: tuple[BetaMap, ...] = ()
-    branches: tuple[Branch, ...] = ()
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain numbers and text."""
-        names = [effect.measure for effect in self.audit.effects]
-
-        def changes(other: Other) -> dict[str, Any]:
-            slopes = {kind: getattr(other, kind) for kind in ("measured", "first", "resummed")}
-            return {
-                name: {"measured": other.change[k], "slopes": {kind: each and each[k] for kind, each in slopes.items()}}
-                for k, name in enumerate(names)
-            }
-
-        others = [
-            {name: getattr(o, name) for name in ("method", "same_update", "outside", "deviation", "settled")}
-            | {"changes": changes(o)}
-            for o in self.others
-        ]
-        maps = [
-            {
-                "kind": m.order,
-                "measure": name,
-                "change": change.tolist(),
-                "misleads": m.misleads(name).tolist(),
-                "settled": None if m.settled is None else m.settled.tolist(),
-                "deviation": None if m.deviation is None else m.deviation.tolist(),
-                "anchor": None if m.anchor is None else m.anchor.tolist(),
-                "checks": [
-                    {"betas": c.betas, "slope": c.slopes[name], "change": c.changes[name]}
-                    for c in m.checks
-                    if name in c.changes
-                ],
-            }
-            for m in self.maps
-            for name, change in m.changes.items()
-        ]
-        branches = [plain(branch) | {"agrees": branch.agrees} for branch in self.branches]
-        return self.audit.as_dict() | {"others": others, "maps": maps, "branches": branches}
 
 
 @dataclass
@@ -234,6 +141,8 @@ def audit_run(
     lags: int | None = None,
     branch: bool = False,
     anchors: Sequence[tuple[float, float]] = (),
+    scheduler: Schedule | None = None,
+    gradient: Through | None = None,
     seed: int = 0,
     on_step: OnStep = silent,
 ) -> Run:
@@ -255,6 +164,9 @@ def audit_run(
         branch: whether to check the others and the corners of the map by 20 real steps of their own at each stop, full batch.
         anchors: further pairs of betas to run beside, on copies, full batch; each cell of the measured map is read off the
             nearest run.
+        scheduler: of lr, betas, ...: the torch scheduler itself, which is stepped once after each step, or the hyperparameters
+            of each step, as for `audit`. Stops at lr 0, where nothing moves, are left out; others and maps are only measured.
+        gradient: what the loop does to a gradient before the optimizer sees it, as for `audit`: here it is done.
         seed: of the lags, and of the coordinates on which paths are compared.
         on_step: told the steps taken and their number.
 
@@ -265,77 +177,38 @@ def audit_run(
         Diverged: loss or gradient became infinite or NaN; carries the run so far.
         BadInput: an argument is out of range, batches cannot be replayed, or the past of the optimizer is not known.
     """
+    optimizer = unwrapped(optimizer)
     order = None if isinstance(steps, int) else np.asarray(steps, dtype=np.int64)
     count = steps if isinstance(steps, int) else len(steps)
     if order is not None and not ((order >= 0) & (order < len(loss))).all():
         raise BadInput(f"batches must be indices in 0..{len(loss) - 1}, at least one")
     wanted = _stops(stops, count, order is None)
-    method = live_optimizer.method_of(optimizer, loss.layout)
+    followed = None if scheduler is None else Followed(optimizer, scheduler, live_optimizer.step_of(optimizer), count)
+    with nullcontext() if followed is None else followed.moving():
+        method = live_optimizer.method_of(optimizer, loss.layout)
     own = method.parts[0].method.hyper.get("betas") if method.parts else None
     grid = Grid(method, *betas) if own and betas else None
     others = tuple(rivals(method) if compare is None else compare)
     run = Run([], own, grid.betas_1 if grid else (), grid.betas_2 if grid else ())
-    watched = Watched(optimizer, method, loss, measures, others, grid)
+    watched = Watched(optimizer, method, loss, measures, others, grid, followed, gradient)
     watch = FullBatch(watched) if order is None else MiniBatches(watched, order, wanted, lags, seed)
-
-    beyond = _Beyond(watched, wanted, order is None, branch, anchors, seed)
+    beyond = Beyond(watched, wanted, order is None, branch, anchors, seed)
 
     def look(sight: Sight) -> None:
-        if sight.taken in wanted:
+        if sight.taken in wanted and not (followed and followed.still):
             run.stops.append(beyond.told(watch.stop(sight), watch.shadow, sight))
         beyond.look(watch.shadow, sight)
         watch.feed(sight)
 
     try:
-        loop.run(optimizer, loss, count, look, order, on_step)
+        loop.run(optimizer, loss, count, look, order, on_step, followed, gradient)
     except Diverged as error:
         error.so_far = run
         raise
+    if not run.stops:
+        raise BadInput(f"lr is 0 at every stop, {wanted}, and nothing moves there; choose other stops")
     run.gradients = watch.gradients
     return run
-
-
-class _Beyond:
-    """For which of its shadows a run speaks, and what is asked of others where it does not."""
-
-    def __init__(
-        self,
-        watched: "Watched",
-        stops: Sequence[int],
-        full_batch: bool,
-        branch: bool,
-        anchors: Sequence[tuple[float, float]],
-        seed: int,
-    ):
-        optimizer, method, loss, measures, others, grid = watched
-        if (branch or anchors) and not full_batch:
-            raise BadInput("branches and anchors take full-batch steps of their own; leave them out, or give steps as a number")
-        if anchors and any(optimizer.state.values()):
-            raise BadInput("anchors start with the run, and the optimizer has steps behind it; start it anew")
-        self._stops, self._measures, self._loss = stops, measures, loss
-        self._recent = Deviations(others, grid, loss.theta, method.lr, seed)
-        self._anchors = Anchors(anchors, grid, loss, stops, measures=measures, seed=seed)
-        named = {watched.name(other): other for other in others}
-        self._branches = Branches(loss, named, grid, stops, measures) if branch else None
-
-    def look(self, shadow: Shadow, sight: Sight) -> None:
-        """Before each step."""
-        if any(0 < stop - sight.taken <= STEPS for stop in self._stops):
-            self._recent.feed(shadow, sight.gradient, sight.theta)
-        if self._branches is not None:
-            self._branches.keep(shadow, sight)
-        self._anchors.step(sight.taken)
-
-    def told(self, stop: Stop, shadow: Shadow, sight: Sight) -> Stop:
-        """The stop with what is known of its shadows."""
-        others, pairs = self._recent.of(sight.theta)
-        told = tuple(replace(other, deviation=each) for other, each in zip(stop.others, others, strict=True))
-        maps = (replace(m, deviation=pairs) if m.order == "measured" else m for m in stop.maps)
-        stop = replace(stop, others=told, maps=tuple(self._anchors.read(m) for m in maps))
-        if self._branches is None:
-            return stop
-        point = Point(self._loss, sight.theta)
-        return replace(stop, branches=self._branches.at(sight.taken, shadow, point, evaluate(self._measures, point)))
 
 
 def _stops(stops: Sequence[int] | None, count: int, full_batch: bool) -> list[int]:
@@ -347,182 +220,3 @@ def _stops(stops: Sequence[int] | None, count: int, full_batch: bool) -> list[in
         where = f"{first}..{last}" + ("" if full_batch else ", below the number of batches")
         raise BadInput(f"stops must lie in {where}, got {list(wanted)}")
     return wanted
-
-
-class Watched(NamedTuple):
-    """What is looked at along a run.
-
-    Attributes:
-        optimizer: live.
-        method: it, with its present hyperparameters.
-        loss: of its parameters.
-        measures: to tell the effect on.
-        others: methods that are not running.
-        grid: of pairs of betas, or None.
-    """
-
-    optimizer: Optimizer
-    method: AnyOptimizer
-    loss: Loss
-    measures: Sequence[str | Differentiable]
-    others: tuple[AnyOptimizer, ...]
-    grid: Grid | None
-
-    @property
-    def shadowed(self) -> list[AnyOptimizer]:
-        """The methods whose memories need a shadow."""
-        return [*self.others, *(self.grid.spanning() if self.grid else ())]
-
-    def name(self, other: AnyOptimizer) -> str:
-        """Another method as text, its lr left out where it is the live one."""
-        return other.describe(omit=("lr",) if other.lr == self.method.lr else ())
-
-
-class FullBatch:
-    """Every step takes the full batch: each memory is measured and predicted.
-
-    Args:
-        watched: what to look at; the optimizer may have full-batch steps behind it.
-    """
-
-    gradients = 0
-
-    def __init__(self, watched: Watched):
-        self.watched = watched
-        self.before = live_optimizer.step_of(watched.optimizer)
-        self.shadow = Shadow(watched.shadowed, watched.loss.theta)
-
-    def feed(self, sight: Sight) -> None:
-        """Feed the shadows with the gradient of the step."""
-        self.shadow.update(sight.gradient, sight.theta)
-
-    def stop(self, sight: Sight) -> Stop:
-        """Audit the live optimizer, the others and the grid before the step."""
-        optimizer, method, loss, measures, others, grid = self.watched
-        step = None if self.before is None else self.before + sight.taken
-        point = Point(loss, sight.theta)
-        values = evaluate(measures, point)
-        live = live_optimizer.next_update(optimizer, loss.layout, point.gradient)
-        notes = [UNKNOWN_PAST] if len(loss) > 1 and step != self.shadow.n else []  # steps before this run
-        audit = inspect(method, point, expansion(method, point, step), step, values, live, notes)
-        compared = tuple(self._other(other, audit, point, values) for other in others)
-        maps: list[BetaMap] = []
-        if grid is not None:
-            maps = [measured_map(grid, self.shadow, point.gradient, sight.theta, values)]
-            maps += predicted_maps(grid, point, self.shadow.n, values)
-            maps = [checked(each, grid, values, point, self._effects(each.order, audit, point)) for each in maps]
-        return Stop(audit, compared, tuple(maps))
-
-    def _effects(self, order: Order, audit: Audit, point: Point) -> Callable[[AnyOptimizer], tuple[Tensor, Tensor]]:
-        """Method -> F and its memory's effect of one kind, those of the live one from its audit."""
-
-        def effect(method: AnyOptimizer) -> tuple[Tensor, Tensor]:
-            if method is self.watched.method:
-                return audit.F, getattr(audit, order)
-            if order != "measured":
-                return predicted_effect(method, point, self.shadow.n, order)
-            F = history.frozen(method, point.gradient, point.theta, self.shadow.n)
-            return F, self.shadow.effect(method, point.gradient, point.theta)
-
-        return effect
-
-    def _other(self, method: AnyOptimizer, live: Audit, point: Point, values: Sequence[Value]) -> Other:
-        found = expansion(method, point, self.shadow.n)
-        effect = self.shadow.effect(method, point.gradient, point.theta)
-        kinds = (effect, found.first().value, found.resummed().value)
-        measured, first, summed = (tuple(v.slope(each, method.lr) for v in values) for each in kinds)
-        same = bool(norm(found.F - live.F) <= 1e-3 * norm(live.F))
-        change = _changes(values, point, method.lr, found.F, effect)
-        return Other(self.watched.name(method), same, change, measured, first, summed, found.outside)
-
-
-def _changes(values: Sequence[Value], point: Point, lr: float, F: Tensor, effect: Tensor) -> tuple[float | None, ...]:
-    """What an effect does to the measures that need no product; None for the others."""
-    found = iter(Changes([value for value in values if not value.products], point, lr)(F, effect))
-    return tuple(None if value.products else next(found) for value in values)
-
-
-class MiniBatches:
-    """Every step takes a batch: each memory is measured against the same batches at the present theta.
-
-    Args:
-        watched: what to look at; the optimizer has no step behind it.
-        order: batch of each step.
-        stops: at which to look.
-        lags: to replay at random; None replays every batch.
-        seed: of the lags.
-
-    Raises:
-        BadInput: an argument is out of range, batches cannot be replayed, or the optimizer has steps behind it.
-    """
-
-    def __init__(self, watched: Watched, order: sequences.Order, stops: Sequence[int], lags: int | None, seed: int):
-        loss = watched.loss
-        if lags is not None and lags < 1:
-            raise BadInput(f"lags must be at least 1, or None for all, got {lags}")
-        if lags is not None and not watched.method.parts:
-            raise BadInput(f"{watched.method} is run as it is, and its memory has no random lags; leave out lags")
-        if loss.noise is not None and not watched.method.parts:
-            raise BadInput(
-                f"{watched.method} is run as it is, and the noise of past steps cannot be replayed; use model.eval()"
-            )
-        if any(watched.optimizer.state.values()):
-            raise BadInput("the optimizer has steps behind it whose batches are not known; start it anew")
-        loss.batches.require_indexed()
-        self.watched, self.order, self.last, self.gradients = watched, order, stops[-1], 0
-        live = [watched.method] if watched.method.parts else []
-        self.shadow = Shadow([*live, *watched.shadowed], loss.theta)
-        self.past = None if lags is None else replayed.RandomLags(self.shadow.variables, stops, lags, seed)
-        self.noise: dict[int, Standing] | None = None if loss.noise is None else {}
-
-    def feed(self, sight: Sight) -> None:
-        """Feed the shadows with the gradient of the step, and keep what a later stop will ask for."""
-        if self.past is not None:
-            self.past.keep(sight)
-        if self.noise is not None and sight.noise is not None and (self.past is None or sight.taken in self.past.wanted):
-            self.noise[sight.taken] = sight.noise
-        self.shadow.update(sight.gradient, sight.theta)
-
-    def stop(self, sight: Sight) -> Stop:
-        """Measure the live optimizer, the others and the grid before the step."""
-        optimizer, method, loss, measures, others, grid = self.watched
-        theta, order, point = sight.theta, self.order[: sight.taken + 1], Point(loss, sight.theta)
-        values = evaluate(measures, point)
-        noise = None if self.noise is None or sight.noise is None else self.noise | {sight.taken: sight.noise}
-        replay = replayed.Replay(point, order, noise)
-        frozen = replayed.exact(replay) if self.past is None else self.past.memory(replay, self.shadow, sight)
-
-        def actual(v: Momentum, index: Index = slice(None)) -> Tensor:
-            return self.shadow.memory(v, sight.gradient, theta, index)
-
-        F = update_of(method, theta, frozen) if method.parts else expansion(method, point, sight.taken, order.tolist()).F
-        live = live_optimizer.next_update(optimizer, loss.layout, sight.gradient).to(theta.dtype)
-        vectors = Vectors(F, live - F, None, None)
-        effects = effects_of(values, method.lr, vectors, point)
-        validity = Validity(None, None, None, {effect.measure: effect.ratio for effect in effects}, (REPLAYED, *loss.notes))
-        audit = Audit(str(method), sight.taken, method.lr, point.value, vectors, effects, validity)
-        compared = []
-        for other in others:
-            there = update_of(other, theta, frozen)
-            effect = update_of(other, theta, actual) - there
-            same = bool(norm(there - F) <= 1e-3 * norm(F))
-            slopes = tuple(value.slope(effect, other.lr) for value in values)
-            change = _changes(values, point, other.lr, there, effect)
-            compared.append(Other(self.watched.name(other), same, change, slopes, None, None, None))
-        maps = ()
-        if grid is not None:
-            slopes = torch.stack([value.gradient for value in values])
-            gap = inner_products(grid, slopes, theta, actual) - inner_products(grid, slopes, theta, frozen)
-            changes = {value.name: -method.lr * gap[..., k] / value.value for k, value in enumerate(values)}
-            found = BetaMap(grid.betas_1, grid.betas_2, "measured", changes)
-
-            def effect_of(each: AnyOptimizer) -> tuple[Tensor, Tensor]:
-                if each is method:
-                    return F, live - F
-                there = update_of(each, theta, frozen)
-                return there, update_of(each, theta, actual) - there
-
-            # Once a run: a value of a measure costs as much as replaying every batch.
-            maps = (checked(found, grid, values, point, effect_of) if sight.taken == self.last else found,)
-        self.gradients += replay.gradients
-        return Stop(audit, tuple(compared), maps)

@@ -48,7 +48,7 @@ class ManyPoints:
     def _of(self, points: Tensor, batch: int | None) -> Tensor:
         if len(points) > 1 and self._at_once is None:
             self._at_once = self._count_at_once(points)
-        if (size := self._at_once or 1) == 1:
+        if len(points) == 1 or (size := self._at_once or 1) == 1:
             return torch.stack([self._gradient(theta, batch) for theta in points])
         return torch.cat([self._mapped(several, batch) for several in points.split(size)])
 

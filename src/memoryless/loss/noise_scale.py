@@ -20,10 +20,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import t as student
 from torch import Tensor
 
-from memoryless.errors import BadInput
+from memoryless.errors import BadInput, BadType
 from memoryless.flat import dot
 from memoryless.loss.loss import Loss
 from memoryless.progress import OnStep, silent
@@ -128,6 +127,7 @@ def gradient_noise(
         Unbiased estimates of tr(Sigma) and |g|^2 and the noise scale with its confidence interval.
 
     Raises:
+        BadType: the loss is none.
         BadInput: fewer than two batches, or sizes unknown or not positive.
 
     Example:
@@ -137,6 +137,8 @@ def gradient_noise(
         >>> round(noise.trace, 9), round(noise.gradient_norm_squared, 9)
         (6.666666667, 34.333333333)
     """
+    if not isinstance(loss, Loss):
+        raise BadType(f"gradient_noise: loss must be a memoryless.Loss, got {type(loss).__name__}; see memoryless.Loss")
     if len(loss) < 2:
         raise BadInput("expected at least two batches, got 1: the noise of one gradient cannot be told from the gradient")
     loss.batches.require_replayable()
@@ -183,6 +185,8 @@ def _interval(found: NDArray[np.float64], left: NDArray[np.float64]) -> tuple[fl
     """
     count = len(left)
     v = (count - 1) ** 2 / count * np.cov(left.T)
+    from scipy.stats import t as student  # as slow to import as torch
+
     q = float(student.ppf((1 + LEVEL) / 2, count - 1)) ** 2
     a, b, c = found[1] ** 2 - q * v[1, 1], found[0] * found[1] - q * v[0, 1], found[0] ** 2 - q * v[0, 0]
     root = math.sqrt(max(b * b - a * c, 0.0))

@@ -24,12 +24,33 @@ from memoryless.flat import Layout, norm
 from memoryless.methods.black_box.torch_method import TorchMethod
 
 Hyper = Mapping[str, Any]
+Through = Callable[[Tensor], Tensor]
+"""What the loop does to a gradient, as one vector of shape (d,), before the optimizer sees it."""
 Schedule = LRScheduler | Callable[[int], Hyper | Sequence[Hyper]] | Sequence[Hyper | Sequence[Hyper]]
 """Hyperparameters of each step 0..n: the run's own torch scheduler, a function of the step, or a list; each a dict for all
 groups, or one for each."""
 
 GROWN = 3.0
 """The present gradient over the root mean square of those in the buffers from which they are not believed to be of one kind."""
+
+
+def changed(gradient: Tensor, through: Through | None) -> Tensor:
+    """A gradient as the optimizer sees it, shape (d,).
+
+    Args:
+        gradient: of the loss, shape (d,).
+        through: what the loop does to it; None is nothing.
+
+    Raises:
+        BadType: it makes no vector of this shape.
+    """
+    if through is None:
+        return gradient
+    seen = through(gradient)
+    if not isinstance(seen, Tensor) or seen.shape != gradient.shape:
+        got = f"shape {tuple(seen.shape)}" if isinstance(seen, Tensor) else type(seen).__name__
+        raise BadType(f"gradient= must be a function of the gradient that returns its shape {tuple(gradient.shape)}, got {got}")
+    return seen.detach()
 
 
 class _Replay:
@@ -59,7 +80,7 @@ def scheduled(optimizer: Optimizer, layout: Layout, schedule: Schedule, step: in
         BadType: the schedule is none of its kinds.
         BadInput: it does not reach step n, or has there other hyperparameters than the optimizer.
     """
-    steps = _steps(schedule, optimizer, step)
+    steps = steps_of(schedule, optimizer, step)
     for i, (group, hyper) in enumerate(zip(optimizer.param_groups, steps[-1], strict=True)):
         for key, value in hyper.items():
             if key not in group:
@@ -192,8 +213,18 @@ def _second(group: Hyper) -> float:
     return float(group["betas"][1])
 
 
-def _steps(schedule: Schedule, optimizer: Optimizer, n: int) -> list[list[Hyper]]:
-    """The hyperparameters of each group at each step 0..n."""
+def steps_of(schedule: Schedule, optimizer: Optimizer, n: int) -> list[list[Hyper]]:
+    """The hyperparameters of each group at each step 0..n.
+
+    Args:
+        schedule: of them.
+        optimizer: whose groups they are.
+        n: the last step.
+
+    Raises:
+        BadType: the schedule is none of its kinds.
+        BadInput: it does not give these steps.
+    """
     groups = len(optimizer.param_groups)
     if isinstance(schedule, LRScheduler):
         return _replayed(schedule, n)

@@ -8,7 +8,7 @@ halvings are judged one by one, at the finest that rounding has not reached; one
 
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,6 +105,47 @@ def order_of_accuracy(
         2.0
     """
     lrs = tuple(lrs)
+    return accuracy_of(method, loss, horizon, lrs, kind, lambda lr: own_path(method, loss, horizon, lr, theta), theta, on_step)
+
+
+def own_path(method: AnyOptimizer, loss: Loss, horizon: float, lr: float, theta: Tensor | None = None) -> Iterator[Tensor]:
+    """The optimizer's path at a step size, for `accuracy_of`.
+
+    Args:
+        method: its own lr is not used.
+        loss: full batch.
+        horizon: time up to which it goes.
+        lr: the step size.
+        theta: the start, shape (d,); default `loss.theta`.
+    """
+    return iterates(method.at_lr(lr), loss, steps_to(horizon, lr), "memory", theta)
+
+
+def accuracy_of(
+    method: AnyOptimizer,
+    loss: Loss,
+    horizon: float,
+    lrs: tuple[float, ...],
+    kind: Kind,
+    own: Callable[[float], Iterator[Tensor]],
+    theta: Tensor | None = None,
+    on_step: OnStep = silent,
+) -> Accuracy:
+    """`order_of_accuracy` with the optimizer's own path given, such as one that several kinds are compared with.
+
+    Args:
+        method: its own lr is not used.
+        loss: smooth; full batch.
+        horizon: time up to which the paths are compared.
+        lrs: strictly decreasing.
+        kind: of the iteration.
+        own: lr -> `own_path` there.
+        theta: the start, shape (d,); default `loss.theta`.
+        on_step: told the pairs of steps taken, over all step sizes, and their number.
+
+    Raises:
+        BadInput: bad lrs or horizon.
+    """
     if len(lrs) < 2 or not all(h > k for h, k in itertools.pairwise(lrs)) or not lrs[-1] > 0:
         raise BadInput(f"lrs must be at least two positive numbers, strictly decreasing, got {list(lrs)}")
     if not (math.isfinite(horizon) and horizon >= lrs[0]):
@@ -112,9 +153,9 @@ def order_of_accuracy(
     errors, size, steps, taken = [], 0.0, 0, 0
     total = sum(steps_to(horizon, lr) for lr in lrs)
     for lr in lrs:
-        variant, steps = method.at_lr(lr), steps_to(horizon, lr)
+        steps = steps_to(horizon, lr)
         error = 0.0
-        paths = (iterates(variant, loss, steps, k, theta) for k in ("memory", kind))
+        paths = own(lr), iterates(method.at_lr(lr), loss, steps, kind, theta)
         for n, (theta_n, t_n) in enumerate(zip(*paths, strict=True)):
             error = max(error, float((theta_n - t_n).abs().max()))
             size = max(size, float(theta_n.abs().max()))

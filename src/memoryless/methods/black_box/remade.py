@@ -149,7 +149,7 @@ def remade(live: Optimizer, tensors: Sequence[Tensor], used: Collection[int], de
                 break
             how = Remade(live, tensors, memory, settings)
         beside = rewind()
-        filled = how.filled(parameters := _stand_in(tensors), changed)
+        filled = how.filled(parameters := _stand_in(tensors), changed & vars(live).keys())  # less what a first step makes
         again = _path(filled, parameters, moving)
         beside = rewind() | beside
     if beside:

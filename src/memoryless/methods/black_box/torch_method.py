@@ -341,6 +341,8 @@ def stepsize(optimizer: Optimizer, moving: Set[int], scheduled: bool = False) ->
     groups = [group for group in optimizer.param_groups if any(id(p) in moving for p in group["params"])]
     if any("lr" not in group for group in groups):
         raise BadInput(f"{name} has no 'lr' in its param groups; expected a learning rate there")
+    if any(group["lr"] is None for group in groups):
+        raise BadInput(f"{name} has lr=None and sizes its steps itself; effects are in units of lr: give it one, such as 1e-3")
     lrs = [float(group["lr"] if not scheduled else group.get("initial_lr", group["lr"])) for group in groups]
     lr = next((lr for lr in lrs if lr != 0), 0.0)
     if lr == 0:
