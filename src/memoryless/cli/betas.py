@@ -42,7 +42,8 @@ class Betas:
     betas2: Annotated[str | None, tyro.conf.arg(metavar="B,B,...")] = None
     """Values of beta2, likewise. Default: eight from 0.5 to 0.999."""
     measures: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME ...]")] = ("gradient_1_norm", "gradient_norm_squared")
-    """What memory acts on: gradient_1_norm, gradient_norm_squared, sharpness."""
+    """What memory acts on: gradient_1_norm, gradient_norm_squared, sharpness; means over batches of the size at hand, which noise
+    acts on: batch_gradient_1_norm, batch_gradient_norm_squared, batch_gradient_variance, batch_sharpness."""
     lr: float | None = None
     """Of the optimizer, in place of its own or the checkpoint's, such as where a schedule ended at 0."""
     steps: int = 1000

@@ -31,7 +31,7 @@ from memoryless.live import lags as replayed
 from memoryless.live import loop
 from memoryless.live.loop import Sight
 from memoryless.loss.loss import Loss
-from memoryless.loss.measures import MEASURES, Differentiable, Value, evaluate
+from memoryless.loss.measures import USUAL, Differentiable, Value, evaluate
 from memoryless.loss.point import Point
 from memoryless.methods import catalogue, live_optimizer
 from memoryless.methods.method import AnyOptimizer, Index, Method, Momentum
@@ -211,7 +211,7 @@ def audit_run(
     steps: int | Sequence[int] | sequences.Order = 1000,
     *,
     stops: Sequence[int] | None = None,
-    measures: Sequence[str | Differentiable] = tuple(MEASURES),
+    measures: Sequence[str | Differentiable] = USUAL,
     compare: Sequence[AnyOptimizer] | None = None,
     betas: tuple[Sequence[float], Sequence[float]] | None = (BETAS_1, BETAS_2),
     lags: int | None = None,
