@@ -7,5 +7,6 @@ It may import `formulas`, `paths`, `corrections`, `methods`, `loss`, `render` an
 * `compare`: several optimizers on one loss, each audited where its own run arrives.
 * `beta_map`: the effect over a grid of (beta_1, beta_2), at the price of about one correction.
 * `grid`: one method at every pair of betas, and sums over theta for all pairs at once.
+* `order_map`: the same predicted along one order of mini-batches, first order and resummed from the same products.
 * `shadow`: memories of methods that do not run, fed with the gradients of the one that does.
 """

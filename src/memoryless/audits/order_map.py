@@ -1,0 +1,111 @@
+"""Maps of the predicted effect along one order of mini-batches, all pairs of betas from a few products of each batch.
+
+As shadows do, every pair reads the path of the method at hand: F[s](theta) along the order, and of each kernel and batch i how
+far the gradients lie back per step of age, w_{l,i} = lr H_i Fbar_{l,i} (`corrections.history`). With c, e, q the weight and the
+first two age moments of batch i in a variable the memories of all pairs are sums over the batches,
+
+    m = sum_i (c g_i + e w_i),        v = sum_i (c g_i^2 + 2 e g_i w_i + q w_i^2),
+
+and a map is their inner products (`audits.grid`): 8 kernels serve 7 x 8 betas, where pair by pair it would be 2 for each of 56.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from memoryless.audits.grid import Array, Grid, derivatives, inner_products
+from memoryless.corrections import history
+from memoryless.corrections.history import Lag
+from memoryless.corrections.sequences import Order
+from memoryless.loss.measures import Value
+from memoryless.loss.point import Point
+from memoryless.methods.method import Index, Momentum
+
+
+class OrderMaps(NamedTuple):
+    """Slopes along one order, each over (betas_1, betas_2, measures), relative to S per step.
+
+    Attributes:
+        first: to first order.
+        resummed: likewise, resummed.
+        products: Hessian-vector products spent, each with one batch.
+    """
+
+    first: Array
+    resummed: Array
+    products: int
+
+
+def order_maps(grid: Grid, point: Point, values: Sequence[Value], order: Order) -> OrderMaps:
+    """What memory does at every pair of betas along one order of batches.
+
+    Args:
+        grid: the pairs; the path is that of `grid.method`.
+        point: of the loss; its batches are gone through once, and 2 kernels x batches vectors of shape (d,) held.
+        values: the measures at the point.
+        order: batch of each step 0..n.
+    """
+    memories = _Memories(grid, point.theta)
+    path = history.along(grid.method, point, order.tolist(), memories.variables)
+    for lags in path.lags:
+        memories.add(lags)
+    slopes, theta = torch.stack([value.gradient for value in values]), point.theta
+    at_rest = inner_products(grid, slopes, theta, memories.frozen)
+    resummed = inner_products(grid, slopes, theta, memories.drifting) - at_rest
+    first = derivatives(grid, slopes, theta, memories.frozen, memories.tangent)
+    size = [value.value or torch.inf for value in values]  # the slope of a measure that is 0 counts as 0
+    first, resummed = (-grid.method.lr * inner / size for inner in (first, resummed))
+    return OrderMaps(first, resummed, path.products)
+
+
+class _Memories:
+    """The memories of all variables of a grid, batch by batch: frozen, drifting, and the tangent from one to the other."""
+
+    def __init__(self, grid: Grid, theta: Tensor):
+        self.theta = theta
+        self._indices: dict[Momentum, list[Index]] = {}
+        for p, part in enumerate(grid.oldest.parts):
+            for l in range(len(part.method.variables)):
+                for v in grid.variables(p, l)[0]:
+                    indices = self._indices.setdefault(v, [])
+                    if not any(index is part.index for index in indices):
+                        indices.append(part.index)
+        self.variables = list(self._indices)
+        self._frozen, self._drifting, self._tangent = (
+            {v: torch.zeros_like(theta) for v in self.variables} for _ in range(3)
+        )
+
+    def add(self, lags: dict[Momentum, Lag]) -> None:
+        """Of one batch."""
+        for v, lag in lags.items():
+            for index in self._indices[v]:
+                self._add(v, lag, index)
+
+    def _add(self, v: Momentum, lag: Lag, index: Index) -> None:
+        g, theta = lag.gradient[index], self.theta[index]
+        image = v.g(g, theta)
+        self._frozen[v][index] += lag.weight * image
+        if lag.back is None or lag.drift is None:
+            self._drifting[v][index] += lag.weight * image
+            return
+        drift, back = lag.drift[index], lag.back[index]
+        for age, weight in zip(lag.ages.tolist(), lag.weights.tolist(), strict=True):
+            earlier = theta.add(back, alpha=age) if v.uses_theta else theta
+            self._drifting[v][index] += weight * v.g(g.add(drift, alpha=age), earlier)
+        with forward_ad.dual_level():
+            dual = v.g(forward_ad.make_dual(g, drift), forward_ad.make_dual(theta, back) if v.uses_theta else theta)
+            slope = forward_ad.unpack_dual(dual).tangent
+        if slope is not None:
+            self._tangent[v][index] += lag.weight * lag.mean_age * slope
+
+    def frozen(self, v: Momentum, index: Index) -> Tensor:
+        return self._frozen[v][index]
+
+    def drifting(self, v: Momentum, index: Index) -> Tensor:
+        return self._drifting[v][index]
+
+    def tangent(self, v: Momentum, index: Index) -> Tensor:
+        return self._tangent[v][index]
