@@ -235,7 +235,7 @@ def predicted_maps(
             inner = _linear(grid, past, slopes, point.theta, step)
         else:
             inner = from_memory(grid, past.F, slopes, point.theta, _drifting(past, point.theta, step))
-        found.append(_map(inner, grid, values, order))
+        found.append(map_of(inner, grid, values, order))
     return found
 
 
@@ -255,7 +255,7 @@ def measured_map(grid: Grid, shadow: Shadow, gradient: Tensor, theta: Tensor, va
         inner = from_memory(grid, F, slopes, theta, lambda v, index: shadow.memory(v, gradient, theta, index))
     else:
         inner = pair_by_pair(grid, slopes, lambda m: shadow.effect(m, gradient, theta))
-    return _map(inner, grid, values, "measured")
+    return map_of(inner, grid, values, "measured")
 
 
 def _linear(grid: Grid, past: History, slopes: Tensor, theta: Tensor, step: int | None) -> np.ndarray:
@@ -288,6 +288,14 @@ def _drifting(past: History, theta: Tensor, step: int | None) -> Memory:
     return memory
 
 
-def _map(inner: np.ndarray, grid: Grid, values: Sequence[Value], order: Order) -> BetaMap:
-    changes = {v.name: -grid.method.lr * inner[:, :, k] / v.value for k, v in enumerate(values)}
+def map_of(inner: np.ndarray, grid: Grid, values: Sequence[Value], order: Order) -> BetaMap:
+    """The map of an effect E from its inner products; 0 for a measure that is 0.
+
+    Args:
+        inner: <grad S, E>, over (betas_1, betas_2, measures).
+        grid: the pairs.
+        values: the measures.
+        order: of the effect.
+    """
+    changes = {v.name: -grid.method.lr * inner[:, :, k] / (v.value or np.inf) for k, v in enumerate(values)}
     return BetaMap(grid.betas_1, grid.betas_2, order, changes)

@@ -10,13 +10,13 @@ and a map is their inner products (`audits.grid`): 8 kernels serve 7 x 8 betas, 
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from memoryless.audits.grid import Array, Grid, derivatives, inner_products
+from memoryless.audits.beta_map import BetaMap, map_of, predicted_maps
+from memoryless.audits.grid import Grid, derivatives, inner_products
 from memoryless.corrections import history
 from memoryless.corrections.history import Lag
 from memoryless.corrections.sequences import Order
@@ -25,40 +25,28 @@ from memoryless.loss.point import Point
 from memoryless.methods.method import Index, Momentum
 
 
-class OrderMaps(NamedTuple):
-    """Slopes along one order, each over (betas_1, betas_2, measures), relative to S per step.
+def order_maps(grid: Grid, point: Point, values: Sequence[Value], order: Order) -> list[BetaMap]:
+    """What memory does at every pair of betas along one order of batches, to first order and resummed.
 
-    Attributes:
-        first: to first order.
-        resummed: likewise, resummed.
-        products: Hessian-vector products spent, each with one batch.
-    """
-
-    first: Array
-    resummed: Array
-    products: int
-
-
-def order_maps(grid: Grid, point: Point, values: Sequence[Value], order: Order) -> OrderMaps:
-    """What memory does at every pair of betas along one order of batches.
+    A Hessian-vector product for each distinct beta and batch. So many vectors of shape (d,) are held too, beside the
+    gradients of the batches and three for each beta.
 
     Args:
         grid: the pairs; the path is that of `grid.method`.
-        point: of the loss; its batches are gone through once, and 2 kernels x batches vectors of shape (d,) held.
+        point: of the loss.
         values: the measures at the point.
         order: batch of each step 0..n.
     """
-    memories = _Memories(grid, point.theta)
-    path = history.along(grid.method, point, order.tolist(), memories.variables)
-    for lags in path.lags:
+    if len(point.loss) == 1:
+        return predicted_maps(grid, point, len(order) - 1, values)
+    memories, theta = _Memories(grid, point.theta), point.theta
+    for lags in history.along(grid.method, point, order.tolist(), memories.variables).lags:
         memories.add(lags)
-    slopes, theta = torch.stack([value.gradient for value in values]), point.theta
-    at_rest = inner_products(grid, slopes, theta, memories.frozen)
-    resummed = inner_products(grid, slopes, theta, memories.drifting) - at_rest
+    slopes = torch.stack([value.gradient for value in values])
     first = derivatives(grid, slopes, theta, memories.frozen, memories.tangent)
-    size = [value.value or torch.inf for value in values]  # the slope of a measure that is 0 counts as 0
-    first, resummed = (-grid.method.lr * inner / size for inner in (first, resummed))
-    return OrderMaps(first, resummed, path.products)
+    resummed = inner_products(grid, slopes, theta, memories.drifting)
+    resummed -= inner_products(grid, slopes, theta, memories.frozen)
+    return [map_of(first, grid, values, "first"), map_of(resummed, grid, values, "resummed")]
 
 
 class _Memories:
@@ -74,9 +62,7 @@ class _Memories:
                     if not any(index is part.index for index in indices):
                         indices.append(part.index)
         self.variables = list(self._indices)
-        self._frozen, self._drifting, self._tangent = (
-            {v: torch.zeros_like(theta) for v in self.variables} for _ in range(3)
-        )
+        self._frozen, self._drifting, self._tangent = ({v: torch.zeros_like(theta) for v in self.variables} for _ in range(3))
 
     def add(self, lags: dict[Momentum, Lag]) -> None:
         """Of one batch."""

@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from memoryless.audits.audit import UNKNOWN_PAST, Audit, inspect
-from memoryless.audits.beta_map import BetaMap, Order, checked, measured_map, predicted_effect, predicted_maps
+from memoryless.audits.beta_map import BetaMap, Order, checked, map_of, measured_map, predicted_effect, predicted_maps
 from memoryless.audits.effect import Changes, Validity, Vectors, effects_of
 from memoryless.audits.grid import BETAS_1, BETAS_2, Grid, inner_products, update_of
+from memoryless.audits.order_map import order_maps
 from memoryless.audits.shadow import Shadow
 from memoryless.corrections import history, sequences
 from memoryless.corrections.arguments import valid_arguments
@@ -141,10 +142,16 @@ class Run(Result):
     @property
     def maps(self) -> Samples | None:
         """The measured maps (slopes), shape (stops, betas_1, betas_2, measures); None without a grid."""
-        found = [[m for m in stop.maps if m.order == "measured"] for stop in self.stops]
-        if not all(found):
-            return None
-        return Samples(np.array([np.stack(list(m.changes.values()), axis=-1) for (m,) in found]), "series")
+        return self.maps_of("measured")
+
+    def maps_of(self, order: Order) -> Samples | None:
+        """The maps (slopes) of one kind at the stops that have one, shape (stops, betas_1, betas_2, measures).
+
+        Args:
+            order: "measured", "first" or "resummed".
+        """
+        found = [np.stack(list(m.changes.values()), axis=-1) for stop in self.stops for m in stop.maps if m.order == order]
+        return Samples(np.array(found), "series") if found else None
 
     @property
     def verdict(self) -> str:
@@ -383,12 +390,21 @@ class MiniBatches:
         stops: at which to look.
         lags: to replay at random; None replays every batch.
         seed: of the lags.
+        predict: stops at which the maps are predicted as well (`order_maps`).
 
     Raises:
         BadInput: an argument is out of range, batches cannot be replayed, or the optimizer has steps behind it.
     """
 
-    def __init__(self, watched: Watched, order: sequences.Order, stops: Sequence[int], lags: int | None, seed: int):
+    def __init__(
+        self,
+        watched: Watched,
+        order: sequences.Order,
+        stops: Sequence[int],
+        lags: int | None = None,
+        seed: int = 0,
+        predict: Sequence[int] = (),
+    ):
         loss = watched.loss
         if lags is not None and lags < 1:
             raise BadInput(f"lags must be at least 1, or None for all, got {lags}")
@@ -402,6 +418,7 @@ class MiniBatches:
             raise BadInput("the optimizer has steps behind it whose batches are not known; start it anew")
         loss.batches.require_indexed()
         self.watched, self.order, self.last, self.gradients = watched, order, stops[-1], 0
+        self.predict = frozenset(predict)
         live = [watched.method] if watched.method.parts else []
         self.shadow = Shadow([*live, *watched.shadowed], loss.theta)
         self.past = None if lags is None else replayed.RandomLags(self.shadow.variables, stops, lags, seed)
@@ -441,12 +458,11 @@ class MiniBatches:
             slopes = tuple(value.slope(effect, other.lr) for value in values)
             change = _changes(values, point, other.lr, there, effect)
             compared.append(Other(self.watched.name(other), same, change, slopes, None, None, None))
-        maps = ()
+        maps: tuple[BetaMap, ...] = ()
         if grid is not None:
             slopes = torch.stack([value.gradient for value in values])
             gap = inner_products(grid, slopes, theta, actual) - inner_products(grid, slopes, theta, frozen)
-            changes = {value.name: -method.lr * gap[..., k] / value.value for k, value in enumerate(values)}
-            found = BetaMap(grid.betas_1, grid.betas_2, "measured", changes)
+            found = map_of(gap, grid, values, "measured")
 
             def effect_of(each: AnyOptimizer) -> tuple[Tensor, Tensor]:
                 if each is method:
@@ -456,5 +472,7 @@ class MiniBatches:
 
             # Once a run: a value of a measure costs as much as replaying every batch.
             maps = (checked(found, grid, values, point, effect_of) if sight.taken == self.last else found,)
+            if sight.taken in self.predict:
+                maps += tuple(order_maps(grid, point, values, order))
         self.gradients += replay.gradients
         return Stop(audit, tuple(compared), maps)
