@@ -1,11 +1,11 @@
 """Predicted beta maps along mini-batches against the measured ones: results/batch_maps.json.
 
-Fixed beforehand. Digits MLP (64-32-10, 896 images) and CNN (512 images), float64, 100 steps of Adam (0.9, 0.999) at lr 3e-4 and batch
-size 32, then 400 steps from empty memory at batch size 8 and 32, lr 3e-5, 1e-4 and 3e-4, the maps over 7 x 8 betas of
+Fixed beforehand. Digits MLP (64-32-10, 896 images) and CNN (512 images), float64, 100 steps of Adam (0.9, 0.999) at lr 3e-4
+and batch size 32, then 400 steps from empty memory at batch size 8 and 32, lr 3e-5, 1e-4 and 3e-4, the maps over 7 x 8 betas of
 `memoryless betas`, measured at 20 of the last 100 steps, predicted at every second of those, of the gradient 1-norm.
 
-Thresholds: the resummed map has the measured sign in 90 % of the cells where that is beyond two standard errors; it takes at most
-3 times the processor time of the measured map (all stops of each).
+Thresholds: the resummed map has the measured sign in 90 % of the cells where that is beyond two standard errors; it takes at
+most 3 times the processor time of the measured map (all stops of each).
 """
 
 import copy
@@ -81,8 +81,7 @@ def main() -> None:
     accuracies, times = [], []
     for name, make in NETWORKS.items():
         for size in SIZES:
-            for lr in LRS:
-                accuracies.append({"network": name, "batch_size": size, "lr": lr} | accuracy(make(), lr, size))
+            accuracies += [{"network": name, "batch_size": size, "lr": lr} | accuracy(make(), lr, size) for lr in LRS]
             times.append({"network": name, "batch_size": size} | seconds(make(), size))
             save("batch_maps", {"accuracy": accuracies, "seconds": times})
     show(
