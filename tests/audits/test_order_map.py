@@ -1,6 +1,7 @@
 """Maps along an order of mini-batches against every pair on its own, its memory summed age by age."""
 
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from tests.problems import BATCHES, FULL_BATCH, METHODS, THETA, norm, reference_
 
 LR, STEPS = 0.01, 9
 MEASURES = ("gradient_1_norm", "batch_gradient_variance")
+KINDS: tuple[Literal["first"], Literal["resummed"]] = ("first", "resummed")
 BETAS_1, BETAS_2 = (0.0, 0.5, 0.8), (0.5, 0.95)
 SUBJECTS: dict[str, Callable[[float], AnyOptimizer]] = {
     name: METHODS[name] for name in ("adam_coupled_decay", "adamw", "adamw_eps_inside", "nadam", "lion")
@@ -58,7 +60,7 @@ def literal(live: AnyOptimizer, pair: AnyOptimizer, order: np.ndarray) -> tuple[
                 m = m + kernel(v, n, k) * v.g(BATCHES[i].gradient(THETA) + lagging * k * drift, THETA + lagging * k * back)
         return m
 
-    def update(lagging: Tensor) -> Tensor:
+    def answer(lagging: Tensor) -> Tensor:
         F = torch.zeros_like(THETA)
         for part in pair.parts:
             m = [memory(v, lagging)[part.index] for v in part.method.variables]
@@ -66,7 +68,7 @@ def literal(live: AnyOptimizer, pair: AnyOptimizer, order: np.ndarray) -> tuple[
         return F
 
     zero, one = torch.zeros((), dtype=THETA.dtype), torch.ones((), dtype=THETA.dtype)
-    return torch.func.jvp(update, (zero,), (one,))[1], update(one) - update(zero)
+    return torch.func.jvp(answer, (zero,), (one,))[1], answer(one) - answer(zero)
 
 
 @pytest.mark.parametrize("name", SUBJECTS)
@@ -75,7 +77,7 @@ def test_every_pair_is_its_literal_sum_over_the_ages(name: str):
     grid, values = Grid(live, BETAS_1, BETAS_2), evaluate(MEASURES, point)
     order = random_order(len(BATCHES), STEPS, np.random.default_rng(0))
     first, resummed = order_maps(grid, point, values, order)
-    assert (first.order, resummed.order) == ("first", "resummed")
+    assert (first.order, resummed.order) == KINDS
     for i, j in np.ndindex(*grid.shape):
         expected = literal(live, grid.cell(i, j), order)
         for found, M in zip((first, resummed), expected, strict=True):
@@ -86,8 +88,8 @@ def test_every_pair_is_its_literal_sum_over_the_ages(name: str):
 def test_the_own_pair_is_its_correction():
     live, point = ml.AdamW(LR, (0.8, 0.95), 0.01, 0.1), Point(reference_loss(), THETA)
     order, values = random_order(len(BATCHES), STEPS, np.random.default_rng(1)), evaluate(MEASURES, point)
-    for found in order_maps(Grid(live, BETAS_1, BETAS_2), point, values, order):
-        c = ml.correction(live, point.loss, THETA, step=STEPS - 1, order=found.order, batches=order.tolist())
+    for kind, found in zip(KINDS, order_maps(Grid(live, BETAS_1, BETAS_2), point, values, order), strict=True):
+        c = ml.correction(live, point.loss, THETA, step=STEPS - 1, order=kind, batches=order.tolist())
         for value in values:
             assert found.changes[value.name][-1, -1] == pytest.approx(value.slope(c.M, LR), rel=1e-9)
 
@@ -110,8 +112,8 @@ def test_products_are_one_for_each_beta_and_batch(monkeypatch: pytest.MonkeyPatc
 def test_full_batch_is_the_map_of_one_batch():
     point = Point(ml.Loss.of(FULL_BATCH, THETA))
     grid = Grid(ml.AdamW(LR, (0.8, 0.95), 0.01, 0.1), BETAS_1, BETAS_2)
-    first, resummed = order_maps(grid, point, evaluate(["gradient_1_norm", "batch_gradient_variance"], point), np.zeros(8, int))
-    for found in (first, resummed):
-        map_ = ml.beta_map(grid.method, point.loss, BETAS_1, BETAS_2, step=7, order=found.order, check=False)
+    maps = order_maps(grid, point, evaluate(["gradient_1_norm", "batch_gradient_variance"], point), np.zeros(8, int))
+    for kind, found in zip(KINDS, maps, strict=True):
+        map_ = ml.beta_map(grid.method, point.loss, BETAS_1, BETAS_2, step=7, order=kind, check=False)
         assert found.changes["gradient_1_norm"] == pytest.approx(map_.change, rel=1e-12)
         assert not found.changes["batch_gradient_variance"].any()  # of one batch, 0
