@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import memoryless as ml
+from memoryless.audits.effect import Changes
 from memoryless.experiments import problems
 from memoryless.loss.measures import MEASURES, evaluate
 from memoryless.loss.point import Point
@@ -110,3 +111,15 @@ def test_own_measure():
     (found,) = evaluate([distance], Point(loss, THETA))
     assert found.name == "distance"
     assert torch.equal(found.gradient, 2 * (THETA - 1))
+
+
+def test_a_rise_is_a_rise_where_the_measure_is_negative():
+    def negative(theta: torch.Tensor) -> torch.Tensor:
+        return -theta.square().sum()
+
+    (found,) = evaluate([negative], Point(reference_loss(), THETA))
+    rise = -found.gradient
+    assert found.value < 0 < found.slope(rise, 1e-3)
+    point = Point(reference_loss(), THETA)
+    (happens,) = Changes([found], point, 1e-3)(torch.zeros_like(THETA), rise)
+    assert happens == pytest.approx(found.slope(rise, 1e-3), rel=0.01)

@@ -297,5 +297,5 @@ def map_of(inner: np.ndarray, grid: Grid, values: Sequence[Value], order: Order)
         values: the measures.
         order: of the effect.
     """
-    changes = {v.name: -grid.method.lr * inner[:, :, k] / (v.value or np.inf) for k, v in enumerate(values)}
+    changes = {v.name: -grid.method.lr * inner[:, :, k] / (abs(v.value) or np.inf) for k, v in enumerate(values)}
     return BetaMap(grid.betas_1, grid.betas_2, order, changes)

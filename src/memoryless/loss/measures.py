@@ -46,13 +46,13 @@ class Value:
     products: bool = False
 
     def slope(self, effect: Tensor, lr: float) -> float:
-        """How an effect changes S per step to first order in lr, relative to S: -lr <grad S, effect> / S; 0 where S is.
+        """How an effect changes S per step to first order in lr, relative to S: -lr <grad S, effect> / |S|; 0 where S is.
 
         Args:
             effect: shape (d,), in the units of an update.
             lr: step size.
         """
-        return -lr * float(dot(self.gradient, effect)) / self.value if self.value else 0.0
+        return -lr * float(dot(self.gradient, effect)) / abs(self.value) if self.value else 0.0
 
 
 def gradient_1_norm(point: Point) -> Value:
@@ -142,7 +142,8 @@ def batch_sharpness(point: Point) -> Value:
     """mean_i g_i . H_i g_i / |g_i|^2, the curvature of each batch along its own gradient (https://arxiv.org/abs/2604.14108).
 
     With v = g_i / |g_i|, r = v . H_i v and dg_i = H_i dtheta its gradient is D^3 L_i[v, v, .] + 2 H_i (H_i v - r v) / |g_i|,
-    the first term as in `sharpness`: four products of each batch, S alone one.
+    the first term as in `sharpness`: four products of each batch, S alone one. Early in training it may be negative, or near 0,
+    where changes relative to it say little.
 
     Raises:
         BadInput: the gradient of a batch is zero, so that there is no direction.
