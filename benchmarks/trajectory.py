@@ -81,7 +81,7 @@ def cost(method: ml.Method, loss: ml.Loss) -> dict[str, dict[str, float]]:
         | {"last / first": ratio(seconds[f"{kind} {STEPS[-1]}"], seconds[f"{kind} {STEPS[0]}"])}
         for kind in KINDS
     }
-    within = {f"n = {n:,}": n for n in STEPS if history.reach(method, n) * loss.theta.numel() <= GRADIENTS}
+    within = {f"n = {n:,}": n for n in STEPS if history.reach(method.variables, n) * loss.theta.numel() <= GRADIENTS}
     seconds = rounds({name: memoryless(method, loss, 2, n, block=1) for name, n in within.items()}, 1, time.thread_time)
     found["order 2"] = {name: BLOCK * seconds[name][0] / median(unit) for name in within}
     return {"plain step": {"ms": 1e3 * median(unit) / BLOCK}} | found

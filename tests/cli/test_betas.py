@@ -15,8 +15,6 @@ def test_command(folder: Path, capsys: pytest.CaptureFixture[str]):
         "600,full",
         "--steps",
         "12",
-        "--samples",
-        "2",
         "--stages",
         "2,4",
         "--measures",
@@ -31,6 +29,7 @@ def test_command(folder: Path, capsys: pytest.CaptureFixture[str]):
     text = capsys.readouterr().out
     assert "Change of the gradient 1-norm per step caused by memory" in text
     assert "600 (" in text
+    assert "signs as measured, where known: resummed" in text
 
 
 def test_its_own_grid_of_56_pairs_and_not_the_400_of_an_audit(folder: Path, capsys: pytest.CaptureFixture[str]):
@@ -50,7 +49,6 @@ def test_its_own_grid_of_56_pairs_and_not_the_400_of_an_audit(folder: Path, caps
         (["--batch-sizes", "2000"], "a batch size must lie in 1..896"),
         (["--stages", "a"], "--stages takes whole numbers"),
         (["--steps", "2"], "at least 8 steps"),
-        (["--samples", "1"], "2 samples"),
         (["--betas1", "0.9,x"], "--betas1 takes numbers"),
         (["--betas2", "1.5"], "every beta must lie in [0, 1)"),
         (["--optimizer", "sgd(lr=0.1)"], "a pair of betas"),
@@ -63,13 +61,13 @@ def test_bad_input(arguments: list[str], message: str, refused: Callable[..., st
 
 
 def test_a_script_of_the_users_own(folder: Path, capsys: pytest.CaptureFixture[str]):
-    options = ["--batch-sizes", "10", "--steps", "8", "--samples", "2", "--png", "None", "--json"]
+    options = ["--batch-sizes", "10", "--steps", "8", "--png", "None", "--json"]
     main(["betas", "base.py:setup", *options, "--dtype", "float64", "--betas1", "0.5", "--betas2", "0.9"])
     (stage,) = json.loads(capsys.readouterr().out)["stages"]
     assert (stage["taken"], stage["lr"], stage["own"]) == (0, 0.01, [0.9, 0.999])
 
 
 def test_the_default_sizes_shrink_to_a_small_data_set(folder: Path, capsys: pytest.CaptureFixture[str]):
-    options = ["--steps", "8", "--samples", "2", "--png", "None", "--json", "--dtype", "float64"]
+    options = ["--steps", "8", "--png", "None", "--json", "--dtype", "float64"]
     main(["betas", "base.py:setup", *options, "--betas1", "0.5", "--betas2", "0.9"])  # 40 samples
     assert json.loads(capsys.readouterr().out)["stages"]  # 128 of 40 samples would have been refused

@@ -54,7 +54,6 @@ OPTIONS = {
         "--stages": JUNK,
         "--betas1": JUNK,
         "--betas2": JUNK,
-        "--samples": JUNK,
         "--steps": JUNK,
         "--png": FILES,
     },
@@ -67,7 +66,7 @@ OPTIONS = {
 SMALL = {
     "audit": ["base.py:setup", "--html", "None", "--steps", "2", "--stops", "1", "--measures", "gradient_1_norm"],
     "compare": ["adam", "--problem", "base.py:setup", "--steps", "2", "--measures", "gradient_1_norm"],
-    "betas": ["base.py:setup", "--png", "None", "--steps", "8", "--samples", "2", "--betas1", "0.5", "--batch-sizes", "10"],
+    "betas": ["base.py:setup", "--png", "None", "--steps", "8", "--betas1", "0.5", "--batch-sizes", "10"],
     "derive": ["heavy_ball", "--step", "1"],
     "verify": ["heavy_ball", "--problem", "quadratic", "--kinds", "frozen"],
     "kernel": ["lion"],

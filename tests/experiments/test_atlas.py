@@ -22,7 +22,7 @@ from memoryless.experiments.atlas import ways as atlas_ways
 from memoryless.experiments.atlas.pool import Store, run
 from memoryless.experiments.atlas.rows import Row, problems
 from memoryless.experiments.atlas.subjects import Subject
-from memoryless.loss.measures import MEASURES, evaluate
+from memoryless.loss.measures import USUAL, evaluate
 from memoryless.loss.point import Point
 from memoryless.report import atlas as report
 
@@ -49,7 +49,7 @@ def test_rows_are_the_catalogue(rows, name, problem, order):
     loss = problems()[problem]
     c = ml.correction(CATALOGUE[name], loss, step=atlas_ways.STEP, order=order)
     assert found["M" if order == "first" else "resummed"] == pytest.approx(float(c.M.norm()), rel=1e-6)
-    for value, effect in zip(evaluate(list(MEASURES), Point(loss)), found["effects"], strict=True):
+    for value, effect in zip(evaluate(USUAL, Point(loss)), found["effects"], strict=True):
         expected = -1e-3 * float(value.gradient @ c.M) / value.value
         # The black box finds a difference where torch drops a tangent: to 1e-9 of M, which the inner product may cancel.
         assert effect["slopes"][order] == pytest.approx(expected, rel=1e-4)

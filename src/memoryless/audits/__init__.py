@@ -10,6 +10,7 @@ It may import `formulas`, `paths`, `corrections`, `methods`, `loss`, `render` an
 * `maps`: the door to both, `beta_map(method, loss, ...)`.
 * `ahead`: `look_ahead(method, loss, ...)`: the effect some real steps on, from memory started at what theta tells of it.
 * `grid`: one method at every pair of betas, and sums over theta for all pairs at once.
+* `order_map`: the same predicted along one order of mini-batches, first order and resummed from the same products.
 * `shadow`: memories of methods that do not run, fed with the gradients of the one that does.
 * `deviation`: whether that run can speak for them: how far their own updates would have left its path.
 """

@@ -28,7 +28,7 @@ from memoryless.corrections.unrolled import Unrolled
 from memoryless.errors import BadInput, NotFinite
 from memoryless.flat import norm
 from memoryless.loss.loss import Loss
-from memoryless.loss.measures import MEASURES, Differentiable, Value, evaluate
+from memoryless.loss.measures import USUAL, Differentiable, Value, evaluate
 from memoryless.loss.point import Point
 from memoryless.methods import live_optimizer, past
 from memoryless.methods.black_box.torch_method import TorchMethod
@@ -140,7 +140,7 @@ def audit(
     batches: Iterable[int] | None = None,
     scheduler: Schedule | None = None,
     gradient: Callable[[Tensor], Tensor] | None = None,
-    measures: Sequence[str | Differentiable] = tuple(MEASURES),
+    measures: Sequence[str | Differentiable] = USUAL,
 ) -> Audit:
     """Audit the memory of an optimizer at one theta. Nothing is changed, bit for bit.
 
@@ -156,7 +156,7 @@ def audit(
             Then F[n] has at each past step the hyperparameters of its time, and the past lies back by sum_s lr_s F[s].
         gradient: of a live optimizer, what the loop does to a gradient, as one vector of shape (d,), before the optimizer sees
             it: clips its norm, sums instead of averaging.
-        measures: names in `MEASURES`, or differentiable functions theta -> scalar.
+        measures: names in `loss.measures.MEASURES`, or differentiable functions theta -> scalar.
 
     Returns:
         The audit.

@@ -236,7 +236,7 @@ def predicted_maps(
             inner = _linear(grid, past, slopes, point.theta, step)
         else:
             inner = from_memory(grid, past.F, slopes, point.theta, _drifting(past, point.theta, step))
-        found.append(mapped(inner, grid, values, order))
+        found.append(map_of(inner, grid, values, order))
     return found
 
 
@@ -256,7 +256,7 @@ def measured_map(grid: Grid, shadow: Shadow, gradient: Tensor, theta: Tensor, va
         inner = from_memory(grid, F, slopes, theta, lambda v, index: shadow.memory(v, gradient, theta, index))
     else:
         inner = pair_by_pair(grid, slopes, lambda m: shadow.effect(m, gradient, theta))
-    return mapped(inner, grid, values, "measured")
+    return map_of(inner, grid, values, "measured")
 
 
 def _linear(grid: Grid, past: History, slopes: Tensor, theta: Tensor, step: int | None) -> np.ndarray:
@@ -289,7 +289,14 @@ def _drifting(past: History, theta: Tensor, step: int | None) -> Memory:
     return memory
 
 
-def mapped(inner: np.ndarray, grid: Grid, values: Sequence[Value], order: Order) -> BetaMap:
-    """A map from <grad S, effect>, shape (*grid.shape, measures)."""
-    changes = {v.name: -grid.method.lr * inner[:, :, k] / v.value for k, v in enumerate(values)}
+def map_of(inner: np.ndarray, grid: Grid, values: Sequence[Value], order: Order) -> BetaMap:
+    """The map of an effect E from its inner products; 0 for a measure that is 0.
+
+    Args:
+        inner: <grad S, E>, over (betas_1, betas_2, measures).
+        grid: the pairs.
+        values: the measures.
+        order: of the effect.
+    """
+    changes = {v.name: -grid.method.lr * inner[:, :, k] / (abs(v.value) or np.inf) for k, v in enumerate(values)}
     return BetaMap(grid.betas_1, grid.betas_2, order, changes)

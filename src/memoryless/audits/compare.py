@@ -15,7 +15,7 @@ from memoryless.corrections.arguments import valid_arguments
 from memoryless.corrections.expansion import expansion
 from memoryless.errors import BadInput, NotFinite
 from memoryless.loss.loss import Loss
-from memoryless.loss.measures import MEASURES, Differentiable, evaluate
+from memoryless.loss.measures import USUAL, Differentiable, evaluate
 from memoryless.loss.point import Point
 from memoryless.methods.method import AnyOptimizer
 from memoryless.progress import OnStep, silent
@@ -70,7 +70,7 @@ def compare(
     theta: Tensor | None = None,
     *,
     steps: int = 100,
-    measures: Sequence[str | Differentiable] = tuple(MEASURES),
+    measures: Sequence[str | Differentiable] = USUAL,
     on_step: OnStep = silent,
 ) -> Comparison:
     """Run each optimizer from the same start and audit it after the last step.
@@ -80,7 +80,7 @@ def compare(
         loss: full batch.
         theta: the start, shape (d,); default `loss.theta`.
         steps: how many each of them takes.
-        measures: names in `MEASURES`, or differentiable functions theta -> scalar.
+        measures: names in `loss.measures.MEASURES`, or differentiable functions theta -> scalar.
         on_step: told the steps taken by all together and their number.
 
     Returns:

@@ -268,7 +268,7 @@ class Changes:
 
     def _relative(self, there: list[float], here: list[float]) -> list[float]:
         return [  # an infinite S less an infinite S is not a number
-            0.0 if not value.value else (a - b) / value.value if math.isfinite(a - b) else math.inf
+            0.0 if not value.value else (a - b) / abs(value.value) if math.isfinite(a - b) else math.inf
             for a, b, value in zip(there, here, self.values, strict=True)
         ]
 
@@ -292,7 +292,7 @@ def effects_of(values: Sequence[Value], lr: float, vectors: Vectors, point: Poin
         return None if vector is None else value.slope(vector, lr)
 
     def layers(value: Value) -> dict[str, float]:
-        product = value.gradient * best * (-lr / (value.value or 1))
+        product = value.gradient * best * (-lr / (abs(value.value) or 1))
         return {name: float(total(product[part])) for name, part in point.loss.slices.items()}
 
     measured, path, first, resummed = (of(each) for each in (vectors.measured, vectors.path, vectors.first, vectors.resummed))

@@ -9,7 +9,9 @@ from itertools import pairwise
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from memoryless.corrections import history
 from memoryless.corrections.averages import settled
@@ -17,6 +19,7 @@ from memoryless.errors import BadInput
 from memoryless.methods import kernel
 from memoryless.methods.method import AnyOptimizer, Index, Method, Momentum, Part
 
+Array = NDArray[np.float64]
 Memory = Callable[[Momentum, Index], Tensor]
 """(variable, coordinates) -> m_l there."""
 
@@ -112,6 +115,33 @@ def inner_products(grid: Grid, slopes: Tensor, theta: Tensor, memory: Memory) ->
     return pair_by_pair(grid, slopes, lambda method: update_of(method, theta, memory))
 
 
+def derivatives(grid: Grid, slopes: Tensor, theta: Tensor, memory: Memory, tangent: Memory) -> Array:
+    """<grad S, sum_l dphi/dm_l tangent_l> for every pair and measure, by forward mode through `inner_products`.
+
+    Args:
+        grid: the pairs.
+        slopes: grad S of each measure, shape (measures, d).
+        theta: shape (d,).
+        memory: (variable, coordinates) -> m_l, where phi is differentiated.
+        tangent: (variable, coordinates) -> direction.
+
+    Returns:
+        Shape (*grid.shape, measures).
+    """
+
+    def dual(v: Momentum, index: Index) -> Tensor:
+        return forward_ad.make_dual(memory(v, index), tangent(v, index))
+
+    def of(x: Tensor) -> Tensor:
+        found = forward_ad.unpack_dual(x).tangent
+        return torch.zeros_like(x) if found is None else found
+
+    with forward_ad.dual_level():
+        if all(part.method.elementwise for part in grid.oldest.parts):
+            return of(_sums(grid, torch.zeros_like(theta), slopes, theta, dual)).cpu().numpy()
+        return pair_by_pair(grid, slopes, lambda method: of(update_of(method, theta, dual)))
+
+
 def update_of(method: AnyOptimizer, theta: Tensor, memory: Memory) -> Tensor:
     """F from any memory, shape (d,).
 
@@ -158,7 +188,12 @@ def pair_by_pair(grid: Grid, slopes: Tensor, effect: Callable[[AnyOptimizer], Te
 
 
 def from_memory(grid: Grid, F: Tensor, slopes: Tensor, theta: Tensor, memory: Memory) -> np.ndarray:
-    """<grad S, phi(m) - F> for every pair, shape (*grid.shape, measures), in blocks of coordinates."""
+    """<grad S, phi(m) - F> for every pair, shape (*grid.shape, measures)."""
+    return _sums(grid, F, slopes, theta, memory).cpu().numpy()
+
+
+def _sums(grid: Grid, F: Tensor, slopes: Tensor, theta: Tensor, memory: Memory) -> Tensor:
+    """The same, in blocks of coordinates."""
     total = slopes.new_zeros((*grid.shape, len(slopes)))
     for p, part in enumerate(grid.oldest.parts):
         plans = [grid.variables(p, l) for l in range(len(part.method.variables))]
@@ -170,8 +205,8 @@ def from_memory(grid: Grid, F: Tensor, slopes: Tensor, theta: Tensor, memory: Me
             index = _within(part, slice(start, min(start + block, size)))
             m = [torch.stack([memory(v, index) for v in variables])[number] for variables, number in plans]
             inner = (_matrix_product if product else _broadcast)(part.method, m, rows, slopes[:, index], theta[index])
-            total += part.scale * inner - slopes[:, index] @ F[index]
-    return total.cpu().numpy()
+            total = total + part.scale * inner - slopes[:, index] @ F[index]
+    return total
 
 
 def affine(method: Method, rows: Sequence[int]) -> bool:

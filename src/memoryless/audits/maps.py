@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from memoryless.audits.ahead import look_ahead
-from memoryless.audits.beta_map import BetaMap, checked, grid_of, mapped, predicted_effect, predicted_maps
+from memoryless.audits.beta_map import BetaMap, checked, grid_of, map_of, predicted_effect, predicted_maps
 from memoryless.audits.grid import BETAS_1, BETAS_2, Grid, from_memory, pair_by_pair, share_update
 from memoryless.audits.state_map import Buffers, mapped_method, state_map
 from memoryless.corrections import history
@@ -115,7 +115,7 @@ def _path_map(grid: Grid, point: Point, step: int | None, values: Sequence[Value
         inner = from_memory(grid, own.F, slopes, point.theta, own.memory)
     else:
         inner = pair_by_pair(grid, slopes, lambda method: path_of(method).effect(method))
-    found = replace(mapped(inner, grid, values, "path"), growth=own.growth)
+    found = replace(map_of(inner, grid, values, "path"), growth=own.growth)
 
     def effect(method: AnyOptimizer) -> tuple[Tensor, Tensor]:
         return history.frozen(method, point.gradient, point.theta, step), path_of(method).effect(method)

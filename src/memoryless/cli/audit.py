@@ -41,7 +41,8 @@ class Audit:
         "gradient_norm_squared",
         "sharpness",
     )
-    """What memory acts on: gradient_1_norm, gradient_norm_squared, sharpness."""
+    """What memory acts on: gradient_1_norm, gradient_norm_squared, sharpness; means over the batches: batch_gradient_1_norm,
+    batch_gradient_norm_squared, batch_gradient_variance, batch_sharpness."""
     compare: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="[OPTIMIZER ...]")] = None
     """Others, in momentum form, at the same lr if they say none: lion "adamw(betas=(0.9, 0.95))". Default: six of them."""
     seed: int = 0

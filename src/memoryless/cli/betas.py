@@ -22,7 +22,7 @@ class Betas:
     """At my batch size, which betas? What memory does over pairs of betas at several batch sizes, measured and predicted.
 
     The optimizer goes on from the checkpoint at each batch size for --steps steps; memory is measured over the last quarter of
-    them, and predicted where they end.
+    them, and predicted along the same batches.
 
     Such as: memoryless betas train.py:setup --checkpoint run.pt --batch-sizes 8,32,128,full --png betas.png
     """
@@ -45,15 +45,14 @@ class Betas:
     betas2: Annotated[str | None, tyro.conf.arg(metavar="B,B,...")] = None
     """Values of beta2, likewise. Default: eight from 0.5 to 0.999."""
     measures: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME ...]")] = ("gradient_1_norm", "gradient_norm_squared")
-    """What memory acts on: gradient_1_norm, gradient_norm_squared, sharpness."""
+    """What memory acts on: gradient_1_norm, gradient_norm_squared, sharpness; means over the batches at
+    hand, which noise acts on: batch_gradient_1_norm, batch_gradient_norm_squared, batch_gradient_variance, batch_sharpness."""
     lr: float | None = None
     """Of the optimizer, in place of its own or the checkpoint's, such as where a schedule ended at 0."""
     steps: int = 1000
     """Steps of the run at each batch size."""
-    samples: int = 32
-    """Random orders for each predicted pair."""
     seed: int = 0
-    """Of the initial parameters, the orders and the draws."""
+    """Of the initial parameters and the orders of the batches."""
     device: str = "cpu"
     """cpu, cuda, cuda:1, ..."""
     dtype: Annotated[str | None, tyro.conf.arg(metavar="DTYPE")] = None
@@ -91,7 +90,6 @@ class Betas:
                     sizes,
                     measures=self.measures,
                     betas=(axes[0] or BETAS_1, axes[1] or BETAS_2),
-                    samples=self.samples,
                     steps=self.steps,
                     seed=self.seed,
                     on_step=auditing,

@@ -32,7 +32,7 @@ class Compare:
         "gradient_norm_squared",
         "sharpness",
     )
-    """What memory acts on."""
+    """What memory acts on, as for audit."""
     seed: int = 0
     """Of the initial parameters."""
     png: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None

@@ -11,8 +11,9 @@ Fbar_l are F.
 With mini-batches the ages split by batch, each with its own gradient, H and Fbar.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from memoryless.corrections import averages
 from memoryless.corrections.sequences import Pool
 from memoryless.loss.point import Point
 from memoryless.methods import kernel
-from memoryless.methods.method import AnyOptimizer, variables_of
+from memoryless.methods.method import AnyOptimizer, Momentum, variables_of
 
 
 @dataclass(frozen=True)
@@ -133,18 +134,17 @@ def _times(a: float, x: Tensor) -> Tensor:
     return x if a == 1 else a * x
 
 
-def reach(method: AnyOptimizer, n: int) -> int:
-    """How many of the steps 0..n, counted back from n, the method remembers to double precision.
+def reach(variables: Sequence[Momentum], n: int) -> int:
+    """How many of the steps 0..n, counted back from n, some variables remember to double precision.
 
     Args:
-        method: in momentum form.
+        variables: of one method, or of several.
         n: step.
     """
-    variables = variables_of(method)
     # Many quadrature nodes weigh high powers of the age, which reach further back.
     factor = 4 if any(v.degree is None for v in variables) else 1
     # One more, which the update before a lagging variable's oldest gradient still read.
-    return min(factor * kernel.window(variables, n) + 1, n + 1)
+    return min(factor * kernel.window(tuple(variables), n) + 1, n + 1)
 
 
 def mini_batch(method: AnyOptimizer, point: Point, sequence: Sequence[int]) -> History:
@@ -152,28 +152,59 @@ def mini_batch(method: AnyOptimizer, point: Point, sequence: Sequence[int]) -> H
 
     Args:
         method: in momentum form.
-        point: of the loss; the gradient of each batch that is remembered is used, and H_i once per variable and batch.
+        point: of the loss; the gradient of each batch that is remembered is used, and H_i once per kernel and batch.
         sequence: batch of each step 0..n.
 
     Returns:
         The linearized history.
     """
-    n, count = len(sequence) - 1, reach(method, len(sequence) - 1)
-    recent, theta = sequence[n + 1 - count :], point.theta
+    variables = variables_of(method)
+    path = along(method, point, sequence, variables)
+    found = list(path.lags)
+    flat = iter([[lags[v] for lags in found if v in lags] for v in variables])
+    return History(path.F, [[next(flat) for _ in part.method.variables] for part in method.parts], path.products)
+
+
+class Path(NamedTuple):
+    """A path along mini-batches at frozen theta, seen by some variables.
+
+    Attributes:
+        F: update of its last step, shape (d,).
+        lags: for each batch in turn the lag of every variable that remembers it; found when asked for.
+        products: Hessian-vector products that all of them take.
+    """
+
+    F: Tensor
+    lags: Iterator[dict[Momentum, Lag]]
+    products: int
+
+
+def along(method: AnyOptimizer, point: Point, sequence: Sequence[int], variables: Sequence[Momentum]) -> Path:
+    """How the gradients along a method's path lie back, as variables see them that need not be its own.
+
+    Fbar_{l,i} depends on variable l through its kernel up to a factor, (beta, lag, first), alone: variables that share it
+    share products.
+
+    Args:
+        method: in momentum form, whose updates make the path.
+        point: of the loss; the gradient of each batch that is remembered is used, and H_i once per kernel and batch.
+        sequence: batch of each step 0..n.
+        variables: that see the gradients.
+    """
+    n, theta = len(sequence) - 1, point.theta
+    count = reach([*variables_of(method), *variables], n)
+    recent = sequence[n + 1 - count :]
     used = np.array(recent[::-1])  # batch by age
-    gradients = {i: point.gradient_of(i) for i in sorted(set(recent))}
-    quadratures: dict[tuple[int, int, int], tuple[np.ndarray, np.ndarray]] = {}
-    shares: dict[tuple[int, int, int], np.ndarray] = {}
-    for j, part in enumerate(method.parts):
-        for l, v in enumerate(part.method.variables):
-            for i in gradients:
-                values = np.where(used == i, kernel.kernel(v, n, count), 0)
-                if not values.any():
-                    continue
-                quadratures[j, l, i] = kernel.gauss_of(values, kernel.node_count(v))
-                tails = kernel.tails(values)
+    ages = {i: np.flatnonzero(used == i) for i in sorted(set(recent))}
+    gradients = {i: point.gradient_of(i) for i in ages}
+    shares: dict[tuple[int, Kernel], np.ndarray] = {}
+    for v in dict.fromkeys(variables):
+        whole = kernel.kernel(v, n, count)
+        for i in ages:
+            if (key := (i, _kernel(v))) not in shares:
+                tails = kernel.tails(np.where(used == i, whole, 0))
                 if moment := tails[1:].sum():
-                    shares[j, l, i] = tails[::-1] / moment  # by step, the oldest first
+                    shares[key] = tails[::-1] / moment  # by step, the oldest first
     place = {i: row for row, i in enumerate(gradients)}
     pool = Pool(method, torch.stack(list(gradients.values())), theta)
     F = theta
@@ -184,12 +215,28 @@ def mini_batch(method: AnyOptimizer, point: Point, sequence: Sequence[int]) -> H
         before = slice(s, min(s + len(updates), count - 1))
         if shares and s < count - 1:
             sums += weights[:, before] @ updates[: before.stop - s]
-    means = dict(zip(shares, sums, strict=True))
-    lags: list[list[list[Lag]]] = [[[] for _ in part.method.variables] for part in method.parts]
-    for (j, l, i), quadrature in quadratures.items():
-        lag = Lag(gradients[i], *quadrature)
-        if (j, l, i) in means:
-            back = method.lr * means[j, l, i]
-            lag = Lag(gradients[i], *quadrature, back, point.curvature_of(back, i))
-        lags[j][l].append(lag)
-    return History(F, lags, len(means))
+    backs = dict(zip(shares, method.lr * sums, strict=True))
+
+    def lags() -> Iterator[dict[Momentum, Lag]]:
+        for i, at in ages.items():
+            mine = {key: back for (j, key), back in backs.items() if j == i}
+            drifts: dict[Kernel, Tensor] = {}
+            if mine:
+                _, product = point.loss.linearize(theta, i, products=len(mine))
+                drifts = {key: product(back) for key, back in mine.items()}
+            found = {}
+            for v in dict.fromkeys(variables):
+                nodes = kernel.gauss_at(at, kernel.kernel(v, n, count)[at], kernel.node_count(v))
+                if len(nodes[0]):
+                    found[v] = Lag(gradients[i], *nodes, mine.get(_kernel(v)), drifts.get(_kernel(v)))
+            yield found
+
+    return Path(F, lags(), len(backs))
+
+
+Kernel = tuple[float, int, float]
+"""(beta, lag, first): all that a kernel is but for its weight."""
+
+
+def _kernel(v: Momentum) -> Kernel:
+    return v.beta, v.lag, v.first

@@ -71,7 +71,7 @@ def _moves(found: BatchSizes, size: AtSize, k: int, axis: int) -> str:
 
 def _difference(found: BatchSizes, size: AtSize, k: int, pair: tuple[int, int]) -> str:
     measured = size.measured.at((*pair, k)).less(size.measured.at((*found.own, k)))
-    expected = size.resummed[pair].at((k,)).less(size.resummed[found.own].at((k,)))
+    expected = size.resummed.at((*pair, k)).less(size.resummed.at((*found.own, k)))
     word = said(measured)
     if word == "neutral":
         return f"makes no difference ({with_error(measured)} per step)"

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch.optim import Optimizer
 
+from memoryless.audits.beta_map import Order
 from memoryless.audits.grid import BETAS_1, BETAS_2, Grid
 from memoryless.corrections import sequences
 from memoryless.corrections.arguments import valid_arguments
@@ -20,7 +21,7 @@ from memoryless.live.loop import Sight
 from memoryless.live.stop import Stop
 from memoryless.live.watches import FullBatch, MiniBatches, Watched
 from memoryless.loss.loss import Loss
-from memoryless.loss.measures import MEASURES, Differentiable
+from memoryless.loss.measures import USUAL, Differentiable
 from memoryless.methods import catalogue, live_optimizer
 from memoryless.methods.method import AnyOptimizer, Method
 from memoryless.methods.past import Schedule, Through
@@ -65,10 +66,16 @@ class Run(Result):
     @property
     def maps(self) -> Samples | None:
         """The measured maps (slopes), shape (stops, betas_1, betas_2, measures); None without a grid."""
-        found = [[m for m in stop.maps if m.order == "measured"] for stop in self.stops]
-        if not all(found):
-            return None
-        return Samples(np.array([np.stack(list(m.changes.values()), axis=-1) for (m,) in found]), "series")
+        return self.maps_of("measured")
+
+    def maps_of(self, order: Order) -> Samples | None:
+        """The maps (slopes) of one kind at the stops that have one, shape (stops, betas_1, betas_2, measures).
+
+        Args:
+            order: "measured", "first" or "resummed".
+        """
+        found = [np.stack(list(m.changes.values()), axis=-1) for stop in self.stops for m in stop.maps if m.order == order]
+        return Samples(np.array(found), "series") if found else None
 
     @property
     def verdict(self) -> str:
@@ -135,7 +142,7 @@ def audit_run(
     steps: int | Sequence[int] | sequences.Order = 1000,
     *,
     stops: Sequence[int] | None = None,
-    measures: Sequence[str | Differentiable] = tuple(MEASURES),
+    measures: Sequence[str | Differentiable] = USUAL,
     compare: Sequence[AnyOptimizer] | None = None,
     betas: tuple[Sequence[float], Sequence[float]] | None = (BETAS_1, BETAS_2),
     lags: int | None = None,

@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from memoryless.audits.audit import UNKNOWN_PAST, Audit, inspect
-from memoryless.audits.beta_map import BetaMap, Order, checked, measured_map, predicted_effect, predicted_maps
+from memoryless.audits.beta_map import BetaMap, Order, checked, map_of, measured_map, predicted_effect, predicted_maps
 from memoryless.audits.effect import Changes, Validity, Vectors, effects_of
 from memoryless.audits.grid import Grid, inner_products, update_of
+from memoryless.audits.order_map import order_maps
 from memoryless.audits.shadow import Shadow
 from memoryless.corrections import history, sequences
 from memoryless.corrections.expansion import expansion
@@ -144,7 +145,7 @@ class FullBatch:
         for other in watched.others:
             F, effect = history.frozen(other, seen, point.theta, n), self.shadow.effect(other, seen, point.theta)
             compared.append(_alone(watched, other, other.lr * share, (F, effect), audit.F, values, point))
-        maps = ()
+        maps: tuple[BetaMap, ...] = ()
         if watched.grid is not None:
             found = measured_map(watched.grid, self.shadow, seen, point.theta, values)
             maps = (replace(found, changes={name: share * change for name, change in found.changes.items()}),)
@@ -209,12 +210,21 @@ class MiniBatches:
         stops: at which to look.
         lags: to replay at random; None replays every batch.
         seed: of the lags.
+        predict: stops at which the maps are predicted as well (`order_maps`).
 
     Raises:
         BadInput: an argument is out of range, batches cannot be replayed, or the optimizer has steps behind it.
     """
 
-    def __init__(self, watched: Watched, order: sequences.Order, stops: Sequence[int], lags: int | None, seed: int):
+    def __init__(
+        self,
+        watched: Watched,
+        order: sequences.Order,
+        stops: Sequence[int],
+        lags: int | None = None,
+        seed: int = 0,
+        predict: Sequence[int] = (),
+    ):
         loss = watched.loss
         if lags is not None and lags < 1:
             raise BadInput(f"lags must be at least 1, or None for all, got {lags}")
@@ -228,6 +238,7 @@ class MiniBatches:
             raise BadInput("the optimizer has steps behind it whose batches are not known; start it anew")
         loss.batches.require_indexed()
         self.watched, self.order, self.last, self.gradients = watched, order, stops[-1], 0
+        self.predict = frozenset(predict)
         live = [watched.method] if watched.method.parts else []
         self.shadow = Shadow([*live, *watched.shadowed], loss.theta)
         self.past = None if lags is None else replayed.RandomLags(self.shadow.variables, stops, lags, seed)
@@ -266,12 +277,11 @@ class MiniBatches:
             there = update_of(other, theta, frozen)
             known = there, update_of(other, theta, actual) - there
             compared.append(_alone(self.watched, other, other.lr * share, known, F, values, point))
-        maps = ()
+        maps: tuple[BetaMap, ...] = ()
         if grid is not None:
             slopes = torch.stack([value.gradient for value in values])
             gap = inner_products(grid, slopes, theta, actual) - inner_products(grid, slopes, theta, frozen)
-            changes = {value.name: -now.lr * gap[..., k] / value.value for k, value in enumerate(values)}
-            found = BetaMap(grid.betas_1, grid.betas_2, "measured", changes)
+            found = map_of(gap * (now.lr / grid.method.lr), grid, values, "measured")
 
             def effect_of(each: AnyOptimizer) -> tuple[Tensor, Tensor]:
                 if each is method:
@@ -282,6 +292,8 @@ class MiniBatches:
             # Once a run: a value of a measure costs as much as replaying every batch.
             last = sight.taken == self.last and self.watched.followed is None
             maps = (checked(found, grid, values, point, effect_of) if last else found,)
+            if sight.taken in self.predict:
+                maps += tuple(order_maps(grid, point, values, order))
         self.gradients += replay.gradients
         return Stop(audit, tuple(compared), maps)
 

@@ -388,7 +388,7 @@ class Loss:
         """
         self._guard(theta)
         if self._differences:
-            return self._difference(theta, v, batch)
+            return self._difference(theta, v, lambda x: self.gradient(x, batch))
         return self._average(batch, lambda data, i: self._linearize(theta, data, i)[1](v, False))
 
     def linearize(self, theta: Tensor, batch: int | None = None, products: int | None = None) -> tuple[Tensor, Curvature]:
@@ -407,12 +407,37 @@ class Loss:
         if self._differences or (batch is None and len(self) > 1):
             gradient = self.gradient(theta, batch)
             if self._differences:
-                return gradient, lambda v: self._difference(theta, v, batch, gradient)
+                return gradient, lambda v: self._difference(theta, v, lambda x: self.gradient(x, batch), gradient)
             return gradient, lambda v: self.curvature(theta, v, batch)
         (index, data), *_ = self.batches.select(batch)
         gradient, product = self._linearize(theta, data, index)
         asked = itertools.count(1)
         return gradient, lambda v: product(v, next(asked) != products)
+
+    def each(self, theta: Tensor, products: int | None = None) -> Iterator[tuple[Tensor, Curvature]]:
+        """`linearize` of every batch in turn, in one pass over them: one graph is held at a time, whatever their number.
+
+        Args:
+            theta: shape (d,).
+            products: how many will be asked for of each, if that is known; 0 takes gradients alone.
+
+        Yields:
+            grad L_i(theta), shape (d,), and the map v -> H_i(theta) v.
+        """
+        if products != 0:
+            self._guard(theta)
+        for i, data in self.batches.select(None):
+            if products == 0 or self._differences:
+
+                def at(x: Tensor, data: Any = data, i: int = i) -> Tensor:
+                    return self._gradient(x, data, i)
+
+                gradient = at(theta)
+                yield gradient, lambda v, g=gradient, at=at: self._difference(theta, v, at, g)
+            else:
+                gradient, product = self._linearize(theta, data, i)
+                asked = itertools.count(1)
+                yield gradient, lambda v, product=product, asked=asked: product(v, next(asked) != products)
 
     def _average(self, batch: int | None, term: Callable[[Any, int], Tensor]) -> Tensor:
         total, count = None, 0
@@ -507,15 +532,16 @@ class Loss:
 
         return gradient, product
 
-    def _difference(self, theta: Tensor, v: Tensor, batch: int | None, gradient: Tensor | None = None) -> Tensor:
+    @staticmethod
+    def _difference(theta: Tensor, v: Tensor, gradient_at: Curvature, gradient: Tensor | None = None) -> Tensor:
         length = norm(v)
         if length == 0:
             return torch.zeros_like(v)
         if gradient is None:
-            gradient = self.gradient(theta, batch)
+            gradient = gradient_at(theta)
         # Truncation grows with the step, rounding with its inverse; both relative to |theta| they balance at sqrt(eps).
         step = float(torch.finfo(theta.dtype).eps ** 0.5 * (1 + norm(theta)) / length)
-        return self.gradient(theta.add(v, alpha=step), batch).sub_(gradient).div_(step)
+        return gradient_at(theta.add(v, alpha=step)).sub_(gradient).div_(step)
 
     def _guard(self, theta: Tensor) -> None:
         if self._guarded:

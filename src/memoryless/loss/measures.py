@@ -2,9 +2,13 @@
 
 The change that an effect E (an update, theta_next = theta - lr E) makes to S in one step is -lr <grad S, E> to first order in
 lr, the slope; what happens is a difference of two values.
+
+Some speak of the batches, of which the terms that noise adds to a modified loss are made: of a batch's own gradient g_i and
+Hessian H_i, averaged over the loss's batches. At full batch each is the one of L itself, the variance 0. They are found in one
+pass over the batches, a gradient and a product of each (a gradient where only S is asked for), one graph held at a time.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +19,7 @@ from torch import Tensor
 
 from memoryless.errors import BadInput, BadType
 from memoryless.flat import dot, norm, total
+from memoryless.loss.loss import Curvature
 from memoryless.loss.point import Point
 
 Differentiable = Callable[[Tensor], Tensor]
@@ -41,13 +46,13 @@ class Value:
     products: bool = False
 
     def slope(self, effect: Tensor, lr: float) -> float:
-        """How an effect changes S per step to first order in lr, relative to S: -lr <grad S, effect> / S; 0 where S is.
+        """How an effect changes S per step to first order in lr, relative to S: -lr <grad S, effect> / |S|; 0 where S is.
 
         Args:
             effect: shape (d,), in the units of an update.
             lr: step size.
         """
-        return -lr * float(dot(self.gradient, effect)) / self.value if self.value else 0.0
+        return -lr * float(dot(self.gradient, effect)) / abs(self.value) if self.value else 0.0
 
 
 def gradient_1_norm(point: Point) -> Value:
@@ -85,9 +90,105 @@ def sharpness(point: Point) -> Value:
         start = v.double().cpu().numpy() + 0.1 * noise / np.linalg.norm(noise)
         return _largest(there, start, basis=6, wider=10)[0]
 
-    step = float(torch.finfo(theta.dtype).eps ** (1 / 3) * (1 + norm(theta)))
+    step = _third_derivative_step(theta)
     difference = loss.curvature(theta + step * v, v) - loss.curvature(theta - step * v, v)
     return Value("sharpness", value, difference / (2 * step), at, products=True)
+
+
+def batch_gradient_1_norm(point: Point) -> Value:
+    """mean_i |g_i|_1 over the batches; its gradient is mean_i H_i sign(g_i)."""
+
+    def at(there: Point) -> float:
+        return _mean(float(total(g.abs())) for g, _ in there.loss.each(there.theta, products=0))
+
+    return _batch_mean("batch_gradient_1_norm", point, lambda g, H: (float(total(g.abs())), H(g.sign())), at)
+
+
+def batch_gradient_norm_squared(point: Point) -> Value:
+    """mean_i |g_i|^2 over the batches, what small batches add to the flatness penalty; its gradient is mean_i 2 H_i g_i."""
+
+    def at(there: Point) -> float:
+        return _mean(float(dot(g, g)) for g, _ in there.loss.each(there.theta, products=0))
+
+    return _batch_mean("batch_gradient_norm_squared", point, lambda g, H: (float(dot(g, g)), 2 * H(g)), at)
+
+
+def batch_gradient_variance(point: Point) -> Value:
+    """tr(Sigma) = mean_i |g_i - g|^2 over the batches, g their mean; its gradient is mean_i 2 H_i (g_i - g).
+
+    E_i |grad L_i - grad L|^2 in the modified loss of heavy ball along mini-batches (Section 5.2 of
+    https://arxiv.org/abs/2502.02132): the batches are all there are, so that it is their plain mean. Samples of a larger pool
+    have B / (B - 1) times it. The mean g is taken beforehand: one more gradient of each batch.
+    """
+    g = point.gradient
+
+    def at(there: Point) -> float:
+        # Welford: with m the mean of k - 1 gradients, the k-th adds |g_k - m|^2 (k - 1) / k to the sum of squares.
+        m, squares, k = torch.zeros_like(there.theta), 0.0, 0
+        for each, _ in there.loss.each(there.theta, products=0):
+            k, gap = k + 1, each - m
+            squares += float(dot(gap, gap)) * (k - 1) / k
+            m += gap / k
+        return squares / k
+
+    def term(g_i: Tensor, H: Curvature) -> tuple[float, Tensor]:
+        gap = g_i - g
+        return float(dot(gap, gap)), 2 * H(gap)
+
+    return _batch_mean("batch_gradient_variance", point, term, at)
+
+
+def batch_sharpness(point: Point) -> Value:
+    """mean_i g_i . H_i g_i / |g_i|^2, the curvature of each batch along its own gradient (https://arxiv.org/abs/2604.14108).
+
+    With v = g_i / |g_i|, r = v . H_i v and dg_i = H_i dtheta its gradient is D^3 L_i[v, v, .] + 2 H_i (H_i v - r v) / |g_i|,
+    the first term as in `sharpness`: four products of each batch, S alone one. Early in training it may be negative, or near 0,
+    where changes relative to it say little.
+
+    Raises:
+        BadInput: the gradient of a batch is zero, so that there is no direction.
+    """
+    loss, theta = point.loss, point.theta
+    step = _third_derivative_step(theta)
+
+    def along(g: Tensor, H: Curvature) -> tuple[float, Tensor, Tensor]:
+        if not (length := float(norm(g))):
+            raise BadInput("the gradient of a batch is zero here, so batch sharpness has no direction; leave it out")
+        v = g / length
+        Hv = H(v)
+        return float(dot(v, Hv)), v, 2 / length * (Hv - dot(v, Hv) * v)
+
+    def at(there: Point) -> float:
+        return _mean(along(g, H)[0] for g, H in there.loss.each(there.theta, products=1))
+
+    # The third derivative wants each batch's Hessian at two points of its own, theta +- step v_i.
+    value, gradient = 0.0, torch.zeros_like(theta)
+    for i, (g, H) in enumerate(loss.each(theta, products=2)):
+        r, v, turning = along(g, H)
+        there, back = (loss.curvature(theta + s * step * v, v, i) for s in (1, -1))
+        value += r / len(loss)
+        gradient += (H(turning) + (there - back) / (2 * step)) / len(loss)
+    return Value("batch_sharpness", value, gradient, at, products=True)
+
+
+def _mean(values: Iterable[float]) -> float:
+    found = list(values)
+    return sum(found) / len(found)
+
+
+def _batch_mean(name: str, point: Point, term: Callable[[Tensor, Curvature], tuple[float, Tensor]], at: At) -> Value:
+    """A measure that is a mean over the batches of (g_i, H_i) -> what batch i gives to S and to its gradient."""
+    value, gradient = 0.0, torch.zeros_like(point.theta)
+    for g, H in point.loss.each(point.theta, products=1):
+        S, slope = term(g, H)
+        value += S / len(point.loss)
+        gradient += slope / len(point.loss)
+    return Value(name, value, gradient, at)
+
+
+def _third_derivative_step(theta: Tensor) -> float:
+    """Along a unit vector, for a central difference: truncation grows with its square, rounding with its inverse."""
+    return float(torch.finfo(theta.dtype).eps ** (1 / 3) * (1 + norm(theta)))
 
 
 def _largest(point: Point, start: np.ndarray, basis: int | None = None, wider: float = 1) -> tuple[float, Tensor]:
@@ -120,7 +221,20 @@ def _largest(point: Point, start: np.ndarray, basis: int | None = None, wider: f
     return float(values[-1]), torch.from_numpy(vectors[:, -1].copy()).to(theta)
 
 
-MEASURES = {f.__name__: f for f in (gradient_1_norm, gradient_norm_squared, sharpness)}
+MEASURES = {
+    f.__name__: f
+    for f in (
+        gradient_1_norm,
+        gradient_norm_squared,
+        sharpness,
+        batch_gradient_1_norm,
+        batch_gradient_norm_squared,
+        batch_gradient_variance,
+        batch_sharpness,
+    )
+}
+USUAL = ("gradient_1_norm", "gradient_norm_squared", "sharpness")
+"""Those of the full batch, which are told where none are asked for."""
 
 
 def evaluate(measures: Sequence[str | Differentiable], point: Point) -> list[Value]:

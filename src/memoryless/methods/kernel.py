@@ -154,7 +154,7 @@ def gauss(variable: Momentum, n: int | None) -> tuple[Array, Array]:
 
 
 def gauss_of(values: Array, count: int) -> tuple[Array, Array]:
-    """Gauss quadrature for nonnegative weights values[k] at k = 0..n, by the Lanczos process on diag(k).
+    """Gauss quadrature for weights of one sign, values[k] at k = 0..n.
 
     Args:
         values: shape (n + 1,).
@@ -163,13 +163,25 @@ def gauss_of(values: Array, count: int) -> tuple[Array, Array]:
     Returns:
         Nodes and weights, both of length at most `count`.
     """
+    return gauss_at(np.arange(len(values)), values, count)
+
+
+def gauss_at(ages: NDArray[np.int64], values: Array, count: int) -> tuple[Array, Array]:
+    """The same for weights at some ages only, by the Lanczos process on diag(ages).
+
+    Args:
+        ages: increasing.
+        values: the weight of each.
+        count: number of nodes.
+    """
     support = np.flatnonzero(values)
     if len(support) == 0:
         return np.zeros(0), np.zeros(0)
+    ages, values = ages[support].astype(float), values[support]
     if len(support) <= count:
-        return support.astype(float), values[support]
-    ages, sign = support.astype(float), np.sign(values[support[0]])
-    mass = sign * values[support]
+        return ages, values
+    sign = np.sign(values[0])
+    mass = sign * values
     basis = [np.sqrt(mass / mass.sum())]
     diagonal, off = [], []
     for _ in range(count):

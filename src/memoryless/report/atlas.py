@@ -13,7 +13,7 @@ from rich.text import Text
 
 from memoryless.experiments.atlas.rows import KINDS, PROBLEMS, SEEDS, Row
 from memoryless.experiments.atlas.ways import AGREE, STEP
-from memoryless.loss.measures import MEASURES
+from memoryless.loss.measures import USUAL
 from memoryless.render.numbers import NOTHING, label, number, percent
 from memoryless.render.style import TERMINAL
 
@@ -163,7 +163,7 @@ def change(found: Row, k: int) -> str:
 
     Args:
         found: of one problem.
-        k: index in `MEASURES`.
+        k: index in `USUAL`.
     """
     if "effects" not in found:
         return NOTHING
@@ -184,7 +184,7 @@ def table(rows: Sequence[Row]) -> Table:
     shown = Table(
         title=f"The atlas, {SUBJECT}", caption=legend(rows), box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left"
     )
-    for column in ("optimizer", "memory", "mean ages", *map(label, MEASURES), FOUND):
+    for column in ("optimizer", "memory", "mean ages", *map(label, USUAL), FOUND):
         shown.add_column(column)
     for row in ordered(rows):
         name = f"{row['library']} {row['name']}"
@@ -192,7 +192,7 @@ def table(rows: Sequence[Row]) -> Table:
             shown.add_row(name, "refused", "", Text(_reason(row), style=TERMINAL["doubt"]))
             continue
         found, where = _told(row)
-        changes = [change(found, k) for k in range(len(MEASURES))]
+        changes = [change(found, k) for k in range(len(USUAL))]
         shown.add_row(name + where, fading(row), ages(row), *changes, agreement(found))
     return shown
 
@@ -223,7 +223,7 @@ def markdown(rows: Sequence[Row]) -> str:
         "answer",
         "memory",
         "mean ages",
-        *map(label, MEASURES),
+        *map(label, USUAL),
         "1-norm at rest",
         FOUND,
     ]
@@ -273,7 +273,7 @@ def _how(rows: Sequence[Row]) -> list[str]:
 
 def _cells(row: Row) -> list[str]:
     found, where = _told(row)
-    changes = [change(found, k) for k in range(len(MEASURES))]
+    changes = [change(found, k) for k in range(len(USUAL))]
     return [row["name"], found["kind"] + where, fading(row), ages(row), *changes, _rest(row, found), agreement(found)]
 
 
@@ -323,7 +323,7 @@ def page(rows: Sequence[Row]) -> str:
         kinds=KINDS,
         summary=summary(rows),
         legend=legend(rows),
-        columns=["optimizer", "answer", "memory", "mean ages", *map(label, MEASURES), FOUND],
+        columns=["optimizer", "answer", "memory", "mean ages", *map(label, USUAL), FOUND],
         version=version("memoryless"),
     )
 
@@ -336,7 +336,7 @@ def _shown(row: Row, problem: str) -> dict[str, Any]:
     cells: list[tuple[str, Any]] = [(row["name"], row["name"].lower()), (found["kind"], found["kind"])]
     cells.append((fading(row), fading(row)) if answered else (NOTHING, ""))
     cells.append((ages(row), row["memory"].get("mean_age")) if answered else (NOTHING, ""))
-    cells.extend((change(found, k), effects[k]["resummed"]) if answered else (NOTHING, "") for k in range(len(MEASURES)))
+    cells.extend((change(found, k), effects[k]["resummed"]) if answered else (NOTHING, "") for k in range(len(USUAL)))
     cells.append((agreement(found), _gap(found)) if answered else (NOTHING, ""))
     details = {
         "given": row["given"],

@@ -24,8 +24,7 @@ from memoryless.loss.noise_scale import GradientNoise
 from memoryless.render.numbers import label, number, percent
 from memoryless.render.style import COLOUR, DIVERGING, PICTURE, SERIES, TERMINAL
 
-KINDS = ("measured", "predicted")
-TITLE = {"measured": "measured", "predicted": "first order"}
+TITLE = {"measured": "measured", "resummed": "resummed", "first": "first order"}
 PAPER = {"facecolor": COLOUR["paper"], "alpha": 0.75, "linewidth": 0, "pad": 1}
 COLOURS = LinearSegmentedColormap.from_list("effect", DIVERGING)
 
@@ -68,8 +67,7 @@ def print_advice(stages: Sequence[BatchSizes], about: str, console: Console) -> 
             table.add_column(column, justify="right", no_wrap=True)
         for stage in stages:
             for size in stage.sizes:
-                measured, predicted = (maps.at((*stage.own, k)) for maps in (size.measured, size.predicted))
-                numbers = (with_error(change) for change in (measured, size.resummed[stage.own].at((k,)), predicted))
+                numbers = (with_error(getattr(size, kind).at((*stage.own, k))) for kind in TITLE)
                 happens = size.change.at((k,))
                 steps = [f"{stage.taken + stage.steps:,}"] * several
                 table.add_row(*steps, _name(size), Text(with_error(happens), style=TERMINAL[said(happens)]), *numbers)
@@ -90,8 +88,11 @@ def print_advice(stages: Sequence[BatchSizes], about: str, console: Console) -> 
 def _known(size: AtSize, k: int) -> str:
     """What else is known at a batch size."""
     noise = "" if size.noise is None else f"noise scale {_samples(size.noise)}; "
-    same, known = _signs(size, k)
-    return f" ({noise}first order has the measured sign at {same} of {known} pairs where both are known)"
+    told = []
+    for kind in ("resummed", "first"):
+        same, known = signs(size, kind, k)
+        told.append(f"{'' if told else 'signs as measured, where known: '}{TITLE[kind]} {same} of {known} pairs")
+    return f" ({noise}{', '.join(told)})"
 
 
 def _samples(noise: GradientNoise) -> str:
@@ -105,12 +106,16 @@ def _name(size: AtSize) -> str:
     return "full" if size.size is None else str(size.size)
 
 
-def _signs(size: AtSize, k: int) -> tuple[int, int]:
-    """In how many pairs measured and predicted have the same sign, of those where both are beyond two standard errors."""
-    measured, predicted = (maps.at((slice(None), slice(None), k)) for maps in (size.measured, size.predicted))
-    known = np.ones(measured.mean.shape, dtype=bool)
-    for maps in (measured, predicted):
-        known &= np.abs(maps.mean) > 2 * maps.standard_error
+def signs(size: AtSize, kind: str, k: int) -> tuple[int, int]:
+    """In how many pairs a prediction has the measured sign, of those where the latter is beyond two standard errors.
+
+    Args:
+        size: one batch size.
+        kind: "first" or "resummed".
+        k: which measure.
+    """
+    measured, predicted = (maps.at((slice(None), slice(None), k)) for maps in (size.measured, getattr(size, kind)))
+    known = np.abs(measured.mean) > 2 * measured.standard_error
     same = known & (np.sign(measured.mean) == np.sign(predicted.mean))
     return int(same.sum()), int(known.sum())
 
@@ -124,7 +129,7 @@ def picture(stages: Sequence[BatchSizes]) -> Figure:
     last = stages[-1]
     columns, several = len(last.sizes), len(stages) > 1
     with matplotlib.rc_context(PICTURE):
-        figure = Figure(figsize=(3.1 * columns + 1.2, 6.6 + 3.0 * several), layout="constrained")
+        figure = Figure(figsize=(3.1 * columns + 1.2, 9.4 + 3.0 * several), layout="constrained")
         what = f"Change of the {label(last.measures[0])} per step caused by memory, as slopes"
         how = (
             f"lr {last.lr:g}, after {last.taken:,} steps of training and {last.steps:,} at the batch size named; ring: the "
@@ -133,8 +138,10 @@ def picture(stages: Sequence[BatchSizes]) -> Figure:
         )
         title = "\n".join([what, *textwrap.wrap(how, 40 * columns)])
         figure.suptitle(title, x=0.01, ha="left", fontsize=11)
-        rows = np.atleast_1d(np.asarray(figure.subfigures(2 + several, 1, height_ratios=[1, 1] + [0.9] * several)))
-        for row, kind in zip(rows, KINDS, strict=False):
+        rows = np.atleast_1d(
+            np.asarray(figure.subfigures(len(TITLE) + several, 1, height_ratios=[1.0] * len(TITLE) + [0.9] * several))
+        )
+        for row, kind in zip(rows, TITLE, strict=False):
             panels = np.asarray(row.subplots(1, columns, sharex=True, sharey=True, squeeze=False))[0]
             shown: list[Samples] = [getattr(size, kind).at((slice(None), slice(None), 0)) for size in last.sizes]
             reach = max(float(np.abs(maps.mean).max()) for maps in shown) or 1.0
@@ -193,13 +200,13 @@ def _map(panel: Axes, found: BatchSizes, maps: Samples, norm: SymLogNorm) -> Non
 
 
 def _over_training(panel: Axes, stages: Sequence[BatchSizes]) -> None:
-    """The effect at the own betas against the training steps, a line per batch size, measured solid, predicted dotted."""
+    """The effect at the own betas against the training steps, a line per batch size: measured solid, predicted broken."""
     own = stages[-1].own
     steps = [stage.taken + stage.steps for stage in stages]
     for j, size in enumerate(stages[-1].sizes):
-        for kind, style in zip(KINDS, ("-", ":"), strict=True):
+        for kind, style in zip(TITLE, ("-", "--", ":"), strict=True):
             sizes = [stage.sizes[j] for stage in stages]
-            series = [s.change.at((0,)) if kind == "measured" else s.predicted.at((*own, 0)) for s in sizes]
+            series = [s.change.at((0,)) if kind == "measured" else getattr(s, kind).at((*own, 0)) for s in sizes]
             mean, error = (np.array([100 * float(getattr(s, of)) for s in series]) for of in ("mean", "standard_error"))
             name = f"{'full batch' if size.size is None else f'batch size {size.size}'}, {TITLE[kind]}"
             panel.errorbar(

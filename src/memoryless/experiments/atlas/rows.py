@@ -21,7 +21,7 @@ from memoryless.experiments.atlas.subjects import Subject
 from memoryless.experiments.atlas.ways import AGREE, ROUNDING, STEP, Machine, Run, Ways, draws_numbers, machine, reason_of
 from memoryless.isolation import isolated
 from memoryless.loss.loss import Loss
-from memoryless.loss.measures import MEASURES, evaluate
+from memoryless.loss.measures import USUAL, evaluate
 from memoryless.loss.point import Point
 from memoryless.methods.fading.experiment import experiment
 from memoryless.methods.fading.tails import above_rounding, ages_of, tail
@@ -204,7 +204,7 @@ def _answer(ways: list[Ways], loss: Loss, lr: float, draws: bool) -> Row:
 def _effects(loss: Loss, lr: float, ways: list[Ways], draws: bool) -> list[Row]:
     """The change of each measure in one step, relative to it; of several draws that of their mean, with its standard error."""
     point = Point(loss)
-    values = evaluate(list(MEASURES), point)
+    values = evaluate(USUAL, point)
     F, summed = (torch.stack(list(each)).mean(0) for each in ((way.F for way in ways), (way.summed for way in ways)))
     firsts = [way.first for way in ways if way.first is not None]
     first = torch.stack(firsts).mean(0) if len(firsts) == len(ways) else None
@@ -281,11 +281,11 @@ def _at_rest(machine: Machine, loss: Loss, remembers: bool) -> Iterator[Row]:
     except Exception as error:
         unsettled = BadInput(reason_of(error))
 
-    changes = Changes(evaluate(list(MEASURES), point), point, method.lr)
+    changes = Changes(evaluate(USUAL, point), point, method.lr)
 
     def told(F: Tensor, **effects: Tensor) -> list[Row]:
         found = {key: changes(F, M) for key, M in effects.items()}
-        return [{"measure": name} | {key: each[k] for key, each in found.items()} for k, name in enumerate(MEASURES)]
+        return [{"measure": name} | {key: each[k] for key, each in found.items()} for k, name in enumerate(USUAL)]
 
     found: Row = {} if unsettled is None else {"reason": reason_of(unsettled)}
     if first is not None:
