@@ -101,6 +101,8 @@ def test_it_is_estimated_from_some_coordinates_of_many(monkeypatch):
     exact = small(stops=(20,)).stops[0]
     monkeypatch.setattr(deviation, "COORDINATES", 300)
     few = small(stops=(20,)).stops[0]
+    assert exact.maps[0].deviation is not None
+    assert few.maps[0].deviation is not None
     assert few.maps[0].deviation == pytest.approx(exact.maps[0].deviation, rel=0.15, abs=1e-8)
     assert not np.array_equal(few.maps[0].deviation, exact.maps[0].deviation)
     assert few.maps[0].changes["gradient_1_norm"] == pytest.approx(exact.maps[0].changes["gradient_1_norm"])
