@@ -171,7 +171,7 @@ def correct(order: Any, method: Any = None, **options: Any) -> Correction:
 
 FORGETS_NOTHING = ml.Method(LR, (ml.Momentum(1.0),), lambda f, m, theta: m[0])
 BAD = {
-    "order_zero": (lambda: correct(0), BadInput, "order must be .*first, resummed, or an integer >= 1, got 0"),
+    "order_zero": (lambda: correct(0), BadInput, "order must be .*first, resummed, path, or an integer >= 1, got 0"),
     "order_negative": (lambda: correct(-2), BadInput, "order must be .* integer >= 1, got -2"),
     "order_bool": (lambda: correct(True), BadInput, "order must be .* integer >= 1, got True"),
     "order_float": (lambda: correct(2.0), BadInput, r"order must be .* integer >= 1, got 2\.0"),

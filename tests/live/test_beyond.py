@@ -79,8 +79,8 @@ def test_a_branch_is_the_methods_own_steps_from_its_shadows_memory(stop: int):
 
 def test_branches_of_stops_close_together():
     several = audited(22, [4, 22], branch=True).stops
-    for stop in several:
-        assert stop.branches == audited(stop.audit.step, [stop.audit.step], branch=True).stops[0].branches
+    for n, stop in zip((4, 22), several, strict=True):
+        assert stop.branches == audited(n, [n], branch=True).stops[0].branches
     assert audited(2, [0, 2], branch=True).stops[0].branches == ()
 
 
@@ -93,6 +93,7 @@ def test_an_anchor_is_a_run_of_its_own():
     (own,) = ml.audit_run(optimizer, loss, 15, stops=[15], measures=NORM, betas=BETAS).stops
     run, live, anchor = (stop.maps[0] for stop in (found, alone, own))
     assert run.anchor is not None
+    assert run.deviation is not None
     assert live.deviation is not None
     assert anchor.deviation is not None
     assert run.anchor.tolist() == (anchor.deviation < live.deviation).astype(int).tolist()

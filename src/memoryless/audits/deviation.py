@@ -82,7 +82,7 @@ class Deviations:
         g, x = gradient[self._at], theta[self._at]
 
         def memory(v: Momentum) -> Tensor:
-            return shadow.memory(v, gradient, theta, self._at) if v.has_memory else v.weight(shadow.n) * v.g(g, x)
+            return shadow.memory(v, gradient, theta, self._at) if v.has_memory else v.weight(shadow.age) * v.g(g, x)
 
         self._past.append(_Moment(x, torch.stack([memory(v) for v in self._row])))
 
@@ -101,7 +101,9 @@ class Deviations:
         length = float(norm(live))
         if not length:
             return [None] * len(self._methods), None
-        others = [math.sqrt(sum(self._apart(part, live) for part in self._of_all(m, live))) / length for m in self._methods]
+        others: list[float | None] = [
+            math.sqrt(sum(self._apart(part, live) for part in self._of_all(m, live))) / length for m in self._methods
+        ]
         return others, None if self._grid is None else np.sqrt(self._pairs(self._grid, live)) / length
 
     def _of_all(self, method: AnyOptimizer, live: Tensor) -> Iterator[tuple[Part, Tensor]]:

@@ -29,7 +29,7 @@ class Shadow:
         theta: shape (d,), where the stream begins.
 
     Attributes:
-        n: gradients fed so far; infinite in the steady state.
+        n: gradients fed so far.
         variables: all that remember, each once.
 
     Raises:
@@ -51,7 +51,8 @@ class Shadow:
         methods = list(methods)
         if as_it_is := next((method for method in methods if not method.parts), None):
             raise BadInput(f"a shadow memory needs a method in momentum form, got {as_it_is}; compare it along its own run")
-        self.n: float = 0
+        self.n = 0
+        self._steady = False
         betas: dict[tuple, list[float]] = {}
         every = (v for m in methods for part in m.parts for v in part.method.variables if v.has_memory)
         self.variables = tuple(dict.fromkeys(every))
@@ -72,7 +73,12 @@ class Shadow:
     @property
     def step(self) -> int | None:
         """n, or None for the steady state."""
-        return None if math.isinf(self.n) else int(self.n)
+        return None if self._steady else self.n
+
+    @property
+    def age(self) -> float:
+        """n as weights take it: infinite in the steady state."""
+        return math.inf if self._steady else self.n
 
     def start(self, step: int | None, memory: Memory, gradient: Tensor, theta: Tensor) -> None:
         """Start from memories that are known otherwise, in place of empty ones.
@@ -83,11 +89,11 @@ class Shadow:
             gradient: at theta, shape (d,).
             theta: shape (d,).
         """
-        self.n = math.inf if step is None else step
+        self.n, self._steady = step or 0, step is None
         for v in self.variables:
             m = memory(v, slice(None))
-            weight = v.weight(self.n)
-            if self.n == 0 or not weight:
+            weight = v.weight(self.age)
+            if self.age == 0 or not weight:
                 continue
             past = m / weight
             if not v.lag:
@@ -105,7 +111,7 @@ class Shadow:
             theta: where it was taken, shape (d,).
         """
         for (g, first), sums in self._sums.items():
-            sums.mul_(self._betas[g, first]).add_(g(gradient, theta), alpha=first if self.n == 0 else 1.0)
+            sums.mul_(self._betas[g, first]).add_(g(gradient, theta), alpha=first if self.age == 0 else 1.0)
         self.n += 1
 
     def memory(self, variable: Momentum, gradient: Tensor, theta: Tensor, index: Index = slice(None)) -> Tensor:
@@ -123,7 +129,7 @@ class Shadow:
         Raises:
             KeyError: the variable is of none of the methods.
         """
-        gradient, theta, weight = gradient[index], theta[index], variable.weight(self.n)
+        gradient, theta, weight = gradient[index], theta[index], variable.weight(self.age)
         if not variable.has_memory:
             return weight * variable.g(gradient, theta)
         key = (variable.g, variable.first)
@@ -132,7 +138,7 @@ class Shadow:
         past = self._sums[key][self._rows[*key, variable.beta]][index]
         if variable.lag:
             return weight * past
-        present = variable.g(gradient, theta) * (variable.first if self.n == 0 else 1.0)
+        present = variable.g(gradient, theta) * (variable.first if self.age == 0 else 1.0)
         return weight * (variable.beta * past + present)
 
     def effect(self, method: AnyOptimizer, gradient: Tensor, theta: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -220,7 +220,7 @@ def _ages(variables: Sequence[Momentum], step: int | None) -> tuple[int, ...]:
     def reach(factor: float) -> float:
         return CLOSE + sum(4 * factor**i for i in range(1, INTERVALS - 2))
 
-    factor = 2.0 if reach(2) >= oldest else float(brentq(lambda f: reach(f) - oldest, 2, 2 + oldest))
+    factor = 2.0 if reach(2) >= oldest else float(cast(float, brentq(lambda f: reach(f) - oldest, 2, 2 + oldest)))
     ages, interval = [0, 1, 3, CLOSE], 4.0
     while ages[-1] < oldest:
         interval *= factor
