@@ -80,7 +80,7 @@ class Ahead(Result):
 
 @valid_arguments
 def look_ahead(
-    method: Optimizer | AnyOptimizer,
+    optimizer: Optimizer | AnyOptimizer,
     loss: Loss,
     theta: Tensor | None = None,
     ahead: int = 20,
@@ -93,8 +93,8 @@ def look_ahead(
     """What memory does some real steps on from theta, the memory that it starts with being a prediction.
 
     Args:
-        method: in momentum form, which starts with a predicted memory; or a live optimizer, which starts with its own
-            (and other betas with what its buffers tell of them, `audits.state_map`).
+        optimizer: a method in momentum form, which starts with a predicted memory; or a live optimizer, which starts with its
+            own (and other betas with what its buffers tell of them, `audits.state_map`).
         loss: full batch; the model is not altered.
         theta: shape (d,); default `loss.theta`, where a live optimizer always is.
         ahead: steps to take, each for one gradient.
@@ -123,13 +123,15 @@ def look_ahead(
         raise BadInput(f"ahead must be an integer >= 1, got {ahead!r}")
     if order not in ("path", "resummed"):
         raise BadInput(f"order must be 'path' or 'resummed', got {order!r}")
-    live = unwrapped(method)
+    live = unwrapped(optimizer)
     if isinstance(live, Optimizer) and theta is not None:
         raise BadInput("a live optimizer looks ahead from where it is; leave out theta")
     point = Point(loss, theta, products=0)
-    buffers = Buffers(live, point, step) if isinstance(live, Optimizer) else None
-    if buffers is not None:
+    if isinstance(live, Optimizer):
+        buffers = Buffers(live, point, step)
         method, step = buffers.method, buffers.step
+    else:
+        buffers, method = None, live
     grid = None if betas is None else Grid(mapped_method(method), *betas)
     methods = [method, *(grid.spanning() if grid else ())]
     if buffers is not None:

@@ -33,7 +33,7 @@ ORDERS = ("first", "resummed", "path", "state")
 
 @valid_arguments
 def beta_map(
-    method: Optimizer | AnyOptimizer,
+    optimizer: Optimizer | AnyOptimizer,
     loss: Loss,
     betas_1: Sequence[float] = BETAS_1,
     betas_2: Sequence[float] = BETAS_2,
@@ -44,11 +44,12 @@ def beta_map(
     measures: Sequence[str | Differentiable] = ("gradient_1_norm",),
     check: bool = True,
     steps: int | None = None,
+    full_batch: bool = False,
 ) -> BetaMap:
     """Tell what memory does to some measures at theta, for every pair of betas. Nothing is changed, bit for bit.
 
     Args:
-        method: a live torch optimizer, or a method with two betas; its other hyperparameters hold for the whole grid.
+        optimizer: a live torch optimizer, or a method with two betas; its other hyperparameters hold for the whole grid.
         loss: L; full batch.
         betas_1: first axis, each in [0, 1).
         betas_2: second axis, each in [0, 1).
@@ -62,6 +63,9 @@ def beta_map(
         check: whether to say what happens at the method's own pair and the corners; ten values of a measure at most.
         steps: for order "state", start a shadow of every pair with what the buffers tell, take so many real steps on a copy of
             theta, and measure there: one gradient each, `.settled` tells which pairs the live steps speak for.
+
+        full_batch: for order "state" of a loss with several batches, that every past step took their mean gradient; single
+            batches leave their noise in the buffers, where nothing tells it from memory (`audit_batch_sizes` measures it).
 
     Returns:
         The map; `.change` where there is one measure.
@@ -84,17 +88,18 @@ def beta_map(
     if steps is not None and order != "state":
         raise BadInput(f"steps start from a live optimizer's buffers: they go with order='state', not {order!r}")
     axes = tuple(betas_1), tuple(betas_2)
-    if isinstance(method, Optimizer) or order == "state":
-        method = _live(method, theta)
+    if order == "state":
+        live = _live(optimizer, theta)
+        _require_known_past(loss, full_batch)
+        if steps is not None:
+            return _ahead(live, loss, steps, step, measures, axes)
+        point = Point(loss)
+        buffers = Buffers(live, point, step)
+        return state_map(buffers, grid_of(mapped_method(buffers.method), *axes), evaluate(measures, point), check)
+    method = unwrapped(optimizer)
     if isinstance(method, Optimizer):
-        if order == "state":
-            if steps is not None:
-                return _ahead(method, loss, steps, step, measures, axes)
-            point = Point(loss)
-            buffers = Buffers(method, point, step)
-            return state_map(buffers, grid_of(mapped_method(buffers.method), *axes), evaluate(measures, point), check)
         step = live_optimizer.step_of(method) if step is None else step
-        method = live_optimizer.method_of(method, loss.layout)
+        method = live_optimizer.method_of(_live(method, theta), loss.layout)
     grid, point = grid_of(method, *axes), Point(loss, theta)
     values = evaluate(measures, point)
     if order == "path":
@@ -121,6 +126,15 @@ def _path_map(grid: Grid, point: Point, step: int | None, values: Sequence[Value
         return history.frozen(method, point.gradient, point.theta, step), path_of(method).effect(method)
 
     return checked(found, grid, values, point, effect) if check else found
+
+
+def _require_known_past(loss: Loss, full_batch: bool) -> None:
+    if len(loss) > 1 and not full_batch:
+        raise BadInput(
+            f"the loss has {len(loss)} batches, and the noise of single ones in the buffers cannot be told from memory: measure it "
+            "with audit_batch_sizes (memoryless betas); or, if every past step took their mean gradient, say full_batch=True "
+            "(--full-batch)"
+        )
 
 
 def _live(method: Optimizer | AnyOptimizer, theta: Tensor | None) -> Optimizer:

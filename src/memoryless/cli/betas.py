@@ -10,6 +10,7 @@ import tyro
 
 from memoryless.cli import answer
 from memoryless.cli.files import picture, save
+from memoryless.cli.map import betas
 from memoryless.cli.options import device_of, dtype_of, progress, there
 from memoryless.errors import BadInput
 from memoryless.progress import OnStep
@@ -69,7 +70,7 @@ class Betas:
         sizes = [None if text == "full" else _whole("--batch-sizes", text) for text in self.batch_sizes.split(",")]
         default = "100" if self.problem == "digits" else "0"
         stages = sorted({_whole("--stages", text, 0) for text in (self.stages or default).split(",")})
-        axes = _betas("--betas1", self.betas1), _betas("--betas2", self.betas2)
+        axes = betas("--betas1", self.betas1), betas("--betas2", self.betas2)
         found: list[Any] = []
         with progress("measuring") as on_step:  # before torch is waited for
             device, dtype = device_of(self.device), dtype_of(self.dtype)
@@ -130,10 +131,3 @@ def _parts(stages: list[int], steps: int, on_step: OnStep) -> Iterator[tuple[int
             lambda done, total, at=trained: on_step(at + done, whole),
             lambda done, total, at=audited: on_step(at + round(3 * steps * done / total), whole),
         )
-
-
-def _betas(option: str, text: str | None) -> tuple[float, ...]:
-    try:
-        return tuple(sorted({float(part) for part in (text or "").split(",") if text}))
-    except ValueError:
-        raise BadInput(f"{option} takes numbers separated by commas, got {text!r}") from None

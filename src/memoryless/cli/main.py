@@ -17,6 +17,7 @@ from memoryless.cli.betas import Betas
 from memoryless.cli.compare import Compare
 from memoryless.cli.derive import Derive
 from memoryless.cli.kernel import Kernel
+from memoryless.cli.map import Map
 from memoryless.cli.reproduce import Reproduce
 from memoryless.cli.verify import Verify
 from memoryless.errors import BadInput, users_line
@@ -25,6 +26,7 @@ COMMANDS = {
     "audit": Audit,
     "compare": Compare,
     "betas": Betas,
+    "map": Map,
     "derive": Derive,
     "verify": Verify,
     "kernel": Kernel,
@@ -38,6 +40,7 @@ Examples:
   memoryless audit
   memoryless compare adamw lion "torch.optim.Muon(lr=1e-3)"
   memoryless betas --batch-sizes 8,32,128,full
+  memoryless map train.py:setup --checkpoint run.pt --png map.png
   memoryless derive adamw --set eps=0
   memoryless verify adamw
   memoryless kernel torch.optim.AdamW

@@ -6,6 +6,7 @@ derivation prints itself (`formulas.printing`). One file per command, with the c
 * `audit`: an audited run: effects measured beside predicted, and the verdict.
 * `compare`: several optimizers, a line each.
 * `betas`: which betas at which batch size, in words, a table and a picture.
+* `map`: a map over betas, as a table and a picture; `panel`: such a map in a picture, which both share.
 * `verify`: the errors of Theorem 3.2 and their slopes.
 * `kernel`: how a memory fades.
 * `atlas`: all optimizers, on the screen, as Markdown, and as a page that sorts itself.

@@ -8,8 +8,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LinearSegmentedColormap, ListedColormap, SymLogNorm
+from matplotlib.colors import LinearSegmentedColormap, ListedColormap
 from matplotlib.figure import Figure
 from rich import box
 from rich.console import Console
@@ -21,8 +20,9 @@ from memoryless.corrections.expected.estimate import Samples
 from memoryless.live.advice import advice, answer, said, with_error
 from memoryless.live.batch_sizes import AtSize, BatchSizes
 from memoryless.loss.noise_scale import GradientNoise
-from memoryless.render.numbers import label, number, percent
+from memoryless.render.numbers import label, percent
 from memoryless.render.style import COLOUR, DIVERGING, PICTURE, SERIES, TERMINAL
+from memoryless.report.panel import draw, scale, shades, tick
 
 TITLE = {"measured": "measured", "resummed": "resummed", "first": "first order"}
 PAPER = {"facecolor": COLOUR["paper"], "alpha": 0.75, "linewidth": 0, "pad": 1}
@@ -145,20 +145,16 @@ def picture(stages: Sequence[BatchSizes]) -> Figure:
             panels = np.asarray(row.subplots(1, columns, sharex=True, sharey=True, squeeze=False))[0]
             shown: list[Samples] = [getattr(size, kind).at((slice(None), slice(None), 0)) for size in last.sizes]
             reach = max(float(np.abs(maps.mean).max()) for maps in shown) or 1.0
-            norm = SymLogNorm(linthresh=reach / 300, vmin=-reach, vmax=reach, base=10)
+            norm = shades(reach)
             for panel, size, maps in zip(panels, last.sizes, shown, strict=True):
-                _map(panel, last, maps, norm)
+                betas = last.betas_1, last.betas_2
+                draw(panel, maps.mean, np.abs(maps.mean) <= 2 * maps.standard_error, betas, last.own, norm)
                 if kind == "measured":
                     _checks(panel, last, size)
                 name = "full batch" if size.size is None else f"batch size {size.size}"
                 panel.set_title(f"{TITLE[kind]}, {name}", fontsize=9.5)
             panels[0].set_ylabel("beta 1")
-            bar = row.colorbar(ScalarMappable(norm, COLOURS), ax=list(panels), shrink=0.9, pad=0.01)
-            bar.set_label("regularizes  < 0 <  anti-regularizes", fontsize=8)
-            decades = 10.0 ** np.arange(math.ceil(math.log10(reach / 100)), math.log10(reach))
-            bar.set_ticks([*-decades, 0.0, *decades], labels=[_tick(x) for x in (*-decades, 0.0, *decades)])
-            bar.ax.minorticks_off()
-            bar.ax.tick_params(labelsize=7.5)
+            scale(row, list(panels), norm)
         if several:
             _over_training(rows[-1].add_subplot(), stages)
     return figure
@@ -174,29 +170,6 @@ def _checks(panel: Axes, found: BatchSizes, size: AtSize) -> None:
         if name in check.changes and (i, j) != found.own:
             text = percent(check.changes[name])
             panel.text(j + 0.5, i + 0.5, text, fontsize=6.5, ha="left" if j == 0 else "right", va="center", bbox=PAPER)
-
-
-def _map(panel: Axes, found: BatchSizes, maps: Samples, norm: SymLogNorm) -> None:
-    change, error = maps.mean, maps.standard_error
-    panel.pcolormesh(change, cmap=COLOURS, norm=norm)
-    x, y = np.meshgrid(np.arange(change.shape[1]) + 0.5, np.arange(change.shape[0]) + 0.5)
-    if change.min() < 0 < change.max() and min(change.shape) > 1:
-        panel.contour(x, y, change, levels=[0.0], colors=COLOUR["ink"], linewidths=1.3)
-    unknown = np.abs(change) <= 2 * error
-    panel.plot(x[unknown], y[unknown], ".", color=COLOUR["axis"], markersize=3)
-    panel.plot(
-        found.own[1] + 0.5,
-        found.own[0] + 0.5,
-        "o",
-        color=COLOUR["ink"],
-        markerfacecolor="none",
-        markersize=11,
-        markeredgewidth=1.6,
-    )
-    panel.set_xticks(np.arange(len(found.betas_2)) + 0.5, [f"{b:g}" for b in found.betas_2], rotation=60, fontsize=8)
-    panel.set_yticks(np.arange(len(found.betas_1)) + 0.5, [f"{b:g}" for b in found.betas_1], fontsize=8)
-    panel.set_xlabel("beta 2")
-    panel.tick_params(length=2, color=COLOUR["axis"])
 
 
 def _over_training(panel: Axes, stages: Sequence[BatchSizes]) -> None:
@@ -225,13 +198,9 @@ def _over_training(panel: Axes, stages: Sequence[BatchSizes]) -> None:
     panel.set_xticks(steps, [f"{step:,}" for step in steps])
     panel.minorticks_off()
     panel.set_yscale("symlog", linthresh=max(map(abs, panel.get_ylim())) / 100)
-    panel.yaxis.set_major_formatter(lambda x, _: _tick(x / 100))
+    panel.yaxis.set_major_formatter(lambda x, _: tick(x / 100))
     panel.set_xlabel("training steps")
     panel.set_ylabel("per step")
     panel.set_title("At the optimizer's own betas, over training", loc="left", fontsize=9.5)
     panel.spines[["top", "right"]].set_visible(False)
     panel.legend(fontsize=7.5, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
-
-
-def _tick(change: float) -> str:
-    return f"{number(100 * change, 1, sign=True)} %"
