@@ -131,9 +131,9 @@ def _path_map(grid: Grid, point: Point, step: int | None, values: Sequence[Value
 def _require_known_past(loss: Loss, full_batch: bool) -> None:
     if len(loss) > 1 and not full_batch:
         raise BadInput(
-            f"the loss has {len(loss)} batches, and the noise of single ones in the buffers cannot be told from memory: measure it "
-            "with audit_batch_sizes (memoryless betas); or, if every past step took their mean gradient, say full_batch=True "
-            "(--full-batch)"
+            f"the loss has {len(loss)} batches, and the noise of single ones in the buffers cannot be told from memory: use "
+            "audit_batch_sizes (memoryless betas), which measures; or, if every past step took their mean gradient, say so by "
+            "full_batch=True (--full-batch)"
         )
 
 
