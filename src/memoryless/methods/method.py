@@ -159,7 +159,7 @@ class Functions:
         return getattr(torch, name)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # coordinates are not compared: a slice has no hash, tensors no single answer
 class Part:
     """The coordinates that one method moves; `scale` is its learning rate over the whole's."""
 
