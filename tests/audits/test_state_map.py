@@ -218,3 +218,20 @@ def test_errors_on_a_sample(monkeypatch):
     assert some is not None
     assert 0 < np.abs(some - whole).max() < 1
     assert np.corrcoef(np.log(some[:2].ravel() + 1e-9), np.log(whole[:2].ravel() + 1e-9))[0, 1] > 0.9
+
+
+def test_others_along_a_run():
+    """At a stop the live buffers tell of other methods, as their shadows measure; of none before the first step."""
+    optimizer, loss, _ = trained(adam, 0)
+    others = [ml.Adam(3e-3, (0.8, 0.9), eps=1e-4), ml.Signum(3e-3, 0.9, smoothing=1e-2), ml.HeavyBall(3e-3)]
+    run = ml.audit_run(optimizer, loss, 60, stops=[0, 60], measures=["gradient_1_norm"], compare=others, betas=None)
+    assert all(other.state is None and other.error is None for other in run.stops[0].others)
+    near, exact, ball = run.stops[1].others
+    assert near.state is not None
+    assert near.error is not None
+    assert near.error < 0.5
+    assert near.state[0] == pytest.approx(near.measured[0], rel=0.2)
+    for known in (exact, ball):  # the momentum that the buffers hold
+        assert known.state is not None
+        assert known.error == pytest.approx(0, abs=1e-9)
+        assert known.state[0] == pytest.approx(known.measured[0], rel=1e-6, abs=1e-13)

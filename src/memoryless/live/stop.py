@@ -25,6 +25,9 @@ class Other:
         resummed: slope of the prediction; None along mini-batches.
         outside: share of the coordinates outside the radius; None along mini-batches.
         deviation: by how much its own last updates leave the live path (`audits.deviation`); None where that is not known.
+        state: slope of what the live optimizer's buffers tell of it (`audits.state_map`), the prediction to go by; None along
+            mini-batches, and where they do not know.
+        error: of the effect that they tell, relative; None where they cannot be read.
     """
 
     method: str
@@ -35,6 +38,8 @@ class Other:
     resummed: tuple[float, ...] | None
     outside: float | None
     deviation: float | None = None
+    state: tuple[float, ...] | None = None
+    error: float | None = None
 
     @property
     def settled(self) -> bool | None:
@@ -56,14 +61,14 @@ class Stop(Result):
         names = [effect.measure for effect in self.audit.effects]
 
         def changes(other: Other) -> dict[str, Any]:
-            slopes = {kind: getattr(other, kind) for kind in ("measured", "first", "resummed")}
+            slopes = {kind: getattr(other, kind) for kind in ("measured", "state", "first", "resummed")}
             return {
                 name: {"measured": other.change[k], "slopes": {kind: each and each[k] for kind, each in slopes.items()}}
                 for k, name in enumerate(names)
             }
 
         others = [
-            {name: getattr(o, name) for name in ("method", "same_update", "outside", "deviation", "settled")}
+            {name: getattr(o, name) for name in ("method", "same_update", "outside", "error", "deviation", "settled")}
             | {"changes": changes(o)}
             for o in self.others
         ]

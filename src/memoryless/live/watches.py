@@ -8,7 +8,7 @@ theta (`live.lags`), which tells memory from noise.
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from memoryless.audits.effect import Changes, Validity, Vectors, effects_of
 from memoryless.audits.grid import Grid, inner_products, update_of
 from memoryless.audits.order_map import order_maps
 from memoryless.audits.shadow import Shadow
+from memoryless.audits.state_map import UNKNOWN, Buffers
 from memoryless.corrections import history, sequences
 from memoryless.corrections.expansion import expansion
 from memoryless.corrections.unrolled import Unrolled
@@ -123,13 +124,34 @@ class FullBatch:
         if not self.watched.plain:
             return self._measured(point, values, seen, live, notes)
         audit = inspect(method, point, expansion(method, point, step), step, values, live, [*notes, *_unfollowed(optimizer)])
-        compared = tuple(self._other(other, audit, point, values) for other in others)
+        told = self._told(point, step, values)
+        compared = tuple(replace(self._other(other, audit, point, values), **told(other)) for other in others)
         maps: list[BetaMap] = []
         if grid is not None:
             maps = [measured_map(grid, self.shadow, point.gradient, sight.theta, values)]
             maps += predicted_maps(grid, point, self.shadow.n, values)
             maps = [checked(each, grid, values, point, self._effects(each.order, audit, point)) for each in maps]
         return Stop(audit, compared, tuple(maps))
+
+    def _told(self, point: Point, step: int | None, values: Sequence[Value]) -> Callable[[AnyOptimizer], dict[str, Any]]:
+        """Of another method, what the live optimizer's buffers tell: its slopes, and how far that goes."""
+        others = self.watched.others
+        try:
+            buffers = Buffers(self.watched.optimizer, point, step)
+            known = buffers.recalled(others)
+        except BadInput:  # no step yet, or buffers of another kind
+            return lambda other: {}
+        errors = dict(zip(map(id, others), buffers.errors(others, known), strict=True))
+
+        def told(other: AnyOptimizer) -> dict[str, Any]:
+            error, _ = errors[id(other)]
+            if error >= UNKNOWN:
+                return {"error": error}
+            F = history.frozen(other, point.gradient, point.theta, step)
+            effect = update_of(other, point.theta, known.memory) - F
+            return {"error": error, "state": tuple(value.slope(effect, other.lr) for value in values)}
+
+        return told
 
     def _measured(self, point: Point, values: Sequence[Value], seen: Tensor, live: Tensor, notes: Sequence[str]) -> Stop:
         """Where a schedule or the loop has a hand in it: the live optimizer by its own steps, the others by their shadows.
