@@ -36,8 +36,8 @@ def test_from_a_checkpoint(folder: Path, checkpoint: str, capsys: pytest.Capture
     assert (folder / "m.png").stat().st_size > 10_000
     main(["map", *options])
     text = capsys.readouterr().out
-    assert "from the optimizer's own buffers" in text
-    assert "[" in text  # the own pair
+    assert "Known from the optimizer's own buffers." in text
+    assert "*" in text  # the own pair
     assert "heavy_ball(momentum=0.9): gradient 1-norm" in text
 
 
@@ -49,7 +49,7 @@ def test_from_theta_alone(order: str, folder: Path, checkpoint: str, capsys: pyt
 
 def test_steps_ahead(folder: Path, checkpoint: str, capsys: pytest.CaptureFixture[str]):
     main(["map", "base.py:setup", "--checkpoint", checkpoint, "--full-batch", "--ahead", "3", *GRID])
-    assert "measured after some real steps on a copy" in capsys.readouterr().out
+    assert "Known by measuring, some real steps on, on a copy." in capsys.readouterr().out
 
 
 def test_trained_here(folder: Path, capsys: pytest.CaptureFixture[str]):

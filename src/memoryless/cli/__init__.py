@@ -14,6 +14,7 @@ Then one file per command, with the command's name:
 * `audit`: what memory does along a run.
 * `compare`: the same loss under several optimizers.
 * `betas`: which betas at which batch size.
+* `map`: which betas, by a checkpoint's own buffers.
 * `derive`: the correction as a formula.
 * `verify`: the theorem on any optimizer.
 * `kernel`: how the memory of an optimizer fades.

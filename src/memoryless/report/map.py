@@ -20,10 +20,10 @@ DOUBT = 0.2
 """Relative error of an effect from which its cell is marked."""
 HOW = {
     "state": "from the optimizer's own buffers",
-    "first": "first order, from theta alone",
+    "first": "to first order, from theta alone",
     "resummed": "resummed, from theta alone",
     "path": "along the path back, from theta alone",
-    "measured": "measured after some real steps on a copy",
+    "measured": "by measuring, some real steps on, on a copy",
 }
 
 
@@ -36,9 +36,12 @@ def print_map(found: BetaMap, own: tuple[float, float] | None, about: str, conso
         about: problem and optimizer.
         console: where to.
     """
-    console.print(Text(f"{about}; {HOW[found.order]}"))
+    console.print(Text(about))
+    console.print(Text(f"Known {HOW[found.order]}."))
     for name, change in found.changes.items():
-        console.print(_table(found, name, change, own))
+        console.print(Text(f"Change of the {label(name)} that memory would cause in one step, in %, as slopes:"))
+        console.print(_table(found, change, own))
+        console.print(Text(_marks(found), style="dim"))
         for check in found.checks:
             if name in check.changes and check.slopes[name] * check.changes[name] < 0:
                 slope, change = percent(check.slopes[name]), percent(check.changes[name])
@@ -57,20 +60,8 @@ def print_map(found: BetaMap, own: tuple[float, float] | None, about: str, conso
         console.print(Text(line, style=TERMINAL["doubt"]))
 
 
-def _table(found: BetaMap, name: str, change: np.ndarray, own: tuple[float, float] | None) -> Table:
-    marks = ["[ ] the optimizer's own pair"]
-    if found.error is not None:
-        marks.append(f"~ the effect may be wrong by more than {DOUBT:.0%}; · not known from these buffers")
-    if found.settled is not None:
-        marks.append("~ not settled by these steps")
-    table = Table(
-        title=f"Change of the {label(name)} that memory would cause in one step, in %, as slopes",
-        caption="; ".join(marks),
-        title_justify="left",
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 0, 0, 1),
-    )
+def _table(found: BetaMap, change: np.ndarray, own: tuple[float, float] | None) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1))
     for head in ("β₁ \\ β₂", *(f"{b:g}" for b in found.betas_2)):
         table.add_column(head, justify="right", no_wrap=True)
     doubt = doubtful(found)
@@ -80,9 +71,18 @@ def _table(found: BetaMap, name: str, change: np.ndarray, own: tuple[float, floa
             text = (
                 "·" if np.isnan(change[i, j]) else ("~" if doubt[i, j] else "") + number(100 * float(change[i, j]), sign=True)
             )
-            cells.append(f"\\[{text}]" if own == (b1, b2) else text)
+            cells.append(f"*{text}" if own == (b1, b2) else text)
         table.add_row(f"{b1:g}", *cells)
     return table
+
+
+def _marks(found: BetaMap) -> str:
+    marks = ["* the optimizer's own pair"]
+    if found.error is not None:
+        marks.append(f"~ the effect may be wrong by more than {DOUBT:.0%}; · not known from these buffers")
+    if found.settled is not None:
+        marks.append("~ not settled by these steps")
+    return "; ".join(marks)
 
 
 def doubtful(found: BetaMap) -> np.ndarray:
