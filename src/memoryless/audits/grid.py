@@ -72,6 +72,13 @@ class Grid:
         rows, columns = range(self.shape[0]), range(self.shape[1])
         return [self.cell(i, j) for i in rows for j in columns if crossed or i == 0 or j == 0]
 
+    def every(self) -> list[Momentum]:
+        """The distinct variables of all pairs."""
+        parts = enumerate(self.oldest.parts)
+        return list(
+            dict.fromkeys(v for p, part in parts for l in range(len(part.method.variables)) for v in self.variables(p, l)[0])
+        )
+
     def variables(self, p: int, l: int) -> tuple[list[Momentum], np.ndarray]:
         """The distinct variables l of part p, and which of them each pair has.
 

@@ -82,37 +82,66 @@ class Buffers:
         """
         return Recalled(self.method, self.states, self.point.gradient, self.point.theta, self.step, readers)
 
-    def errors(self, methods: Sequence[AnyOptimizer], known: Recalled) -> Iterator[tuple[float, float]]:
+    def errors(
+        self, methods: Sequence[AnyOptimizer], known: Recalled, grid: Grid | None = None
+    ) -> Iterator[tuple[float, float]]:
         """How far the effect of each method is known, |E - E_second| / |E| times SCALE, and |E|.
 
         Args:
             methods: in momentum form.
             known: what was recalled for them.
+            grid: whose pairs come before the methods, row by row.
 
         Yields:
             Both for each method; infinite and 0 where the buffers tell nothing of its memory.
         """
         d = self.point.theta.numel()
-        elementwise = all(part.method.elementwise for m in methods for part in m.parts)
-        generator = torch.Generator().manual_seed(0)
-        sample = (
-            torch.randperm(d, generator=generator)[:SAMPLE].sort().values if elementwise and d > SAMPLE else torch.arange(d)
-        )
+        every = [*([grid.oldest, *grid.spanning()] if grid else []), *methods]
+        elementwise = all(part.method.elementwise for m in every for part in m.parts)
+        sample = torch.arange(d)
+        if elementwise and d > SAMPLE:
+            sample = torch.randperm(d, generator=torch.Generator().manual_seed(0))[:SAMPLE].sort().values
         sample = sample.to(self.point.theta.device)
         gradient, theta = self.point.gradient[sample], self.point.theta[sample]
         own, states = _sampled(self.method, self.states, sample, d)
-        first, second = (
-            _kept(Recalled(own, states, gradient, theta, self.step, methods, second=each)) for each in (False, True)
-        )
+        first, second = (_kept(Recalled(own, states, gradient, theta, self.step, every, second=each)) for each in (False, True))
+        still = _still(gradient, theta, self.step)
+
+        def told(E: Tensor, other: Tensor) -> tuple[float, float]:
+            size = float(norm(E))
+            return (SCALE * float(norm(E - other)) / size if size else 0.0), size * (d / len(sample)) ** 0.5
+
+        if grid is not None:
+            rows, columns = grid.shape
+            knows = [[known.knows_all(grid.cell(i, j)) for j in range(columns)] for i in range(rows)]
+            there = Grid(_sampled(grid.method, (), sample, d)[0], grid.betas_1, grid.betas_2)
+            for i in range(rows):
+                if not any(knows[i]):
+                    yield from [(float("inf"), 0.0)] * columns
+                    continue
+                F, E, other = (_row(there, i, theta, memory) for memory in (still, first, second))
+                yield from (told(E[j] - F[j], other[j] - F[j]) if knows[i][j] else (float("inf"), 0.0) for j in range(columns))
         for method in methods:
             if not known.knows_all(method):
                 yield float("inf"), 0.0
                 continue
             there, _ = _sampled(method, (), sample, d)
-            F = history.frozen(there, gradient, theta, self.step)
-            E, other = (update_of(there, theta, memory) - F for memory in (first, second))
-            size = float(norm(E))
-            yield (SCALE * float(norm(E - other)) / size if size else 0.0), size * (d / len(sample)) ** 0.5
+            F, E, other = (update_of(there, theta, memory) for memory in (still, first, second))
+            yield told(E - F, other - F)
+
+
+def _row(grid: Grid, i: int, theta: Tensor, memory: Memory) -> Tensor:
+    """The updates of a row of pairs, shape (betas_2, d)."""
+    if not all(part.method.elementwise for part in grid.oldest.parts):
+        return torch.stack([update_of(grid.cell(i, j), theta, memory) for j in range(grid.shape[1])])
+    found = theta.new_zeros((grid.shape[1], theta.numel()))
+    for p, part in enumerate(grid.oldest.parts):
+        m = []
+        for l in range(len(part.method.variables)):
+            variables, number = grid.variables(p, l)
+            m.append(torch.stack([memory(variables[k], part.index) for k in number[min(i, len(number) - 1)]]))
+        found[:, part.index] = part.scale * part.method.readout(m, theta[part.index])
+    return found
 
 
 def state_map(buffers: Buffers, grid: Grid, values: Sequence[Value], check: bool) -> BetaMap:
@@ -128,7 +157,7 @@ def state_map(buffers: Buffers, grid: Grid, values: Sequence[Value], check: bool
     cells = [grid.cell(i, j) for i in range(grid.shape[0]) for j in range(grid.shape[1])]
     others = [make(lr) for make in (Lion, Signum, HeavyBall)]
     known = buffers.recalled([*cells, *others])
-    found = list(buffers.errors([*cells, *others], known))
+    found = list(buffers.errors(others, known, grid))
     error, size = (np.array(each[: len(cells)]).reshape(grid.shape) for each in zip(*found, strict=True))
     changes = _changes(grid, known, point, values, step)
     blank = error >= UNKNOWN
@@ -155,20 +184,21 @@ def state_map(buffers: Buffers, grid: Grid, values: Sequence[Value], check: bool
 def _changes(grid: Grid, known: Recalled, point: Point, values: Sequence[Value], step: int | None) -> dict[str, np.ndarray]:
     """Slopes at every pair; 0 in place of a memory that the buffers tell nothing of."""
     slopes, theta = torch.stack([value.gradient for value in values]), point.theta
-
-    def memory(v: Momentum, index: Index) -> Tensor:
-        return known.memory(v, index) if known.knows(v) else torch.zeros_like(theta[index])
-
-    if share_update(grid, point.gradient, theta, step):
-        inner = from_memory(grid, history.frozen(grid.oldest, point.gradient, theta, step), slopes, theta, memory)
+    memory = _or_zero(known.memory, known, theta)
+    if share_update(grid, point.gradient, theta, step) and len(grid.oldest.parts) == 1:
+        # Sums over theta do not ask for its order: that of the curves makes matrix products of the memories.
+        F, order = history.frozen(grid.oldest, point.gradient, theta, step), known.by_curve()
+        told = known.sorted([v for v in grid.every() if known.knows(v)], order)
+        inner = from_memory(grid, F[order], slopes[:, order], theta[order], _or_zero(told, known, theta))
     else:
-        inner = inner_products(grid, slopes, theta, memory) - inner_products(grid, slopes, theta, _frozen(point, step))
-    return {v.name: -grid.method.lr * inner[..., k] / (v.value or 1) for k, v in enumerate(values)}
+        inner = inner_products(grid, slopes, theta, memory) - inner_products(
+            grid, slopes, theta, _still(point.gradient, theta, step)
+        )
+    return {v.name: -grid.method.lr * inner[..., k] / (abs(v.value) or np.inf) for k, v in enumerate(values)}
 
 
-def _frozen(point: Point, step: int | None) -> Memory:
-    """The memory of a history that stood still."""
-    return lambda v, index: kernel.total(v, step) * v.g(point.gradient[index], point.theta[index])
+def _or_zero(memory: Memory, known: Recalled, theta: Tensor) -> Memory:
+    return lambda v, index: memory(v, index) if known.knows(v) else torch.zeros_like(theta[index])
 
 
 def _effect(method: AnyOptimizer, known: Recalled, point: Point, step: int | None) -> tuple[Tensor, Tensor]:
@@ -188,15 +218,20 @@ def _guess(
 
 
 def _kept(known: Recalled) -> Memory:
-    """Each variable's memory, found once."""
+    """Each variable's memory, found once; 0 in place of one that is not known."""
     found: dict[Momentum, Tensor] = {}
 
     def memory(v: Momentum, index: Index) -> Tensor:
         if v not in found:
-            found[v] = known.memory(v)
+            found[v] = known.memory(v) if known.knows(v) else torch.zeros_like(known.theta)
         return found[v][index]
 
     return memory
+
+
+def _still(gradient: Tensor, theta: Tensor, step: int | None) -> Memory:
+    """The memory of a history that stood still."""
+    return lambda v, index: kernel.total(v, step) * v.g(gradient[index], theta[index])
 
 
 def _sampled(method: AnyOptimizer, states: Sequence[State], sample: Tensor, d: int) -> tuple[AnyOptimizer, list[State]]:

@@ -183,26 +183,48 @@ class Curves:
                 self.rest[part] = y**2 if self._second else 0.0
             else:
                 row, share, fits = _between(table[:curves], g, y, v)
-                if not self._second:
-                    row, share = torch.where(fits, row, curves), torch.where(fits, share, 0.0)
-                self.row[part], self.share[part] = row.int(), share
-                A, B = (table[row, i] + share * (table[(row + 1).clamp_max(curves), i] - table[row, i]) for i in (0, 1))
+                if self._second:
+                    row = torch.where(fits, row, _nearest(table[:curves], g, y, v))
+                else:
+                    row = torch.where(fits, row, curves)
+                self.row[part], self.share[part] = row, share
+                A, B = (
+                    torch.addcmul(table[row, i], share, table[(row + 1).clamp_max(curves), i] - table[row, i]) for i in (0, 1)
+                )
                 self.rest[part] = torch.where(fits, 0.0, v - g**2 - 2 * g * y * A - y**2 * B)
 
 
 def _between(table: Tensor, g: Tensor, y: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The straightest curve of each coordinate that has the average v, its share of the next, and whether there is one."""
-    short = (g**2 - v) + 2 * table[:, :1] * (g * y) + table[:, 1:2] * y**2
-    crossed = short[1:] * short[:-1] <= 0
+    short, twice, square = g**2 - v, 2 * g * y, y**2
+    row, share = torch.zeros_like(g, dtype=torch.int32), torch.zeros_like(g)
+    fits = torch.zeros_like(g, dtype=torch.bool)
     middle = len(table) // 2
-    bend = torch.arange(len(table) - 1, device=g.device)
-    bend = torch.minimum((bend - middle).abs(), (bend + 1 - middle).abs())[:, None]
-    cost, row = torch.where(crossed, bend, len(table)).min(dim=0)
-    fits = cost < len(table)
-    before, after = short.gather(0, row[None])[0], short.gather(0, row[None] + 1)[0]
-    nearest = short.abs().argmin(dim=0)
-    share = torch.where(before == after, 0.0, before / (before - after))
-    return torch.where(fits, row, nearest), torch.where(fits, share, 0.0), fits
+    # From the most bent to the straightest, so that the straightest stays.
+    for start, stop, step in ((len(table) - 1, middle, -1), (0, middle, 1)):
+        at = _short(short, twice, square, table[start])
+        for j in range(start + step, stop + step, step):
+            last, at = at, _short(short, twice, square, table[j])
+            crossed = last * at <= 0
+            if bool(crossed.any()):
+                way = (last / (last - at)).nan_to_num(0.0)  # from the more bent one
+                low, from_low = (j - step, way) if step > 0 else (j, 1 - way)
+                if step > 0:  # nearer to the middle than what was found on the other side
+                    crossed = crossed & (~fits | (middle - 1 - low < (row - middle)))
+                row = torch.where(crossed, low, row)
+                share = torch.where(crossed, from_low, share)
+                fits = fits | crossed
+    return row, share, fits
+
+
+def _short(short: Tensor, twice: Tensor, square: Tensor, curve: Tensor) -> Tensor:
+    """What a curve's average of G^2 has beyond v."""
+    return torch.add(short, twice, alpha=float(curve[0])).add_(square, alpha=float(curve[1]))
+
+
+def _nearest(table: Tensor, g: Tensor, y: Tensor, v: Tensor) -> Tensor:
+    short = (g**2 - v) + 2 * table[:, :1] * (g * y) + table[:, 1:2] * y**2
+    return short.abs().argmin(dim=0).int()
 
 
 def _covariance(k: Array) -> Array:

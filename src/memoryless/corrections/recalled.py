@@ -16,7 +16,7 @@ At the live betas m and v come back exactly. How far it goes elsewhere, a second
 (`error` in `audits.state_map`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -28,6 +28,9 @@ from memoryless.corrections.curves import STILL, Ages, Curves, Facts, exponentia
 from memoryless.errors import BadInput
 from memoryless.methods import kernel
 from memoryless.methods.method import AnyOptimizer, Index, Momentum, Part, State, variables_of
+
+Memory = Callable[[Momentum, Index], Tensor]
+"""(variable, coordinates) -> m_l there."""
 
 
 class _Table(NamedTuple):
@@ -127,12 +130,90 @@ class Recalled:
         if not variable.has_memory:
             return variable.weight(np.inf if self.step is None else self.step) * variable.g(gradient, theta)
         table, row, share, G = self._table(variable), self._row[index], self._share[index], self._G[index]
-        A, B, C = (torch.addcmul(at[row], share, gain[row]) for at, gain in zip(table.at, table.gain, strict=True))
         y, c = self._m[index] - G, kernel.total(variable, self.step)
-        if self._parts[0][0].power_of(variable) == 1:
+        A = torch.addcmul(table.at[0][row], share, table.gain[0][row])
+        if self.power_of(variable) == 1:
             return c * torch.addcmul(G, y, A)
+        B, C = (torch.addcmul(table.at[k][row], share, table.gain[k][row]) for k in (1, 2))
         least = torch.maximum(table.floor[0][row] * G**2, table.floor[1][row] * self._m[index] ** 2)
         return c * torch.maximum(G**2 + y * (2 * G * A + y * B) + self._rest[index] * C, least)
+
+    def power_of(self, variable: Momentum) -> int:
+        """1 for an average of G, 2 for one of G^2.
+
+        Args:
+            variable: one that it knows.
+        """
+        return self._parts[0][0].power_of(variable)
+
+    def by_curve(self) -> Tensor:
+        """The coordinates in the order of their curves, shape (d,)."""
+        return self._row.argsort(stable=True)
+
+    def sorted(self, variables: Sequence[Momentum], order: Tensor) -> Memory:
+        """The memories of many variables in that order, those of a curve at once by matrix products.
+
+            m' = g + (y, y share) (A, gain of A)'        v' = g^2 + (2 g y, .. share, y^2, .. share, rest, .. share) (A, .., C)'
+
+        Args:
+            variables: that it knows.
+            order: from `by_curve`.
+
+        Returns:
+            (variable, slice of the order) -> m_l there; asked for block by block.
+        """
+        row, share, G, m, rest = (x[order] for x in (self._row, self._share, self._G, self._m, self._rest))
+        y = m - G
+        sizes = torch.bincount(row, minlength=sum(curves.rows for _, curves, _ in self._parts)).tolist()
+        ends = np.cumsum(sizes)
+        of = {power: [v for v in dict.fromkeys(variables) if v.has_memory and self.power_of(v) == power] for power in (1, 2)}
+        weights = {power: [self._table(v) for v in of[power]] for power in of}
+        columns = {1: (0,), 2: (0, 1, 2)}
+        tables = {  # of each curve, shape (curves, variables, columns and their gains)
+            power: torch.stack(
+                [torch.stack([x[k] for k in columns[power] for x in (t.at, t.gain)], -1) for t in weights[power]], 1
+            )
+            for power in of
+            if of[power]
+        }
+        totals = {power: share.new_tensor([kernel.total(v, self.step) for v in of[power]])[:, None] for power in of}
+        floors = torch.stack([t.floor for t in weights[2]], 1) if of[2] else share.new_zeros((2, 0, 1))
+        place = {v: (power, i) for power in of for i, v in enumerate(of[power])}
+        kept: dict[tuple[int, int], dict[int, Tensor]] = {}
+
+        def block_of(start: int, stop: int) -> dict[int, Tensor]:
+            found = {power: share.new_empty((len(of[power]), stop - start)) for power in of}
+            for curve in range(int(np.searchsorted(ends, start, "right")), int(np.searchsorted(ends, stop, "left")) + 1):
+                a, b = max(start, int(ends[curve]) - sizes[curve]), min(stop, int(ends[curve]))
+                if a >= b:
+                    continue
+                at, own = slice(a, b), slice(a - start, b - start)
+                g, s, square = G[at], share[at], y[at] ** 2
+                if of[1]:
+                    found[1][:, own] = torch.addmm(g.expand(len(of[1]), -1), tables[1][curve], torch.stack([y[at], y[at] * s]))
+                if of[2]:
+                    twice = 2 * g * y[at]
+                    basis = torch.stack([twice, twice * s, square, square * s, rest[at], rest[at] * s])
+                    v = torch.addmm((g * g).expand(len(of[2]), -1), tables[2][curve], basis)
+                    torch.maximum(v, floors[0, :, curve, None] * (g * g), out=v)
+                    found[2][:, own] = torch.maximum(v, floors[1, :, curve, None] * m[at] ** 2)
+            return {power: found[power].mul_(totals[power]) for power in of}
+
+        gradient, theta = self.gradient[order], self.theta[order]
+
+        def memory(variable: Momentum, index: Index) -> Tensor:
+            if not variable.has_memory:
+                n = np.inf if self.step is None else self.step
+                return variable.weight(n) * variable.g(gradient[index], theta[index])
+            if not isinstance(index, slice) or index.start is None or index.stop is None:
+                raise TypeError(f"expected a slice with both ends, got {index}")
+            if (index.start, index.stop) not in kept:
+                kept.clear()
+                kept[index.start, index.stop] = block_of(index.start, index.stop)
+            power, i = place[variable]
+            return kept[index.start, index.stop][power][i]
+
+        return memory
 
     def _table(self, variable: Momentum) -> _Table:
         if variable not in self._tables:
