@@ -27,7 +27,7 @@ Tau = Callable[[Array, float], Array]
 
 HURST = 0.85
 GROWTHS = np.concatenate([-np.geomspace(30, 0.03, 31), [0.0], np.geomspace(0.03, 30, 31)])
-"""kappa times the longest age, of the curves laid out."""
+"""kappa times the longest age, of the curves laid out; fewer than 255."""
 STILL = math.log(1e6)
 """Beyond an age of so much over 1 - beta_2 the average of G^2 has 1e-6 of its weight, and curves stay as they are."""
 _LONG = 2**40
@@ -197,23 +197,21 @@ class Curves:
 def _between(table: Tensor, g: Tensor, y: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The straightest curve of each coordinate that has the average v, its share of the next, and whether there is one."""
     short, twice, square = g**2 - v, 2 * g * y, y**2
-    row, share = torch.zeros_like(g, dtype=torch.int32), torch.zeros_like(g)
-    fits = torch.zeros_like(g, dtype=torch.bool)
     middle = len(table) // 2
-    # From the most bent to the straightest, so that the straightest stays.
-    for start, stop, step in ((len(table) - 1, middle, -1), (0, middle, 1)):
-        at = _short(short, twice, square, table[start])
-        for j in range(start + step, stop + step, step):
-            last, at = at, _short(short, twice, square, table[j])
-            crossed = last * at <= 0
-            if bool(crossed.any()):
-                way = (last / (last - at)).nan_to_num(0.0)  # from the more bent one
-                low, from_low = (j - step, way) if step > 0 else (j, 1 - way)
-                if step > 0:  # nearer to the middle than what was found on the other side
-                    crossed = crossed & (~fits | (middle - 1 - low < (row - middle)))
-                row = torch.where(crossed, low, row)
-                share = torch.where(crossed, from_low, share)
-                fits = fits | crossed
+    sides = []  # on each side of the straight line, the last crossing on the way to it
+    for start, step in ((len(table) - 1, -1), (0, 1)):
+        row = torch.full(g.shape, 255, dtype=torch.uint8, device=g.device)
+        below = _short(short, twice, square, table[start]) <= 0
+        for j in range(start + step, middle + step, step):
+            last, below = below, _short(short, twice, square, table[j]) <= 0
+            row.masked_fill_(last != below, min(j, j - step))
+        sides.append(row)
+    up, down = (row.int() for row in sides)
+    fits = (up < 255) | (down < 255)
+    nearer = (down < 255) & ((up == 255) | (middle - 1 - down < up - middle))
+    row = torch.where(fits, torch.where(nearer, down, up), middle)
+    before, after = (short + twice * table[row + k, 0] + square * table[row + k, 1] for k in (0, 1))
+    share = torch.where(fits, before / (before - after), 0.0).nan_to_num(0.0).clamp(0, 1)
     return row, share, fits
 
 
