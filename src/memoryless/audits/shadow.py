@@ -11,6 +11,7 @@ leave the path, or oscillate on its own, cannot show it here).
 
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor
 
 from memoryless.corrections import history
@@ -70,6 +71,23 @@ class Shadow:
         for (g, first), sums in self._sums.items():
             sums.mul_(self._betas[g, first]).add_(g(gradient, theta), alpha=first if self.n == 0 else 1.0)
         self.n += 1
+
+    def extend(self, gradients: Tensor, thetas: Tensor) -> None:
+        """Feed many steps at once, by matrix products: sums <- beta^k sums + sum_j beta^(k-1-j) g_j.
+
+        Args:
+            gradients: shape (k, d), oldest first.
+            thetas: where they were taken, shape (k, d), or (d,) for all.
+        """
+        k = len(gradients)
+        powers = torch.arange(k - 1, -1, -1, device=gradients.device, dtype=gradients.dtype)
+        for (g, first), sums in self._sums.items():
+            betas = self._betas[g, first]
+            weights = betas**powers
+            if self.n == 0:
+                weights[:, 0] *= first
+            sums.mul_(betas**k).addmm_(weights, g(gradients, thetas))
+        self.n += k
 
     def memory(self, variable: Momentum, gradient: Tensor, theta: Tensor, index: Index = slice(None)) -> Tensor:
         """m_l after a step with this gradient, which is not fed.
