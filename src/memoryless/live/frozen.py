@@ -210,15 +210,14 @@ def estimate(methods: Sequence[Sequence[Part]], terms: Terms, slopes: Tensor, se
                 inside = _inside(part.positions, block)
                 if inside is None:
                     continue
-                whole = isinstance(inside, slice)
                 m, frozen = [], []
                 for reading in part.readings:
                     if id(reading) not in known:
                         now = reading.memory[block].double()
                         known[id(reading)] = now, _Frozen(*frozen_memory(reading, here, now))
                     now, then = known[id(reading)]
-                    m.append(now if whole else now[inside])
-                    frozen.append(then if whole else _Frozen(then.value[inside], then.z[:, inside]))
+                    m.append(now[inside])
+                    frozen.append(_Frozen(then.value[inside], then.z[:, inside]))
                 theta, weights = here.theta[inside], slopes[:, block][:, inside] * part.scale
                 update = part.method.readout(m, theta)
                 plain, corrected, terms_of, displaced = _read(part.method, frozen, theta, weights, signs)

@@ -7,6 +7,7 @@ stop (`live.draws`, `live.replay`); from these follows what the same batches wou
 """
 
 import logging
+import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -35,7 +36,6 @@ from memoryless.loss.measures import Differentiable
 from memoryless.methods.black_box.torch_method import stepsize
 from memoryless.methods.live_optimizer import by_group, step_of
 from memoryless.methods.method import AnyOptimizer, Groups, Momentum, Part
-from memoryless.render.numbers import percent
 
 BETAS = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99), (0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9999)
 """Axes of the map."""
@@ -138,6 +138,7 @@ class Monitor:
         self._planned, self._stepped = 0, False
         self._present: Present | None = None
         self._spent, self._cost, self._began = 0.0, 0.0, time.perf_counter()
+        self._said: set[str] = set()
         self._describe()
         gradients = self.replays + 1 + 4 * len(self.measures) * PROBED
         self._schedule = Schedule(self.every, self.budget, gradients)
@@ -229,8 +230,8 @@ class Monitor:
         self._recorder = None
         steps = self._past.steps
         if not self.stops and not self.notes:
-            first = self._schedule.within(0, 2**62)[:1] if self.every is None else []
-            why = f"a budget of {percent(self.budget)} pays for a first at step {first[0]:,}; " if first else ""
+            first = f"a budget of {self.budget:.0%} pays for a first at step {self._schedule.period:,}; "
+            why = first if self.every is None else ""
             self._say(f"no stop within {steps:,} steps: {why}give every=, the steps from one to the next")
         self._sinks.write({"kind": "end", "step": self._before + steps, "overhead": self._overhead()})
         self._sinks.close()
@@ -264,9 +265,11 @@ class Monitor:
             self._spent += time.perf_counter() - start
 
     def _say(self, text: str, once: str | None = None) -> None:
-        """Once, on the log of Python and the run's."""
-        if any((once or text) in note for note in self.notes):
+        """Once, whatever its numbers, on the log of Python and the run's."""
+        reason = re.sub(r"[\d.,]+", "#", once or text)
+        if reason in self._said:
             return
+        self._said.add(reason)
         self.notes.append(text)
         logger.warning(text)
         if hasattr(self, "_sinks"):
@@ -380,6 +383,8 @@ class Monitor:
         cost = self._cost or step_time * (len(upcoming.steps) + 1 + 4 * len(self.measures) * PROBED)
         if not self._schedule.affords(cost, self._spent, wall):
             return None
+        assert self._recorder is not None
+        self._recorder.wanted = False  # the passes of a measurement are none of the run's
         with isolated(self._layout.device):
             probe = Loss(self.model, self.criterion, self._probe, curvature="difference", noise="fixed")
             measuring = Measuring(

@@ -30,7 +30,6 @@ from memoryless.loss.measures import Differentiable, Value, evaluate
 from memoryless.loss.point import Point
 from memoryless.methods import kernel
 from memoryless.methods.method import AnyOptimizer, Momentum
-from memoryless.render.numbers import percent
 
 SAME = 0.02
 """Relative difference up to which a replayed gradient counts as the one that the optimizer got."""
@@ -165,8 +164,8 @@ class Measuring:
     def _require_seen(self, present: Present) -> None:
         if present.live is not None and present.live.unseen > UNSEEN:
             raise BadInput(
-                f"{percent(present.live.unseen)} of the optimizer's memory is older than what was watched (at most "
-                f"{percent(UNSEEN)}): it is measured once the run has gone on for longer"
+                f"{present.live.unseen:.0%} of the optimizer's memory is older than what was watched (at most "
+                f"{UNSEEN:.0%}): it is measured once the run has gone on for longer"
             )
 
     def _require_alike(self, present: Present, step: Step) -> float:
@@ -186,7 +185,7 @@ class Measuring:
                     "criterion(model, batch) must be the loss that is trained, the batch the one of the step, random numbers be "
                     "drawn in the model's forward pass"
                 )
-            raise BadInput(f"the step's gradient cannot be had again (it differs by {percent(differs)}): {why}")
+            raise BadInput(f"the step's gradient cannot be had again (it differs by {differs:.0%}): {why}")
         return differs
 
     def _replayed(self, upcoming: Upcoming, present: Present, kept: Mapping[int, Step], noise: Noise) -> Terms:
@@ -294,7 +293,7 @@ class Measuring:
             assert present.live is not None
             raise BadInput(
                 f"the optimizer's step is not that of {present.live.method} (it differs by "
-                f"{percent(differs / (float(real.norm()) or 1.0))}): its state or step are changed by something else"
+                f"{differs / (float(real.norm()) or 1.0):.0%}): its state or step are changed by something else"
             )
 
     def _map(self, found: Mapping[str, Estimated], told: "_Told", regressor: "_Regressor | None") -> dict[str, Any] | None:
