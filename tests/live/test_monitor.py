@@ -192,7 +192,7 @@ def estimates(seeds: int, **options) -> tuple[np.ndarray, np.ndarray]:
 
 def test_with_few_ages_it_lies_within_its_standard_errors():
     exact, _ = estimates(1)
-    slopes, errors = estimates(12, replays=16)
+    slopes, errors = estimates(12, replays=24)
     t = (slopes - exact) / errors
     assert (np.abs(t) < 1.96).mean() > 0.85
     assert (np.abs(t.mean(0)) < 0.9).all()  # the mean of 12 that are independent: three of its own deviations

@@ -72,9 +72,9 @@ class Terms(NamedTuple):
     theta_then: Tensor | None
 
     def block(self, part: slice) -> "Terms":
-        """Of some coordinates, in float64."""
-        there = None if self.theta_then is None else self.theta_then[:, part].double()
-        return Terms(self.draws, self.now[:, part].double(), self.then[:, part].double(), self.theta[part].double(), there)
+        """Of some coordinates."""
+        there = None if self.theta_then is None else self.theta_then[:, part]
+        return Terms(self.draws, self.now[:, part], self.then[:, part], self.theta[part], there)
 
 
 class Reading(NamedTuple):
@@ -124,10 +124,14 @@ class Estimated(NamedTuple):
 
 
 class _Frozen(NamedTuple):
-    """A variable with its history frozen, on a block."""
+    """A variable with its history frozen on a block: its value in float64, the linear terms and their successive differences."""
 
     value: Tensor
     z: Tensor
+    dz: Tensor
+
+    def at(self, inside: slice | Tensor) -> "_Frozen":
+        return _Frozen(self.value[inside], self.z[:, inside], self.dz[:, inside])
 
 
 def frozen_memory(reading: Reading, terms: Terms, memory: Tensor) -> tuple[Tensor, Tensor]:
@@ -144,7 +148,7 @@ def frozen_memory(reading: Reading, terms: Terms, memory: Tensor) -> tuple[Tenso
     a = torch.from_numpy(terms.draws.weights * reading.kernel).to(now)
     if not nonnegative(v):
         z = a[:, None] * (now - then)
-        return memory + z.sum(0), z[drawn]
+        return memory.double() + z.sum(0, dtype=torch.float64), z[drawn]
     sure = torch.from_numpy(terms.draws.exact).to(memory.device)
     E, E_then = a[sure] @ now[sure], a[sure] @ then[sure]
     return ratio(memory, E, E_then, a[drawn], now[drawn], then[drawn])
@@ -167,13 +171,13 @@ def ratio(memory: Tensor, E: Tensor, E_then: Tensor, a: Tensor, now: Tensor, the
     Zt = torch.where(known, Zt, 1)
     r = torch.where(known, Zn / Zt, 1)
     z = a[:, None] * (now - r * then) * torch.where(known, left / Zt, 0)
-    return E + left * r, z
+    return E.double() + left.double() * r, z
 
 
-def _spread(z: Tensor, other: Tensor) -> Tensor:
+def _spread(dz: Tensor, other: Tensor) -> Tensor:
     """Covariance by successive differences, per coordinate."""
-    N = len(z)
-    return N / (2 * (N - 1)) * (z.diff(dim=0) * other.diff(dim=0)).sum(0) if N > 1 else torch.zeros_like(z.sum(0))
+    N = len(dz) + 1
+    return N / (2 * (N - 1)) * (dz * other).sum(0, dtype=torch.float64)
 
 
 def successive(L: np.ndarray) -> np.ndarray:
@@ -213,12 +217,13 @@ def estimate(methods: Sequence[Sequence[Part]], terms: Terms, slopes: Tensor, se
                 m, frozen = [], []
                 for reading in part.readings:
                     if id(reading) not in known:
-                        now = reading.memory[block].double()
-                        known[id(reading)] = now, _Frozen(*frozen_memory(reading, here, now))
+                        now = reading.memory[block]
+                        value, z = frozen_memory(reading, here, now)
+                        known[id(reading)] = now.double(), _Frozen(value, z, z.diff(dim=0) if len(z) > 1 else z)
                     now, then = known[id(reading)]
                     m.append(now[inside])
-                    frozen.append(_Frozen(then.value[inside], then.z[:, inside]))
-                theta, weights = here.theta[inside], slopes[:, block][:, inside] * part.scale
+                    frozen.append(then.at(inside))
+                theta, weights = here.theta[inside].double(), slopes[:, block][:, inside] * part.scale
                 update = part.method.readout(m, theta)
                 plain, corrected, terms_of, displaced = _read(part.method, frozen, theta, weights, signs)
                 into = torch.arange(c, device=theta.device)[block][inside]
@@ -259,10 +264,10 @@ def _read(
         F = method.readout(leaves, theta)
         partial = torch.autograd.grad(F.sum(), leaves, allow_unused=True, materialize_grads=True)
     F = F.detach()
-    linear = sum(each @ (slopes * p).T for each, p in zip(z, partial, strict=True))
+    linear = sum(each @ (slopes * p).T.to(each.dtype) for each, p in zip(z, partial, strict=True))
     assert isinstance(linear, Tensor)
     corrected = F if N < 2 or method.name in LINEAR else F - _bias(method, frozen, partial, theta, F)
-    return F, corrected, linear.cpu().numpy(), none[1]
+    return F, corrected, linear.double().cpu().numpy(), none[1]
 
 
 def _bias(method: Method, frozen: Sequence[_Frozen], partial: Sequence[Tensor], theta: Tensor, F: Tensor) -> Tensor:
@@ -272,12 +277,12 @@ def _bias(method: Method, frozen: Sequence[_Frozen], partial: Sequence[Tensor], 
     known = v > 0
     inverse = torch.where(known, 1 / torch.where(known, v, 1), 0)
     rest = method.readout([x.value if l == root else torch.zeros_like(x.value) for l, x in enumerate(frozen)], theta)
-    rho = (_spread(frozen[root].z, frozen[root].z) * inverse**2).clamp(0, 1)
+    rho = (_spread(frozen[root].dz, frozen[root].dz) * inverse**2).clamp(0, 1)
     A = F - rest
     crossed = torch.zeros_like(F)
     for l, each in enumerate(frozen):
         if l != root and method.variables[l].has_memory:
-            crossed += _spread(each.z, frozen[root].z) * partial[l] * inverse / 2
+            crossed += _spread(each.dz, frozen[root].dz) * partial[l] * inverse / 2
     return A - (A / (1 + 3 * rho / 8) + crossed)
 
 
@@ -290,7 +295,7 @@ def _displaced(
 ) -> tuple[Tensor, np.ndarray]:
     """The bias of Phi, and half the difference between displacements of either sign for each measure."""
     N = len(frozen[0].z)
-    steps = [(N / (2 * (N - 1))) ** 0.5 * (signs @ each.z.diff(dim=0)) for each in frozen]
+    steps = [(N / (2 * (N - 1))) ** 0.5 * (signs.to(each.dz.dtype) @ each.dz).double() for each in frozen]
     bias, halves = torch.zeros_like(F), []
     for r in range(DISPLACED):
         up, down = (

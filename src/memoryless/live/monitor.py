@@ -44,6 +44,9 @@ PROBED = 4
 FED = 32
 """Gradients that the shadows take at once."""
 
+READ = 1e-8
+"""Seconds that reading out one replayed step takes per coordinate and method: a guess before the first stop."""
+
 logger = logging.getLogger("memoryless")
 
 
@@ -185,6 +188,8 @@ class Monitor:
         self._there: list[Tensor]
         if shadowed:
             self._shadow = Shadow(shadowed, self._sample.of(self._layout.theta()))
+        cells = 0 if self.betas is None else len(self.betas[0]) * len(self.betas[1])
+        self._read = READ * len(self._sample) * (cells + len(others))
         self._others: Sequence[Momentum] = () if self._shadow is None else self._shadow.variables
         self._uses_theta = any(v.uses_theta for v in (*self._own, *self._others))
 
@@ -380,7 +385,8 @@ class Monitor:
     def _measure(self, upcoming: Upcoming, present: Present) -> Record | None:
         wall, start = time.perf_counter() - self._began, time.perf_counter()
         step_time = (wall - self._spent) / max(1, self._past.steps)
-        cost = self._cost or step_time * (len(upcoming.steps) + 1 + 4 * len(self.measures) * PROBED)
+        gradients = len(upcoming.steps) + 1 + 4 * len(self.measures) * PROBED
+        cost = self._cost or step_time * gradients + self._read * len(upcoming.steps)
         if not self._schedule.affords(cost, self._spent, wall):
             return None
         assert self._recorder is not None
