@@ -37,7 +37,7 @@ from memoryless.methods.black_box.torch_method import stepsize
 from memoryless.methods.live_optimizer import by_group, step_of
 from memoryless.methods.method import AnyOptimizer, Groups, Momentum, Part
 
-BETAS = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99), (0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9999)
+BETAS = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99), (0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999)
 """Axes of the map."""
 PROBED = 4
 """Batches at the head of a run that the measures are of, where no others are given."""
