@@ -38,6 +38,14 @@ class Log:
             self._file = open(self.path, "a+b", buffering=0)  # noqa: SIM115  # held for as long as the run
         except OSError as error:
             raise BadInput(f"log {self.path} cannot be written: {error.strerror}") from None
+        try:
+            self._go_on(head)
+        except BadInput:
+            self._file.close()
+            raise
+
+    def _go_on(self, head: Record) -> None:
+        """Cut what is torn, and make sure that it is the same run."""
         self._file.seek(0)
         text = self._file.read()
         records, whole = _parsed(text, self.path)
@@ -47,7 +55,6 @@ class Log:
             self.write(head)
             return
         if other := [key for key in SAME if records[0].get(key) != plain(head[key])]:
-            self._file.close()
             there, here = records[0].get(other[0]), plain(head[other[0]])
             raise BadInput(f"log {self.path} is of another run ({other[0]}: {there} there, {here} here); give another file")
         self.last = max((r["step"] for r in records if r["kind"] == "stop"), default=-1)
