@@ -214,7 +214,7 @@ class Monitor:
         self._recorder = Recorder(self.model, self._layout.device, self._fresh)
         self._replay = Replay(self.model, self.criterion, self._recorder, self.gradient)
         self._hooks = [
-            self._optimizer.register_step_pre_hook(lambda *_: self._guarded(self._before_step)),
+            self._optimizer.register_step_pre_hook(self._hook),
             self._optimizer.register_step_post_hook(lambda *_: self._guarded(self._after_step)),
         ]
         self._began = time.perf_counter()
@@ -260,7 +260,8 @@ class Monitor:
         """Training never ends because the monitor cannot measure; what it takes is on its account."""
         start = time.perf_counter()
         try:
-            return action()
+            with torch.no_grad():
+                return action()
         except Exception as error:
             said = str(error) if isinstance(error, BadInput) else f"{type(error).__name__}: {error}"
             self._present, self._stepped = None, False
@@ -284,6 +285,38 @@ class Monitor:
         """Seconds spent over those of the run without."""
         wall = time.perf_counter() - self._began
         return self._spent / max(wall - self._spent, 1e-9)
+
+    @property
+    def stepped(self) -> bool:
+        """Whether the optimizer has stepped since `step` was last called."""
+        return self._stepped
+
+    def begin(self) -> None:
+        """At the start of a criterion that draws random numbers before the model's forward pass (a diffusion's noise, say).
+
+        In training it notes where the generators stand, in a replay it puts them there; otherwise the model's forward pass is
+        where that is done. It may be called at any time, and does nothing then.
+        """
+        if self._recorder is not None:
+            self._recorder.begin()
+
+    def _hook(self, _: Optimizer, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+        """Before a step; where the gradients come from a closure, after that has been called for the first time."""
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            self._guarded(self._before_step)
+            return None
+        told = False
+
+        def then() -> Any:
+            nonlocal told
+            value = closure()
+            if not told:
+                told = True
+                self._guarded(self._before_step)
+            return value
+
+        return ((*args[:1], *args[2:]), kwargs | {"closure": then})
 
     def _plan(self) -> None:
         """Draw for the stops that the next steps may be asked for by."""

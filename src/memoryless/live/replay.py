@@ -89,9 +89,10 @@ class Recorder:
         self.buffers_wanted = False
         self._again: Iterator[Seen] | None = None
         self._model = model
-        self._hook = model.register_forward_pre_hook(self._before)
+        self._hook = model.register_forward_pre_hook(lambda *_: self.begin())
 
-    def _before(self, module: nn.Module, arguments: Any) -> None:
+    def begin(self) -> None:
+        """A forward pass begins here."""
         if self._again is not None:
             if (seen := next(self._again, None)) is not None:
                 restore(seen.generators, self.device)
@@ -164,7 +165,7 @@ class Replay:
         each = max(1, len(step.passes) // len(step.batches))
         for i in range(len(step.batches)):
             passes = step.passes[i * each : (i + 1) * each]
-            dtype = passes[0].autocast if passes else None
+            dtype = next((seen.autocast for seen in passes if seen.autocast is not None), None)
             kind = theta.device.type
             with loss.before(buffers), self._recorder.again(passes), torch.autocast(kind, dtype, enabled=dtype is not None):
                 gradient = loss.gradient(theta, i)
