@@ -132,6 +132,17 @@ def test_a_resumed_run_has_no_gap_and_no_duplicate(tmp_path: Path):
     assert torch.equal(again.thetas[-1], whole)
 
 
+def test_a_log_of_an_earlier_run_is_not_gone_on_with(tmp_path: Path):
+    def training() -> Training:
+        return Training(lambda p: torch.optim.AdamW(p, lr=LR, betas=(0.8, 0.95)))
+
+    run = training()
+    with monitor(run, log=tmp_path / "run.jsonl") as watching:
+        run.run(lambda batches: watching.step(batches))
+    with pytest.raises(ml.errors.BadInput, match="the log has stops up to step 24"):
+        monitor(training(), log=tmp_path / "run.jsonl")
+
+
 WRITES = """
 import itertools, sys
 from memoryless.live.log import Log

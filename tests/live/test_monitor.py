@@ -285,6 +285,73 @@ def test_a_budget_pays_for_its_stops():
     assert "no stop within 25 steps: a budget of 2%" in watching.notes[0]
 
 
+def test_a_batch_that_can_be_read_once_is_refused():
+    training = Training(lambda p: torch.optim.AdamW(p, lr=LR, betas=(0.8, 0.95)))
+    with monitor(training) as watching:
+        training.run(lambda batches: watching.step(iter(batches[0])))
+    assert "one-shot tuple_iterator" in watching.notes[0]
+
+
+def test_an_optimizer_without_a_count_is_told_its_steps():
+    training = Training(lambda p: torch.optim.SGD(p, lr=LR, momentum=0.5))
+    batches = training.batches
+    training.batches = batches[:9]
+    training.run()
+    training.batches = batches[9:]
+    assert "SGD does not count its steps" in monitor(training).notes[0]
+    with monitor(training, start=9) as watching:
+        training.run(lambda batches: watching.step(batches))
+    assert [stop["step"] for stop in watching.stops] == [24]  # at 12 half of half of a half is older than what was watched
+
+
+def test_a_random_number_before_the_model_s_forward_pass_is_drawn_again():
+    """A diffusion's loss, whose criterion says where it begins."""
+    torch.manual_seed(0)
+    net = plain_model()
+    optimizer = torch.optim.AdamW(net.parameters(), lr=LR, betas=(0.8, 0.95))
+
+    def noisy(model, batch):
+        watching.begin()
+        return criterion(model, (batch[0] + 0.5 * torch.randn_like(batch[0]), batch[1]))
+
+    watching = ml.Monitor(net, noisy, optimizer, every=12, betas=None)
+    with watching:
+        for _ in range(13):
+            batch = torch.randn(6, 4), torch.randn(6, 1)
+            optimizer.zero_grad()
+            noisy(net, batch).backward()
+            optimizer.step()
+            watching.step(batch)
+    assert watching.notes == []
+    assert watching.stops[0]["gradient_differs"] < 1e-12
+
+
+def test_gradients_from_a_closure_are_seen():
+    def train(watched: bool) -> tuple[list, list]:
+        training = Training(lambda p: torch.optim.AdamW(p, lr=LR, betas=(0.8, 0.95)))
+        watching = monitor(training) if watched else None
+        if watching:
+            watching.__enter__()
+        for (batch,) in training.batches:
+
+            def closure(batch=batch):
+                training.optimizer.zero_grad()
+                loss = training.loss(batch)
+                loss.backward()
+                return loss
+
+            training.optimizer.step(closure)
+            if watching:
+                watching.step(batch)
+        if watching:
+            watching.close()
+        return [p.detach() for p in training.net.parameters()], watching.stops if watching else []
+
+    (watched, stops), (plain, _) = train(True), train(False)
+    assert [stop["step"] for stop in stops] == [12, 24]
+    assert all(torch.equal(a, b) for a, b in zip(watched, plain, strict=True))
+
+
 WRONG = {
     "model": (dict(model="net"), "Monitor takes model, criterion(model, batch), optimizer"),
     "optimizer of another model": (
@@ -296,6 +363,7 @@ WRONG = {
     "every, text": (dict(every="10"), "every must be a number of steps"),
     "coordinates": (dict(coordinates=0), "coordinates must be a whole number, at least 1"),
     "replays": (dict(replays=1), "replays must be a whole number, at least 2"),
+    "start": (dict(start=-1), "start must be a whole number, at least 0"),
     "measures": (dict(measures="sharpness"), "measures must be a sequence"),
     "log": (dict(log=7), "log must be a path, something with .log(dict, step=)"),
     "log, no folder": (dict(log="/nowhere/at/all.jsonl"), "cannot be written"),

@@ -26,7 +26,7 @@ from memoryless.isolation import isolated
 from memoryless.live import draws
 from memoryless.live.buffers import Live, Past
 from memoryless.live.log import Record, Sinks
-from memoryless.live.replay import Criterion, Recorder, Replay, Step, Transform, micro_batches
+from memoryless.live.replay import Criterion, Recorder, Replay, Step, Transform, held
 from memoryless.live.sample import Sample
 from memoryless.live.schedule import Schedule
 from memoryless.live.stop import Measuring, Present, Upcoming
@@ -75,6 +75,7 @@ class Monitor:
         replays: past steps that are taken again at a stop, a gradient each.
         data: re-iterable batches that the measures are of; by default the first few of the run.
         measures: names, or differentiable functions theta -> scalar.
+        start: steps that the run has behind it; default what the optimizer counts.
         seed: of the draws.
 
     Attributes:
@@ -118,6 +119,7 @@ class Monitor:
     replays: int = 64
     data: Iterable[Any] | None = None
     measures: Sequence[str | Differentiable] = ("gradient_1_norm",)
+    start: int | None = None
     seed: int = 0
     stops: list[Record] = field(default_factory=list, init=False)
     notes: list[str] = field(default_factory=list, init=False)
@@ -129,7 +131,8 @@ class Monitor:
         Loss(self.model, self.criterion, [None])  # refuses what it cannot take, in its own words
         self._layout, self._tensors = layout, layout.tensors
         self._past = Past(self._optimizer)
-        self._before = step_of(self._optimizer) or 0
+        counted = step_of(self._optimizer)
+        self._before = (counted or 0) if self.start is None else self.start
         self._sample = Sample(layout.sizes, self.coordinates, self.seed, layout.device)
         self._recorder: Recorder | None = None
         self._hooks: list[Any] = []
@@ -146,12 +149,25 @@ class Monitor:
         gradients = self.replays + 1 + 4 * len(self.measures) * PROBED
         self._schedule = Schedule(self.every, self.budget, gradients)
         self._sinks = Sinks(self.log, self._head())
+        if self._sinks.last >= 0 and not self._past.before:
+            self._sinks.close()
+            raise BadInput(
+                f"the log has stops up to step {self._sinks.last:,}, and the optimizer has no steps behind it: another run; give "
+                "another file, or load the optimizer's state before the monitor is made"
+            )
+        if counted is None and self.start is None:
+            self._say(f"{type(self._optimizer).__name__} does not count its steps: they are counted from here; give start=")
 
     def _require_arguments(self) -> None:
         if not isinstance(self.model, nn.Module) or not callable(self.criterion) or not isinstance(self.optimizer, Optimizer):
             got = ", ".join(type(x).__name__ for x in (self.model, self.criterion, self.optimizer))
             raise BadType(f"Monitor takes model, criterion(model, batch), optimizer, in this order, got {got}")
-        for name, value, least in (("coordinates", self.coordinates, 1), ("replays", self.replays, 2)):
+        start = 0 if self.start is None else self.start
+        for name, value, least in (
+            ("coordinates", self.coordinates, 1),
+            ("replays", self.replays, 2),
+            ("start", start, 0),
+        ):
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise BadInput(f"{name} must be a whole number, at least {least}, got {value!r}")
         if isinstance(self.measures, str) or not len(self.measures):
@@ -234,7 +250,7 @@ class Monitor:
         self._recorder.remove()
         self._recorder = None
         steps = self._past.steps
-        if not self.stops and not self.notes:
+        if not self.stops and not any("nothing was measured" in note for note in self.notes):
             first = f"a budget of {self.budget:.0%} pays for a first at step {self._schedule.period:,}; "
             why = first if self.every is None else ""
             self._say(f"no stop within {steps:,} steps: {why}give every=, the steps from one to the next")
@@ -254,7 +270,7 @@ class Monitor:
         """
         if self._recorder is None:
             raise BadInput("the monitor is not watching; use it in a with statement: with ml.Monitor(...) as monitor")
-        return self._guarded(lambda: self._told([*micro_batches(batch), *more]))
+        return self._guarded(lambda: self._told([*held(batch), *more]))
 
     def _guarded(self, action: Callable[[], Any]) -> Any:
         """Training never ends because the monitor cannot measure; what it takes is on its account."""

@@ -58,17 +58,22 @@ def found(batch: Any) -> list[Tensor]:
     return tensors(batch) if isinstance(batch, (Tensor, Mapping, list, tuple)) else []
 
 
-def micro_batches(batch: Any) -> list[Any]:
-    """A list of batches is one of micro-batches; a list of tensors is a batch.
+def held(batch: Any) -> list[Any]:
+    """The micro-batches of a step: a list of batches is one of these, a list of tensors is a batch.
 
     Args:
         batch: as given to `Monitor.step`.
 
+    Raises:
+        BadInput: it can be read only once.
+
     Example:
         >>> x, y = torch.zeros(2), torch.ones(2)
-        >>> len(micro_batches([x, y])), len(micro_batches([(x, y), (x, y), (x, y)]))
+        >>> len(held([x, y])), len(held([(x, y), (x, y), (x, y)]))
         (1, 3)
     """
+    if isinstance(batch, Iterator):
+        raise BadInput(f"a batch must be there to be taken again, got a one-shot {type(batch).__name__}; give a tuple or list")
     several = type(batch) is list and batch and all(isinstance(each, (tuple, list, Mapping)) for each in batch)
     return batch if several else [batch]
 
