@@ -32,6 +32,7 @@ class Training:
             self.monitor.__enter__()
 
     def steps(self, count: int = CHUNK) -> None:
+        """So many."""
         for _ in range(count):
             self.optimizer.zero_grad()
             self.criterion(self.model, self.batch).backward()

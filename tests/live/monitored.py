@@ -1,4 +1,4 @@
-"""A training loop that is monitored or not, and the literal twin of a stop: every past gradient at the present theta, fed anew."""
+"""A training loop that is monitored or not, and the literal twin of a stop: every past gradient at the present theta."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -51,7 +51,10 @@ class Training:
         self.optimizer = self.make(self.net.parameters())
         self.scheduler = self.schedule(self.optimizer) if self.schedule else None
         generator = torch.Generator().manual_seed(1)
-        draw = lambda: (torch.randn(6, 4, generator=generator), torch.randn(6, 1, generator=generator))
+
+        def draw():
+            return (torch.randn(6, 4, generator=generator), torch.randn(6, 1, generator=generator))
+
         self.batches = [[draw() for _ in range(self.micro)] for _ in range(self.steps)]
 
     def loss(self, batch: Batch) -> Tensor:

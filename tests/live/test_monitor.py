@@ -14,6 +14,10 @@ from memoryless.methods.method_optimizer import MethodOptimizer
 from tests.live.monitored import LR, Training, criterion, monitor, noisy_model, plain_model
 
 
+def adamw(parameters):
+    return torch.optim.AdamW(parameters, lr=LR, betas=(0.8, 0.95))
+
+
 def two_groups(parameters):
     first, *others = parameters
     groups = [{"params": [first], "weight_decay": 0.0}, {"params": others, "betas": (0.7, 0.9), "lr": 2 * LR}]
@@ -25,7 +29,7 @@ def cycled(optimizer):
 
 
 RUNS = {
-    "adamw": lambda: Training(lambda p: torch.optim.AdamW(p, lr=LR, betas=(0.8, 0.95))),
+    "adamw": lambda: Training(adamw),
     "adam, coupled decay": lambda: Training(lambda p: torch.optim.Adam(p, lr=LR, betas=(0.8, 0.95), weight_decay=0.1)),
     "adam, beta_1 = 0": lambda: Training(lambda p: torch.optim.Adam(p, lr=LR, betas=(0.0, 0.95))),
     "nadam": lambda: Training(lambda p: torch.optim.NAdam(p, lr=LR, betas=(0.8, 0.95))),
@@ -37,14 +41,12 @@ RUNS = {
     "two groups": lambda: Training(two_groups),
     "betas and lr cycled": lambda: Training(lambda p: torch.optim.AdamW(p, lr=LR, betas=(0.9, 0.95)), schedule=cycled),
     "momentum cycled": lambda: Training(lambda p: torch.optim.SGD(p, lr=LR, momentum=0.9), schedule=cycled),
-    "warm-up from 0": lambda: Training(
-        lambda p: torch.optim.AdamW(p, lr=LR, betas=(0.8, 0.95)), schedule=lambda o: LambdaLR(o, lambda s: min(1.0, s / 10))
-    ),
-    "clipped": lambda: Training(lambda p: torch.optim.AdamW(p, lr=LR, betas=(0.8, 0.95)), clip=0.3),
-    "accumulated": lambda: Training(lambda p: torch.optim.AdamW(p, lr=LR, betas=(0.8, 0.95)), micro=3),
-    "scaled": lambda: Training(lambda p: torch.optim.AdamW(p, lr=LR, betas=(0.8, 0.95)), scale=1024.0),
-    "dropout, batch norm": lambda: Training(lambda p: torch.optim.AdamW(p, lr=LR, betas=(0.8, 0.95)), noisy_model),
-    "dropout, accumulated": lambda: Training(lambda p: torch.optim.AdamW(p, lr=LR, betas=(0.8, 0.95)), noisy_model, micro=2),
+    "warm-up from 0": lambda: Training(adamw, schedule=lambda o: LambdaLR(o, lambda s: min(1.0, s / 10))),
+    "clipped": lambda: Training(adamw, clip=0.3),
+    "accumulated": lambda: Training(adamw, micro=3),
+    "scaled": lambda: Training(adamw, scale=1024.0),
+    "dropout, batch norm": lambda: Training(adamw, noisy_model),
+    "dropout, accumulated": lambda: Training(adamw, noisy_model, micro=2),
 }
 
 
@@ -81,8 +83,7 @@ def test_the_run_is_bit_for_bit_the_plain_one(name):
         random.seed(1)
         np.random.seed(1)
         if name == "autocast":
-            make = lambda p: torch.optim.AdamW(p, lr=LR, betas=(0.8, 0.95))
-            return Training(make, lambda: noisy_model().float(), autocast=True, steps=25)
+            return Training(adamw, lambda: noisy_model().float(), autocast=True, steps=25)
         return RUNS[name]()
 
     if name == "autocast":
@@ -106,8 +107,7 @@ def test_the_run_is_bit_for_bit_the_plain_one(name):
 def test_autocast_is_replayed():
     torch.set_default_dtype(torch.float32)
     try:
-        make = lambda p: torch.optim.AdamW(p, lr=LR, betas=(0.8, 0.95))
-        training = Training(make, plain_model, autocast=True, steps=25)
+        training = Training(adamw, plain_model, autocast=True, steps=25)
         with monitor(training) as watching:
             training.run(lambda batches: watching.step(batches))
     finally:
@@ -117,7 +117,7 @@ def test_autocast_is_replayed():
 
 def test_micro_batches_one_by_one_are_those_of_a_list():
     def training() -> Training:
-        return Training(lambda p: torch.optim.AdamW(p, lr=LR, betas=(0.8, 0.95)), noisy_model, micro=2)
+        return Training(adamw, noisy_model, micro=2)
 
     together = training()
     with monitor(together) as one:
@@ -139,7 +139,7 @@ def test_micro_batches_one_by_one_are_those_of_a_list():
 
 def test_a_skipped_step_takes_its_batch_with_it():
     """A loss scaler that met an infinity does not step: the next batch begins anew."""
-    training = Training(lambda p: torch.optim.AdamW(p, lr=LR, betas=(0.8, 0.95)))
+    training = Training(adamw)
     skipped = (torch.full((6, 4), 7.0), torch.zeros(6, 1))
     with monitor(training) as watching:
 
@@ -158,7 +158,7 @@ def test_a_skipped_step_takes_its_batch_with_it():
 def test_map_and_shadows_are_those_of_an_audited_run():
     others = [ml.HeavyBall(LR, 0.8), ml.Lion(LR, smoothing=0.1), ml.Lion(LR)]
     betas = ((0.5, 0.9), (0.9, 0.99))
-    training = Training(lambda p: torch.optim.AdamW(p, lr=LR, betas=(0.8, 0.95)), steps=25)
+    training = Training(adamw, steps=25)
     data = [batches[0] for batches in training.batches]
     with monitor(training, data=data, shadows=others, betas=betas) as watching:
         training.run(lambda batches: watching.step(batches))
@@ -208,7 +208,7 @@ SAID = {
 @pytest.mark.parametrize("name", SAID)
 def test_what_cannot_be_measured_is_said_once(name, caplog):
     run, options, text = SAID[name]
-    training = Training(lambda p: torch.optim.AdamW(p, lr=LR, betas=(0.8, 0.95)), **run)
+    training = Training(adamw, **run)
     watching = monitor(training)
     watching.criterion = options.get("criterion", criterion)
     with caplog.at_level(logging.WARNING, "memoryless"), watching:
@@ -228,7 +228,7 @@ def test_a_black_box_has_its_shadows_only():
 
 
 def test_a_step_that_is_not_its_class_s_is_refused():
-    training = Training(lambda p: torch.optim.AdamW(p, lr=LR, betas=(0.8, 0.95)))
+    training = Training(adamw)
     # Registered before the monitor's own: what a loop may do to parameters as part of its step.
     training.optimizer.register_step_post_hook(lambda *_: [p.data.mul_(0.999) for p in training.net.parameters()] and None)
     with monitor(training) as watching:
@@ -238,7 +238,7 @@ def test_a_step_that_is_not_its_class_s_is_refused():
 
 
 def test_a_batch_written_to_is_refused():
-    training = Training(lambda p: torch.optim.AdamW(p, lr=LR, betas=(0.8, 0.95)))
+    training = Training(adamw)
     with monitor(training, data=[(torch.ones(2, 4), torch.ones(2, 1))]) as watching:
 
         def tell(batches):
@@ -250,7 +250,7 @@ def test_a_batch_written_to_is_refused():
 
 
 def test_a_forgotten_batch_is_named():
-    training = Training(lambda p: torch.optim.AdamW(p, lr=LR, betas=(0.8, 0.95)))
+    training = Training(adamw)
     taken = []
     with monitor(training) as watching:
 
@@ -278,7 +278,7 @@ def test_an_old_memory_is_waited_for():
 
 
 def test_a_budget_pays_for_its_stops():
-    training = Training(lambda p: torch.optim.AdamW(p, lr=LR, betas=(0.8, 0.95)))
+    training = Training(adamw)
     with monitor(training, every=None) as watching:
         training.run(lambda batches: watching.step(batches))
     assert watching.stops == []
@@ -286,7 +286,7 @@ def test_a_budget_pays_for_its_stops():
 
 
 def test_a_batch_that_can_be_read_once_is_refused():
-    training = Training(lambda p: torch.optim.AdamW(p, lr=LR, betas=(0.8, 0.95)))
+    training = Training(adamw)
     with monitor(training) as watching:
         training.run(lambda batches: watching.step(iter(batches[0])))
     assert "one-shot tuple_iterator" in watching.notes[0]
@@ -328,7 +328,7 @@ def test_a_random_number_before_the_model_s_forward_pass_is_drawn_again():
 
 def test_gradients_from_a_closure_are_seen():
     def train(watched: bool) -> tuple[list, list]:
-        training = Training(lambda p: torch.optim.AdamW(p, lr=LR, betas=(0.8, 0.95)))
+        training = Training(adamw)
         watching = monitor(training) if watched else None
         if watching:
             watching.__enter__()

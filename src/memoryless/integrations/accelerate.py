@@ -1,12 +1,12 @@
-"""A monitor for a loop with an Accelerator: `with monitor(accelerator, model, criterion, optimizer, log="run.jsonl") as watching`.
+"""A monitor for a loop with an Accelerator: `watching = monitor(accelerator, model, criterion, optimizer, log="run.jsonl")`.
 
-    for batch in loader:
-        with accelerator.accumulate(model):
-            accelerator.backward(criterion(model, batch))
-            accelerator.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-        watching.step(batch)                            # each micro-batch: the Accelerator knows when a step is one
+for batch in loader:
+    with accelerator.accumulate(model):
+        accelerator.backward(criterion(model, batch))
+        accelerator.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    watching.step(batch)                            # each micro-batch: the Accelerator knows when a step is one
 """
 
 from collections.abc import Callable

@@ -1,8 +1,8 @@
 """A callback for Hugging Face's Trainer: `Trainer(..., callbacks=[MemoryCallback(log="run.jsonl")])`.
 
 A callback sees no batch: those are the arguments of the model's forward passes in training. Their loss is the output's: a mean
-over the micro-batch, which the Trainer divides by the number of micro-batches in the step, or a sum over it divided by the items
-in the whole step (`num_items_in_batch`), which it leaves as it is.
+over the micro-batch, which the Trainer divides by the number of micro-batches in the step, or a sum over it divided by the
+items in the whole step (`num_items_in_batch`), which it leaves as it is.
 """
 
 import logging

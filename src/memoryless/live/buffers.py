@@ -162,9 +162,7 @@ class Live:
     @property
     def variables(self) -> list[tuple[int, int]]:
         """(part, variable) of those that remember."""
-        return [
-            (p, l) for p, part in enumerate(self.method.parts) for l, v in enumerate(part.method.variables) if v.has_memory
-        ]
+        return [(p, l) for p, part in enumerate(self.method.parts) for l, v in enumerate(part.method.variables) if v.has_memory]
 
     def memory(self, p: int, l: int, image: Tensor) -> Tensor:
         """m_l as this step reads it, shape (coordinates of the part,).

@@ -4,9 +4,10 @@ A memory is a sum over ages, sum_k kernel[k] x_k. Of the ages k = 1, 2, ... abou
 
     pi_k = min(1, c q_k),   sum_k pi_k = R,   q_k = sum of the normalized kernels of all that remember
 
-and a drawn term has the weight 1/pi_k, which leaves the sum unbiased. The ages with pi_k = 1, the youngest, are exact. Along the
-cumulated pi of the others one age is drawn uniformly in each unit of mass (jittered sampling): neighbouring ages have similar
-terms, so that the spread is a half to a third of that of independent draws, and successive differences of the drawn terms tell it.
+and a drawn term has the weight 1/pi_k, which leaves the sum unbiased. The ages with pi_k = 1, the youngest, are exact. Along
+the cumulated pi of the others one age is drawn uniformly in each unit of mass (jittered sampling): neighbouring ages have
+similar terms, so that the spread is a half to a third of that of independent draws, and successive differences of the drawn
+terms tell it.
 """
 
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,7 @@
 """The frozen memory from a few replayed steps, what it makes of an update, and how well that is known.
 
-For the drawn ages (`live.draws`) g_then is the gradient that the step used, g_now the one that its batch has at the present theta;
-a_j = weight_j kernel[age_j]. A variable whose g_l has a sign takes the old gradients as control variate,
+For the drawn ages (`live.draws`) g_then is the gradient that the step used, g_now the one that its batch has at the present
+theta; a_j = weight_j kernel[age_j]. A variable whose g_l has a sign takes the old gradients as control variate,
 
     m_F = m + sum_j a_j (g_l(now_j) - g_l(then_j)),                         z_j = a_j (g_l(now_j) - g_l(then_j))
 
@@ -18,8 +18,8 @@ Phi is not linear, so that an unbiased m_F, v_F leave a bias. Phi = A/sqrt(v) wi
 
     E Phi = Phi (1 + 3/8 Var(v)/v^2) - sum_m Cov(m, v) dPhi/dm / (2 v)
 
-which is taken off, the first part by division. Other readouts (a sign has no derivatives) are formed at m_F and v_F displaced by
-random sums of the differences, whose covariance is the same: the mean over +- gives the bias, the difference the error.
+which is taken off, the first part by division. Other readouts (a sign has no derivatives) are formed at m_F and v_F displaced
+by random sums of the differences, whose covariance is the same: the mean over +- gives the bias, the difference the error.
 """
 
 from collections.abc import Sequence
@@ -124,7 +124,7 @@ class Estimated(NamedTuple):
 
 
 class _Frozen(NamedTuple):
-    """A variable with its history frozen on a block: its value in float64, the linear terms and their successive differences."""
+    """A variable with its history frozen on a block: its value in float64, linear terms, successive differences."""
 
     value: Tensor
     z: Tensor

@@ -1,8 +1,8 @@
 """The frozen memory of a mini-batch run: what the same batches would have left at the present theta.
 
 Exact: the memory of a variable is a weighted sum over the batches (`corrections.sequences`), one gradient per batch and stop.
-By random lags, which costs as many gradients as there are lags: the steps of a few drawn ages, taken again at the present theta,
-stand for all (`live.draws`, `live.frozen`).
+By random lags, which costs as many gradients as there are lags: the steps of a few drawn ages, taken again at the present
+theta, stand for all (`live.draws`, `live.frozen`).
 """
 
 from collections.abc import Mapping, Sequence

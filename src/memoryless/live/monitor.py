@@ -67,7 +67,7 @@ class Monitor:
         every: so many steps, or a list of steps, at which to measure; None goes by `budget`.
         budget: share of the wall time that measuring may take, in (0, 1).
         shadows: other methods, measured by their memories of the run's gradients at the run's lr.
-        log: where records go: a path for lines of JSON, anything with `log(dict, step=)`, `log_metrics` or `add_scalar`, a list.
+        log: where records go: a path for lines of JSON, or what has `log(dict, step=)`, `log_metrics` or `add_scalar`, or a list.
         coordinates: of theta on which maps and shadows are kept; all where there are no more.
         gradient: what the loop does to a step's gradient, as one vector of shape (d,), before the optimizer gets it: clips its
             norm, say.
@@ -152,8 +152,8 @@ class Monitor:
         if self._sinks.last >= 0 and not self._past.before:
             self._sinks.close()
             raise BadInput(
-                f"the log has stops up to step {self._sinks.last:,}, and the optimizer has no steps behind it: another run; give "
-                "another file, or load the optimizer's state before the monitor is made"
+                f"the log has stops up to step {self._sinks.last:,}, and the optimizer has no steps behind it: another run; "
+                "give another file, or load the optimizer's state before the monitor is made"
             )
         if counted is None and self.start is None:
             self._say(f"{type(self._optimizer).__name__} does not count its steps: they are counted from here; give start=")

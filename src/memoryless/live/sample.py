@@ -1,11 +1,12 @@
 """A fixed number of coordinates that stand for all of theta: as many from each tensor as its share, at least one.
 
-A sum over coordinates is estimated by sum_i w_i y_i, w_i = (coordinates of the tensor) / (sampled ones). Where another quantity x
-is known on the sample and in total, and y follows it, the regression estimator uses that:
+A sum over coordinates is estimated by sum_i w_i y_i, w_i = (coordinates of the tensor) / (sampled ones). Where another quantity
+x is known on the sample and in total, and y follows it, the regression estimator uses that:
 
     sum_i w_i y_i + b (X - sum_i w_i x_i),     b = the weighted least squares slope of y on x
 """
 
+import itertools
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -57,7 +58,7 @@ class Sample:
         assert self.index is not None
         firsts = torch.bincount(self.strata, minlength=self.tensors).cumsum(0).tolist()
         ends = [0, *firsts]
-        shares = [float(self.weights[start]) * (stop - start) for start, stop in zip(ends, ends[1:], strict=False)]
+        shares = [float(self.weights[start]) * (stop - start) for start, stop in itertools.pairwise(ends)]
         begin, found = 0, []
         for start, stop, size in zip(ends, ends[1:], shares, strict=False):
             found.append(self.index[start:stop] - begin)

@@ -24,7 +24,7 @@ from memoryless.live.draws import Draws
 from memoryless.live.frozen import Estimated, Part, Reading, Terms, estimate
 from memoryless.live.replay import Replay, Step
 from memoryless.live.sample import Sample
-from memoryless.live.whole import Image, Whole, images
+from memoryless.live.whole import Whole, images
 from memoryless.loss.loss import Loss
 from memoryless.loss.measures import Differentiable, Value, evaluate
 from memoryless.loss.point import Point
@@ -177,13 +177,13 @@ class Measuring:
             a = float(dot(again, present.gradient)) / (float(dot(again, again)) or 1.0)
             if float(norm(a * again - present.gradient)) <= SAME * size:
                 why = (
-                    f"it is {a:.3g} times as long: the loop scales or clips it (or sums micro-batches); give gradient=, what it "
-                    "does to the gradient as one vector"
+                    f"it is {a:.3g} times as long: the loop scales or clips it (or sums micro-batches); give gradient=, what "
+                    "it does to the gradient as one vector"
                 )
             else:
                 why = (
-                    "criterion(model, batch) must be the loss that is trained, the batch the one of the step, random numbers be "
-                    "drawn in the model's forward pass"
+                    "criterion(model, batch) must be the loss that is trained, the batch the one of the step, and random "
+                    "numbers be drawn in the model's forward pass (else call monitor.begin() where the criterion begins)"
                 )
             raise BadInput(f"the step's gradient cannot be had again (it differs by {differs:.0%}): {why}")
         return differs
@@ -236,7 +236,12 @@ class Measuring:
                 weights = np.where(ages <= n, kernel.kernel(v, n, int(ages.max()) + 1)[np.minimum(ages, n)], 0.0)
                 known[v] = Reading(v, weights, self.shadow.memory(v, terms.now[0], terms.theta))
             return [
-                Part(part.method, self.sample.positions(part.index, d), part.scale, tuple(known[v] for v in part.method.variables))
+                Part(
+                    part.method,
+                    self.sample.positions(part.index, d),
+                    part.scale,
+                    tuple(known[v] for v in part.method.variables),
+                )
                 for part in method.parts
             ]
 
@@ -302,9 +307,7 @@ class Measuring:
         shape = tuple(len(axis) for axis in self.betas)
         cells = [told.slopes(found[f"cell {i} {j}"], regressor) for i, j in np.ndindex(shape)]
         measures = {
-            value.name: {
-                key: np.array([cell[k][key] for cell in cells]).reshape(shape).tolist() for key in ("slope", "error")
-            }
+            value.name: {key: np.array([cell[k][key] for cell in cells]).reshape(shape).tolist() for key in ("slope", "error")}
             for k, value in enumerate(told.values)
         }
         return {"betas_1": list(self.betas[0]), "betas_2": list(self.betas[1]), "measures": measures}

@@ -20,7 +20,7 @@ BARS = "▁▂▃▄▅▆▇█"
 
 
 def word(effect: dict[str, Any]) -> str:
-    """Regularizes, anti-regularizes, or undecided: the slope no more than its 95 % interval, or of another sign than the change.
+    """Regularizes, anti-regularizes, or undecided: the slope within its 95 % interval of 0, or of another sign than the change.
 
     Args:
         effect: on one measure, as logged.
@@ -51,7 +51,9 @@ def sentence(effect: dict[str, Any], step: int) -> str:
     said, name, error = word(effect), label(effect["measure"]), percent(SURE * effect["error"]).lstrip("+")
     slope = f"slope {percent(effect['slope'])} ± {error}"
     if said == "undecided":
-        return f"At step {step:,} it is undecided what memory does to the {name}: {percent(effect['change'])} per step, {slope}."
+        return (
+            f"At step {step:,} it is undecided what memory does to the {name}: {percent(effect['change'])} per step, {slope}."
+        )
     doubt = "" if straight(effect) else "; one step is too long for slopes"
     return f"At step {step:,} memory {said} the {name}: {percent(effect['change'])} per step ({slope}{doubt})."
 
@@ -100,10 +102,12 @@ def _table(head: Record, found: Sequence[Record]) -> Table:
             row += [Text(percent(effect["change"]), style=style), _slope(effect)]  # type: ignore[list-item]
         row += [""] * (2 * len(head["measures"]) - 2 * len(stop["effects"]))
         noise = stop.get("noise_scale")
-        table.add_row(*row, f"{noise:.3g} batches" if noise else "–", f"{stop['overhead']:.1%}")
+        table.add_row(*row, f"{noise:.3g} batches" if noise else "-", f"{stop['overhead']:.1%}")
     if len(found) > 1:
         for k, name in enumerate(head["measures"]):
-            table.caption = f"{table.caption}\n{label(name)}: {_spark([s['effects'][k]['change'] for s in found if s['effects']])}"
+            table.caption = (
+                f"{table.caption}\n{label(name)}: {_spark([s['effects'][k]['change'] for s in found if s['effects']])}"
+            )
     return table
 
 
@@ -149,5 +153,3 @@ def print_once(records: Sequence[Record], name: str, console: Console) -> None:
         console: where to.
     """
     console.print(view(records, name))
-
-
