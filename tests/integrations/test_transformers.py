@@ -5,12 +5,12 @@ import logging
 import os
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 import transformers
 
-import memoryless as ml
 from memoryless.integrations.transformers import MemoryCallback, clip_by_norm
 from memoryless.live.log import read, stops
 
@@ -98,7 +98,7 @@ def test_in_the_trainer(tmp_path: Path):
         for log in (tmp_path / "run.jsonl", None):
             net = model()
             options = {"every": 4, "betas": None, "replays": 100}
-            callbacks = [MemoryCallback(log=str(log), **options)] if log else []
+            callbacks: list[Any] = [MemoryCallback(log=str(log), **options)] if log else []
             arguments = transformers.TrainingArguments(
                 output_dir=str(tmp_path), max_steps=9, per_device_train_batch_size=2, gradient_accumulation_steps=2,
                 learning_rate=1e-3, report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True, use_cpu=True,
@@ -113,4 +113,3 @@ def test_in_the_trainer(tmp_path: Path):
         assert all(r["gradient_differs"] < 1e-4 for r in stops(records))
     finally:
         torch.set_default_dtype(torch.float64)
-    assert ml.Monitor

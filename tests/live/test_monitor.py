@@ -229,8 +229,13 @@ def test_a_black_box_has_its_shadows_only():
 
 def test_a_step_that_is_not_its_class_s_is_refused():
     training = Training(adamw)
+
     # Registered before the monitor's own: what a loop may do to parameters as part of its step.
-    training.optimizer.register_step_post_hook(lambda *_: [p.data.mul_(0.999) for p in training.net.parameters()] and None)
+    def shrink(*_: object) -> None:
+        for p in training.net.parameters():
+            p.data.mul_(0.999)
+
+    training.optimizer.register_step_post_hook(shrink)
     with monitor(training) as watching:
         training.run(lambda batches: watching.step(batches))
     assert "the optimizer's step is not that of adamw" in watching.notes[0]
@@ -340,7 +345,7 @@ def test_gradients_from_a_closure_are_seen():
                 loss.backward()
                 return loss
 
-            training.optimizer.step(closure)
+            training.optimizer.step(closure)  # pyright: ignore[reportCallIssue, reportArgumentType]
             if watching:
                 watching.step(batch)
         if watching:

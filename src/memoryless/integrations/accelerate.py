@@ -12,7 +12,6 @@ for batch in loader:
 from collections.abc import Callable
 from typing import Any
 
-from accelerate import Accelerator  # pyright: ignore[reportMissingImports]
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -20,7 +19,7 @@ from memoryless.live.monitor import Monitor, unwrapped
 
 
 def monitor(
-    accelerator: Accelerator,
+    accelerator: Any,
     model: nn.Module,
     criterion: Callable[[nn.Module, Any], Tensor],
     optimizer: Optimizer,
@@ -29,7 +28,7 @@ def monitor(
     """A monitor of the model and the optimizer inside an Accelerator's wrappers.
 
     Args:
-        accelerator: that prepared them; its mixed precision is part of the model's forward pass.
+        accelerator: the Accelerator that prepared them; its mixed precision is part of the model's forward pass.
         model: prepared.
         criterion: `criterion(model, batch)`, the mean loss of a micro-batch, given to `accelerator.backward`.
         optimizer: prepared.

@@ -232,7 +232,7 @@ def estimate(methods: Sequence[Sequence[Part]], terms: Terms, slopes: Tensor, se
                 moved[k] += displaced
     # A readout has terms or displacements, never both.
     variances = [successive(terms_of) + np.square(each).mean(0) for terms_of, each in zip(L, moved, strict=True)]
-    return [Estimated(*rows, variance) for rows, variance in zip(out, variances, strict=True)]
+    return [Estimated(rows[0], rows[1], rows[2], variance) for rows, variance in zip(out, variances, strict=True)]
 
 
 def _inside(positions: slice | Tensor, block: slice) -> slice | Tensor | None:

@@ -67,7 +67,7 @@ class Monitor:
         every: so many steps, or a list of steps, at which to measure; None goes by `budget`.
         budget: share of the wall time that measuring may take, in (0, 1).
         shadows: other methods, measured by their memories of the run's gradients at the run's lr.
-        log: where records go: a path for lines of JSON, or what has `log(dict, step=)`, `log_metrics` or `add_scalar`, or a list.
+        log: where records go: a path for lines of JSON, what has `log(dict, step=)`, `log_metrics` or `add_scalar`, or a list.
         coordinates: of theta on which maps and shadows are kept; all where there are no more.
         gradient: what the loop does to a step's gradient, as one vector of shape (d,), before the optimizer gets it: clips its
             norm, say.
