@@ -4,6 +4,7 @@ Lightning takes the forward and backward pass, and clips, inside of the optimize
 after it. A replay is the module's `training_step` with what it logs left out, and its metrics put back.
 """
 
+import importlib.util
 import inspect
 import logging
 from collections.abc import Iterator, Mapping
@@ -12,13 +13,19 @@ from typing import Any
 
 from torch import Tensor, nn
 
-try:
-    from lightning.pytorch import Callback  # pyright: ignore[reportMissingImports]
-except ImportError:
-    from pytorch_lightning import Callback  # pyright: ignore[reportMissingImports]
-
 from memoryless.errors import BadInput
 from memoryless.live.monitor import Monitor
+
+
+def _base() -> Any:
+    """Lightning's Callback, by either name of the package; object without it, so that this module can be looked at."""
+    for package in ("lightning.pytorch", "pytorch_lightning"):
+        if importlib.util.find_spec(package.partition(".")[0]):
+            return importlib.import_module(package).Callback
+    return object
+
+
+Callback = _base()
 
 logger = logging.getLogger("memoryless")
 
@@ -31,9 +38,14 @@ class MemoryCallback(Callback):
 
     Attributes:
         monitor: of the run, once it has begun; None where it could not be watched.
+
+    Raises:
+        BadInput: Lightning is not installed.
     """
 
     def __init__(self, **options: Any):
+        if Callback is object:
+            raise BadInput("this callback is for Lightning, which is not installed: pip install pytorch-lightning")
         self.options = options
         self.monitor: Monitor | None = None
         self._window: list[dict[str, Any]] = []

@@ -73,7 +73,7 @@ class Monitor:
             norm, say.
         betas: axes (betas_1, betas_2) of the map, for an optimizer with a pair of betas; None for none.
         replays: past steps that are taken again at a stop, a gradient each.
-        data: re-iterable batches that the measures are of; by default the first few of the run.
+        data: re-iterable batches that the measures are of; by default the first few that are watched (others after a resume).
         measures: names, or differentiable functions theta -> scalar.
         start: steps that the run has behind it; default what the optimizer counts.
         seed: of the draws.
@@ -99,7 +99,7 @@ class Monitor:
         ...         optimizer.zero_grad()
         ...         criterion(model, batch).backward()
         ...         optimizer.step()
-        ...         monitor.step(batch)
+        ...         _ = monitor.step(batch)
         >>> [stop["step"] for stop in monitor.stops]
         [20, 40]
         >>> sorted(monitor.stops[0]["effects"][0])[:4]
