@@ -102,7 +102,7 @@ def test_whatever_keeps_numbers_is_told(tmp_path: Path):
 
 
 def test_a_resumed_run_has_no_gap_and_no_duplicate(tmp_path: Path):
-    """Stopped at step 30, resumed from a checkpoint at step 20; the short memory is known again by the next stop."""
+    """Ended at step 32, resumed from a checkpoint at step 20; the short memory is known again by the next stop."""
 
     def training() -> Training:
         return Training(lambda p: torch.optim.AdamW(p, lr=LR, betas=(0.5, 0.7)), steps=61)
@@ -119,7 +119,7 @@ def test_a_resumed_run_has_no_gap_and_no_duplicate(tmp_path: Path):
             checkpoint.update(model=state, optimizer=run.optimizer.state_dict()["state"])
             checkpoint["optimizer"] = {k: {n: x.clone() for n, x in s.items()} for k, s in checkpoint["optimizer"].items()}
 
-    run.batches = run.batches[:30]
+    run.batches = run.batches[:32]  # it had logged its stop at 30
     with monitor(run, log=log, every=15) as watching:
         run.run(tell)
     again = training()
