@@ -288,6 +288,15 @@ def test_a_budget_pays_for_its_stops():
         training.run(lambda batches: watching.step(batches))
     assert watching.stops == []
     assert "no stop within 25 steps: a budget of 2%" in watching.notes[0]
+    watching._began -= 1e6  # a run so long that a stop is cheap, and watching too
+    assert watching._schedule.affords(1.0, 0.0, 1e6)
+    assert not watching._schedule.affords(1.0, 2e4, 1e6)
+    watching._require_light()
+    assert len(watching.notes) == 1
+    watching._spent += 1e5
+    watching._sinks.note = lambda *_: None  # type: ignore[method-assign]
+    watching._require_light()
+    assert "watching takes 10% of these steps, stops not counted, and the budget is 2%" in watching.notes[1]
 
 
 def test_a_batch_that_can_be_read_once_is_refused():

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from memoryless.corrections import history
 from memoryless.errors import BadInput
+from memoryless.flat import block
 from memoryless.methods.method import AnyOptimizer, Index, Momentum
 
 
@@ -81,12 +82,16 @@ class Shadow:
         """
         k = len(gradients)
         powers = torch.arange(k - 1, -1, -1, device=gradients.device, dtype=gradients.dtype)
+        size = max(1, block(gradients.device) // k)
         for (g, first), sums in self._sums.items():
             betas = self._betas[g, first]
             weights = betas**powers
             if self.n == 0:
                 weights[:, 0] *= first
-            sums.mul_(betas**k).addmm_(weights, g(gradients, thetas))
+            for start in range(0, gradients.shape[1], size):
+                part = slice(start, start + size)
+                images = g(gradients[:, part], thetas[..., part])
+                sums[:, part] = torch.addmm(sums[:, part] * betas**k, weights, images)
         self.n += k
 
     def memory(self, variable: Momentum, gradient: Tensor, theta: Tensor, index: Index = slice(None)) -> Tensor:

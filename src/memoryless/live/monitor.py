@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from memoryless.audits.grid import Grid
@@ -44,6 +44,8 @@ PROBED = 4
 FED = 32
 """Gradients that the shadows take at once."""
 
+SETTLED = 200
+"""Steps after which it is looked at what watching takes."""
 READ = 1e-8
 """Seconds that reading out one replayed step takes per coordinate and method: a guess before the first stop."""
 
@@ -65,7 +67,7 @@ class Monitor:
         criterion: `criterion(model, batch)` returns the mean loss of a batch, the one that is trained.
         optimizer: over the model's parameters. Adam, AdamW, NAdam, SGD and RMSprop are measured; of others only `shadows`.
         every: so many steps, or a list of steps, at which to measure; None goes by `budget`.
-        budget: share of the wall time that measuring may take, in (0, 1).
+        budget: share of the wall time that the stops may take, in (0, 1); what is kept between them is said if it takes more.
         shadows: other methods, measured by their memories of the run's gradients at the run's lr.
         log: where records go: a path for lines of JSON, what has `log(dict, step=)`, `log_metrics` or `add_scalar`, or a list.
         coordinates: of theta on which maps and shadows are kept; all where there are no more.
@@ -143,7 +145,7 @@ class Monitor:
         self._kept: dict[int, Step] = {}
         self._planned, self._stepped = 0, False
         self._present: Present | None = None
-        self._spent, self._cost, self._began = 0.0, 0.0, time.perf_counter()
+        self._spent, self._cost, self._stopping, self._began = 0.0, 0.0, 0.0, time.perf_counter()
         self._said: set[str] = set()
         self._describe()
         gradients = self.replays + 1 + 4 * len(self.measures) * PROBED
@@ -199,11 +201,12 @@ class Monitor:
         for method in others:
             if any(not part.method.elementwise for part in method.parts):
                 raise BadInput(f"a shadow on sampled coordinates needs a method that acts on each by itself, got {method}")
-        self._shadow, self._fed, self._there = None, [], []  # type: ignore[var-annotated]
-        self._fed: list[Tensor]
-        self._there: list[Tensor]
+        self._shadow, self._waiting = None, 0
         if shadowed:
-            self._shadow = Shadow(shadowed, self._sample.of(self._layout.theta()))
+            sampled = self._sample.of(self._layout.theta())
+            self._shadow = Shadow(shadowed, sampled)
+            # Written over again and again: no new memory is asked for as the run goes on.
+            self._fed, self._there = (sampled.new_empty((FED, len(sampled))) for _ in range(2))
         cells = 0 if self.betas is None else len(self.betas[0]) * len(self.betas[1])
         self._read = READ * len(self._sample) * (cells + len(others))
         self._others: Sequence[Momentum] = () if self._shadow is None else self._shadow.variables
@@ -334,6 +337,16 @@ class Monitor:
 
         return ((*args[:1], *args[2:]), kwargs | {"closure": then})
 
+    def _require_light(self) -> None:
+        """Say if what is kept at every step takes more than the budget, which the stops alone go by."""
+        wall = time.perf_counter() - self._began - self._stopping
+        share = (self._spent - self._stopping) / max(wall, 1e-9)
+        if self.every is None and share > self.budget:
+            self._say(
+                f"watching takes {share:.0%} of these steps, stops not counted, and the budget is {self.budget:.0%}: give fewer "
+                f"coordinates= than {len(self._sample):,}, or betas=None for no map"
+            )
+
     def _plan(self) -> None:
         """Draw for the stops that the next steps may be asked for by."""
         now = self._past.steps
@@ -389,19 +402,18 @@ class Monitor:
             self._present = Present(s, self._layout.theta(), flat(grads), live, lr, None, self._recorder.buffers or {})
             self._recorder.buffers = None
         if self._shadow is not None:
-            if len(self._fed) >= FED:
+            if self._waiting == FED:
                 self._feed()
-            self._fed.append(sampled)
+            self._fed[self._waiting] = sampled
             if there is not None:
-                self._there.append(there)
+                self._there[self._waiting] = there
+            self._waiting += 1
 
     def _feed(self) -> None:
         """Give the shadows the gradients that were kept for them."""
-        if self._shadow is not None and self._fed:
-            theta = torch.stack(self._there) if self._there else self._fed[0]
-            self._shadow.extend(torch.stack(self._fed), theta)
-            self._fed.clear()
-            self._there.clear()
+        if self._shadow is not None and self._waiting:
+            self._shadow.extend(self._fed[: self._waiting], self._there[: self._waiting] if self._uses_theta else self._fed[0])
+            self._waiting = 0
 
     def _after_step(self) -> None:
         self._stepped = True
@@ -409,6 +421,8 @@ class Monitor:
             self._present.theta_next = self._layout.theta()
 
     def _told(self, batches: list[Any]) -> Record | None:
+        if self._past.steps == SETTLED and self._stepped:
+            self._require_light()
         self._pending += batches
         if isinstance(self._probe, list) and self.data is None and len(self._probe) < PROBED:
             self._probe += batches[: PROBED - len(self._probe)]
@@ -436,7 +450,7 @@ class Monitor:
         step_time = (wall - self._spent) / max(1, self._past.steps)
         gradients = len(upcoming.steps) + 1 + 4 * len(self.measures) * PROBED
         cost = self._cost or step_time * gradients + self._read * len(upcoming.steps)
-        if not self._schedule.affords(cost, self._spent, wall):
+        if not self._schedule.affords(cost, self._stopping, wall):
             return None
         assert self._recorder is not None
         self._recorder.wanted = False  # the passes of a measurement are none of the run's
@@ -454,6 +468,7 @@ class Monitor:
             )
             found = measuring.stop(upcoming, present, self._kept)
         self._cost = time.perf_counter() - start
+        self._stopping += self._cost
         self._spent += self._cost  # on the account at once; `_guarded` takes it for the record that it makes
         try:
             record = {"kind": "stop", "step": self._before + upcoming.n, "overhead": self._overhead(), "seconds": self._cost}

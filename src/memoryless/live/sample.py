@@ -81,7 +81,8 @@ class Sample:
         """
         if self.index is None:
             return torch.cat([t.reshape(-1) for t in tensors])
-        return torch.cat([t.reshape(-1)[part] for t, part in zip(tensors, self.local, strict=True)])
+        parts = zip(tensors, self.local, strict=True)
+        return torch.cat([torch.index_select(t.reshape(-1), 0, part) for t, part in parts])
 
     def positions(self, index: slice | Tensor, d: int) -> slice | Tensor:
         """Which of the sampled coordinates are among some of theta's.

@@ -49,7 +49,7 @@ class Schedule:
 
         Args:
             cost: seconds that it will take.
-            spent: seconds that were.
+            spent: seconds that stops took.
             wall: seconds that the run has taken, these among them.
         """
         return self.budget is None or spent + cost <= self.budget * (wall + cost)
