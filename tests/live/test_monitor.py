@@ -402,3 +402,19 @@ def test_step_outside_of_with_is_refused():
     training = Training(lambda p: torch.optim.SGD(p, lr=LR, momentum=0.9))
     with pytest.raises(ml.errors.BadInput, match="not watching"):
         monitor(training).step(training.batches[0])
+
+
+@pytest.mark.parametrize("name", ["adamw", "two groups", "betas and lr cycled", "momentum cycled", "lion", "clipped"])
+def test_sums_kept_whole_are_those_of_kept_gradients(name, monkeypatch):
+    """With few ages: the same draws, once as sums over all coordinates and once from the gradients themselves."""
+    monkeypatch.setattr("memoryless.live.frozen._bias", lambda *_: 0.0)  # a sample corrects its own part only
+    monkeypatch.setattr("memoryless.live.frozen._displaced", lambda *a: (0.0, np.zeros((16, 1))))
+    found = []
+    for coordinates in (2**16, 20):
+        training = RUNS[name]()
+        clip = training.clipped if training.clip else None
+        with monitor(training, coordinates=coordinates, gradient=clip, replays=6) as watching:
+            training.run(lambda batches, watching=watching: watching.step(batches))
+        assert watching.notes == []
+        found.append([(stop["effects"][0]["slope"], stop["effects"][0]["change"]) for stop in watching.stops])
+    assert np.array(found[1]) == pytest.approx(np.array(found[0]), rel=1e-8)

@@ -343,8 +343,8 @@ class Monitor:
         share = (self._spent - self._stopping) / max(wall, 1e-9)
         if self.every is None and share > self.budget:
             self._say(
-                f"watching takes {share:.0%} of these steps, stops not counted, and the budget is {self.budget:.0%}: give fewer "
-                f"coordinates= than {len(self._sample):,}, or betas=None for no map"
+                f"watching takes {share:.0%} of these steps, stops not counted, and the budget is {self.budget:.0%}: give "
+                f"fewer coordinates= than {len(self._sample):,}, or betas=None for no map"
             )
 
     def _plan(self) -> None:
