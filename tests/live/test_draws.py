@@ -70,6 +70,7 @@ def test_a_sample_stands_for_all_coordinates():
     spread = np.std(totals)
     assert abs(np.mean(totals) - float(y.sum())) < 4 * spread / 200**0.5
     assert np.mean(variances) == pytest.approx(spread**2, rel=0.3)
+    sample = Sample(sizes_, 130, 0, torch.device("cpu"))
     whole = Sample(sizes_, 1307, 0, torch.device("cpu"))
     assert whole.total(whole.of(y)) == pytest.approx(float(y.sum()))
     assert whole.variance(y) == 0.0
