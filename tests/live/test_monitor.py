@@ -68,6 +68,9 @@ def test_with_every_age_it_is_the_literal_effect(name, coordinates):
         assert sum(effect["layers"].values()) == pytest.approx(effect["slope"], rel=1e-6)
 
 
+ALL_SORTS = ["adamw", "lion", "two groups", "betas and lr cycled", "clipped", "accumulated", "scaled", "dropout, batch norm"]
+
+
 def state(training: Training) -> list:
     """All that a run leaves behind, to the last bit."""
     kept = [*training.net.state_dict().values(), *training.thetas]
@@ -77,7 +80,7 @@ def state(training: Training) -> list:
     return [*kept, *generators, torch.tensor(random.getstate()[1])]
 
 
-@pytest.mark.parametrize("name", [*RUNS, "autocast"])
+@pytest.mark.parametrize("name", [*ALL_SORTS, "autocast"])
 def test_the_run_is_bit_for_bit_the_plain_one(name):
     def training() -> Training:
         random.seed(1)
@@ -192,10 +195,10 @@ def estimates(seeds: int, **options) -> tuple[np.ndarray, np.ndarray]:
 
 def test_with_few_ages_it_lies_within_its_standard_errors():
     exact, _ = estimates(1)
-    slopes, errors = estimates(12, replays=24)
+    slopes, errors = estimates(8, replays=24)
     t = (slopes - exact) / errors
     assert (np.abs(t) < 1.96).mean() > 0.85
-    assert (np.abs(t.mean(0)) < 0.9).all()  # the mean of 12 that are independent: three of its own deviations
+    assert (np.abs(t.mean(0)) < 1.06).all()  # the mean of 8 that are independent: three of its own deviations
     assert (np.median(errors, axis=0) < np.abs(exact).max()).all()
 
 
