@@ -29,7 +29,13 @@ def standing(device: torch.device) -> Standing:
     return Standing(random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda)
 
 
-def _put(there: Standing, device: torch.device) -> None:
+def restore(there: Standing, device: torch.device) -> None:
+    """Put the generators where they once stood.
+
+    Args:
+        there: from `standing`.
+        device: a CUDA device's generator is put back too.
+    """
     random.setstate(there.python)
     np.random.set_state(there.numpy)
     torch.set_rng_state(there.torch)
@@ -56,10 +62,10 @@ def isolated(
             np.random.seed(start)
             torch.manual_seed(start)
         elif start is not None:
-            _put(start, device)
+            restore(start, device)
         yield
     finally:
-        _put(before, device)
+        restore(before, device)
         for generator, state in own:
             generator.set_state(state)
 

@@ -149,7 +149,7 @@ def adamw(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), lr=LR, betas=BETAS)
 
 
-@pytest.mark.parametrize("lags", [None, 4000])
+@pytest.mark.parametrize("lags", [None, 40])
 @pytest.mark.parametrize("name", ["dropout", "diffusion", "layer drop"])
 def test_a_run_draws_its_own_noise_and_the_replay_draws_it_again(name, lags):
     order = [n % BATCHES for n in range(STEPS)]
@@ -199,8 +199,8 @@ def test_a_run_draws_its_own_noise_and_the_replay_draws_it_again(name, lags):
     assert torch.equal(torch.rand(3), drawn)
     assert found.measured is not None
     expected = (replayed - torch.cat([x.reshape(-1) for x in end])) / LR
-    # Exact to the rounding of theta / lr; 4000 random lags to a few per cent.
-    assert relative_error(found.measured, expected) < (1e-9 if lags is None else 0.15)
+    # Exact to the rounding of theta / lr; where there are lags for all steps, too.
+    assert relative_error(found.measured, expected) < 1e-9
     assert "L draws random numbers: it is that of 2 seeds for each batch" in found.validity.notes
 
 

@@ -13,11 +13,13 @@ import copy
 import math
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor
 
 from memoryless.audits.grid import Memory
 from memoryless.corrections import history
 from memoryless.errors import BadInput
+from memoryless.flat import block
 from memoryless.methods.method import AnyOptimizer, Index, Momentum
 
 
@@ -113,6 +115,27 @@ class Shadow:
         for (g, first), sums in self._sums.items():
             sums.mul_(self._betas[g, first]).add_(g(gradient, theta), alpha=first if self.age == 0 else 1.0)
         self.n += 1
+
+    def extend(self, gradients: Tensor, thetas: Tensor) -> None:
+        """Feed many steps at once, by matrix products: sums <- beta^k sums + sum_j beta^(k-1-j) g_j.
+
+        Args:
+            gradients: shape (k, d), oldest first.
+            thetas: where they were taken, shape (k, d), or (d,) for all.
+        """
+        k = len(gradients)
+        powers = torch.arange(k - 1, -1, -1, device=gradients.device, dtype=gradients.dtype)
+        size = max(1, block(gradients.device) // k)
+        for (g, first), sums in self._sums.items():
+            betas = self._betas[g, first]
+            weights = betas**powers
+            if self.n == 0:
+                weights[:, 0] *= first
+            for start in range(0, gradients.shape[1], size):
+                part = slice(start, start + size)
+                images = g(gradients[:, part], thetas[..., part])
+                sums[:, part] = torch.addmm(sums[:, part] * betas**k, weights, images)
+        self.n += k
 
     def memory(self, variable: Momentum, gradient: Tensor, theta: Tensor, index: Index = slice(None)) -> Tensor:
         """m_l after a step with this gradient, which is not fed.

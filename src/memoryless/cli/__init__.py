@@ -18,6 +18,8 @@ Then one file per command, with the command's name:
 * `derive`: the correction as a formula.
 * `verify`: the theorem on any optimizer.
 * `kernel`: how the memory of an optimizer fades.
+* `watch`: a monitored run as it happens.
+* `report`: a monitored run as a page.
 * `atlas`: every optimizer of the known libraries.
 * `reproduce`: the paper's figures.
 """

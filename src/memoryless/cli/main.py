@@ -18,8 +18,10 @@ from memoryless.cli.compare import Compare
 from memoryless.cli.derive import Derive
 from memoryless.cli.kernel import Kernel
 from memoryless.cli.map import Map
+from memoryless.cli.report import Report
 from memoryless.cli.reproduce import Reproduce
 from memoryless.cli.verify import Verify
+from memoryless.cli.watch import Watch
 from memoryless.errors import BadInput, users_line
 
 COMMANDS = {
@@ -30,6 +32,8 @@ COMMANDS = {
     "derive": Derive,
     "verify": Verify,
     "kernel": Kernel,
+    "watch": Watch,
+    "report": Report,
     "atlas": Atlas,
     "reproduce": Reproduce,
 }
@@ -44,6 +48,8 @@ Examples:
   memoryless derive adamw --set eps=0
   memoryless verify adamw
   memoryless kernel torch.optim.AdamW
+  memoryless watch run.jsonl
+  memoryless report run.jsonl
   memoryless atlas --only Adam Lion
   memoryless reproduce fig1
   memoryless audit --optimizer "sgd(lr=0.1, momentum=0.9)" --steps 300

@@ -1,12 +1,8 @@
 """The frozen memory of a mini-batch run: what the same batches would have left at the present theta.
 
 Exact: the memory of a variable is a weighted sum over the batches (`corrections.sequences`), one gradient per batch and stop.
-By random lags, which costs as many gradients as there are lags: with g_then the gradient that step n-k used and g_now the one
-that its batch has at the present theta,
-
-    m_l - m_l(frozen) = sum_k kernel_l[k] (g_l(g_then) - g_l(g_now)) = E[ kernel_l[k] / p_k (g_l(g_then) - g_l(g_now)) ]
-
-whose mean over the drawn lags is unbiased; phi then makes of its variance a bias that falls as 1 / lags.
+By random lags, which costs as many gradients as there are lags: the steps of a few drawn ages, taken again at the present
+theta, stand for all (`live.draws`, `live.frozen`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,11 +13,13 @@ from torch import Tensor
 
 from memoryless.audits.grid import Memory
 from memoryless.audits.shadow import Shadow
-from memoryless.corrections.expected.random_lag import lag_probabilities, weight_at
 from memoryless.corrections.sequences import Order, shares
 from memoryless.isolation import Standing
+from memoryless.live.draws import draw, sizes
+from memoryless.live.frozen import Reading, Terms, frozen_memory
 from memoryless.live.loop import Sight
 from memoryless.loss.point import Point
+from memoryless.methods import kernel
 from memoryless.methods.method import Index, Momentum
 from memoryless.methods.past import Through, changed
 
@@ -94,7 +92,7 @@ def exact(replay: Replay) -> Memory:
 
 
 class RandomLags:
-    """The same from gradients of the steps that lie a drawn lag before a stop.
+    """The same from gradients of the steps that lie a drawn age before a stop (`live.draws`, `live.frozen`).
 
     Args:
         variables: all that remember.
@@ -104,13 +102,8 @@ class RandomLags:
     """
 
     def __init__(self, variables: Sequence[Momentum], stops: Sequence[int], lags: int, seed: int):
-        self.lags = lags
-        rng = np.random.default_rng(seed)
-        self.drawn: dict[int, list[tuple[int, float]]] = {}
-        for n in stops:
-            p = lag_probabilities(tuple(variables), n, False)
-            self.drawn[n] = [(int(k) + 1, float(p[k])) for k in rng.choice(len(p), size=lags, p=p)]
-        self._last = {n - k: n for n, pairs in sorted(self.drawn.items()) for k, _ in pairs}
+        self.drawn = {n: draw(sizes(variables, (), n, n), lags, np.random.default_rng([seed, n])) for n in stops}
+        self._last = {n - k: n for n in sorted(stops) for k in self.drawn[n].ages.tolist() if k}
         self.wanted = frozenset(self._last)
         self._kept: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -130,13 +123,14 @@ class RandomLags:
             sight: of the stop.
         """
         n, theta, gradient = sight.taken, sight.theta, sight.gradient
-        terms = [(k, p, *self._kept[n - k], replay.gradient_at(n - k)) for k, p in self.drawn[n]]
+        drawn, kept = self.drawn[n], self._kept | {n: (gradient, theta)}
+        steps = (n - drawn.ages).tolist()
+        now = torch.stack([gradient if s == n else replay.gradient_at(s) for s in steps])
+        then, there = (torch.stack([kept[s][i] for s in steps]) for i in range(2))
 
         def memory(v: Momentum, index: Index = slice(None)) -> Tensor:
-            m = shadow.memory(v, gradient, theta, index).clone()
-            for k, p, then, there, now in terms:
-                if weight := weight_at(v, n, k) / (p * self.lags):
-                    m -= weight * (v.g(then[index], there[index]) - v.g(now[index], theta[index]))
-            return m
+            m = shadow.memory(v, gradient, theta, index)
+            terms = Terms(drawn, now[:, index], then[:, index], theta[index], there[:, index])
+            return frozen_memory(Reading(v, kernel.kernel(v, n)[drawn.ages], m), terms, m)[0].to(m)
 
         return memory

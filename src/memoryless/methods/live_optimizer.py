@@ -100,10 +100,7 @@ def recognised(optimizer: Optimizer, layout: Layout | None = None) -> Method | G
         NotRecognised: another optimizer, or a branch without momentum form (amsgrad, RMSprop with momentum).
         BadInput: the optimizer does not hold the parameters of the layout.
     """
-    recognise = _RECOGNISED.get(type(optimizer))
-    if recognise is None:
-        known = ", ".join(cls.__name__ for cls in _RECOGNISED if cls is not MethodOptimizer)
-        raise NotRecognised(f"{type(optimizer).__name__} is not recognised; expected one of torch's {known}")
+    recognise = _recognise(optimizer)
     if (acts := acting(optimizer)) is not None:
         raise NotRecognised(f"{type(optimizer).__name__} has {acts}, so its step is not that of its class")
     where, count = _coordinates(optimizer, layout)
@@ -115,6 +112,31 @@ def recognised(optimizer: Optimizer, layout: Layout | None = None) -> Method | G
     if all((m.name, m.hyper) == (first.name, first.hyper) for m, _ in parts) and sum(len(index) for _, index in parts) == count:
         return first
     return Groups(tuple(Part(m, _index(index), m.lr / lr) for m, index in parts), lr)
+
+
+def by_group(optimizer: Optimizer, layout: Layout) -> list[tuple[int, tuple[Method, Index]]]:
+    """Number, method and coordinates of each param group that has any; an lr of 0, as a warm-up begins with, is put at 1.
+
+    Args:
+        optimizer: as for `recognised`, but hooks of its step are allowed: whoever asks looks at what the step really does.
+        layout: of theta.
+
+    Raises:
+        NotRecognised: as there.
+        BadInput: as there.
+    """
+    recognise, (where, _) = _recognise(optimizer), _coordinates(optimizer, layout)
+    groups = (group if float(group["lr"]) else group | {"lr": 1.0} for group in optimizer.param_groups)
+    found = enumerate(zip(groups, where, strict=True))
+    return [(i, (recognise(group), _index(index))) for i, (group, index) in found if len(index)]
+
+
+def _recognise(optimizer: Optimizer) -> Callable[[dict[str, Any]], Method]:
+    recognise = _RECOGNISED.get(type(optimizer))
+    if recognise is None:
+        known = ", ".join(cls.__name__ for cls in _RECOGNISED if cls is not MethodOptimizer)
+        raise NotRecognised(f"{type(optimizer).__name__} is not recognised; expected one of torch's {known}")
+    return recognise
 
 
 def step_of(optimizer: Optimizer) -> int | None:

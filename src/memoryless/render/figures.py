@@ -291,7 +291,8 @@ def beta_map(run: dict[str, Any], found: dict[str, Any], limit: float) -> go.Fig
     if np.any(found["misleads"]):
         grey = np.where(np.asarray(found["misleads"]).T, 0.0, np.nan)
         shade = [[0, COLOUR["axis"]], [1, COLOUR["axis"]]]
-        hover = "%{text}<br>what happens has the other sign nearby: slopes mislead<extra></extra>"
+        why = found.get("grey", "what happens has the other sign nearby: slopes mislead")
+        hover = f"%{{text}}<br>{why}<extra></extra>"
         figure.add_heatmap(z=grey, colorscale=shade, showscale=False, opacity=0.85, hovertemplate=hover)
     if found.get("settled") is not None and not np.all(found["settled"]):
         pale = np.where(np.asarray(found["settled"]).T, np.nan, 0.0)

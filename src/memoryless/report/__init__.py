@@ -9,6 +9,8 @@ derivation prints itself (`formulas.printing`). One file per command, with the c
 * `map`: a map over betas, as a table and a picture; `panel`: such a map in a picture, which both share.
 * `verify`: the errors of Theorem 3.2 and their slopes.
 * `kernel`: how a memory fades.
+* `watch`: a monitored run in the terminal.
+* `report`: a monitored run as a page.
 * `atlas`: all optimizers, on the screen, as Markdown, and as a page that sorts itself.
 * `reproduce`: Fig. 1 in words and as a picture.
 """

@@ -1,0 +1,183 @@
+"""A monitored run's records: lines of JSON that survive whatever ends the run, and whatever else keeps numbers.
+
+A line is written whole and flushed to the disk before the run goes on. Of a run that was killed while writing, the torn last
+line is cut when it goes on; one that is resumed appends, and leaves out what is there.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from memoryless.errors import BadInput, BadType
+from memoryless.render.numbers import plain
+
+Record = dict[str, Any]
+SAME = ("optimizer", "d", "measures")
+"""What tells one run's log from another's."""
+
+
+class Log:
+    """A file of records.
+
+    Args:
+        path: to write to; may exist.
+        head: of the run: its first record.
+
+    Attributes:
+        last: step of the last stop in it; -1 where there is none.
+
+    Raises:
+        BadInput: it cannot be written, is no log, or that of another run.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], head: Record):
+        self.path, self.last = Path(path), -1
+        try:
+            self._file = open(self.path, "a+b", buffering=0)  # noqa: SIM115  # held for as long as the run
+        except OSError as error:
+            raise BadInput(f"log {self.path} cannot be written: {error.strerror}") from None
+        try:
+            self._go_on(head)
+        except BadInput:
+            self._file.close()
+            raise
+
+    def _go_on(self, head: Record) -> None:
+        """Cut what is torn, and make sure that it is the same run."""
+        self._file.seek(0)
+        text = self._file.read()
+        records, whole = _parsed(text, self.path)
+        if whole < len(text):
+            self._file.truncate(whole)
+        if not records:
+            self.write(head)
+            return
+        if other := [key for key in SAME if records[0].get(key) != plain(head[key])]:
+            there, here = records[0].get(other[0]), plain(head[other[0]])
+            raise BadInput(f"log {self.path} is of another run ({other[0]}: {there} there, {here} here); give another file")
+        self.last = max((r["step"] for r in records if r["kind"] == "stop"), default=-1)
+
+    def write(self, record: Record) -> None:
+        """Append a record; it is on the disk when this returns.
+
+        Args:
+            record: plain data.
+        """
+        self._file.write((json.dumps(plain(record), allow_nan=False) + "\n").encode())
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """No more will come."""
+        self._file.close()
+
+
+def _parsed(text: bytes, path: Path) -> tuple[list[Record], int]:
+    """The records of the whole lines, and the bytes that these take."""
+    whole = text.rfind(b"\n") + 1
+    lines = text[:whole].splitlines()
+    try:
+        records = [json.loads(line) for line in lines]
+        proper = all(isinstance(r, dict) and "kind" in r for r in records) and (not records or records[0]["kind"] == "run")
+    except ValueError:
+        proper, records = False, []
+    if not proper or (not records and text and not text.startswith(b'{"kind"'[: len(text)])):
+        raise BadInput(f"{path} is no log of a monitored run; expected what Monitor(log=...) writes")
+    return records, whole
+
+
+def read(path: str | os.PathLike[str]) -> list[Record]:
+    """The records of a log, the run's head first; a line that is being written is left out.
+
+    Args:
+        path: of the file, which is only read.
+
+    Raises:
+        BadInput: there is none, or it is no log.
+    """
+    try:
+        text = Path(path).read_bytes()
+    except OSError as error:
+        raise BadInput(f"log {path} cannot be read: {error.strerror}") from None
+    records, _ = _parsed(text, Path(path))
+    if not records:
+        raise BadInput(f"log {path} is empty: no monitored run has begun in it")
+    return records
+
+
+def numbers(record: Record) -> dict[str, float]:
+    """A stop as names and numbers, for what plots those.
+
+    Args:
+        record: of a stop.
+    """
+    found: dict[str, Any] = {"memory/overhead": record["overhead"]}
+    found |= {f"memory/{key}": record[key] for key in ("lr", "noise_scale") if record.get(key) is not None}
+    for effect in record["effects"]:
+        name = effect["measure"]
+        found |= {f"memory/{name}/{key}": effect[key] for key in ("value", "change", "slope", "error")}
+    return {key: float(value) for key, value in found.items() if isinstance(value, (int, float))}
+
+
+class Sinks:
+    """Everything that is told of a stop.
+
+    Args:
+        log: a path, or anything with `log(dict, step=)` (wandb, trackio), `log_metrics(dict, step=)` (MLflow, Lightning's
+            loggers) or `add_scalar(name, value, step)` (TensorBoard), or a list of such; None for none.
+        head: of the run.
+
+    Raises:
+        BadType: it is none of these.
+        BadInput: a path cannot be written to.
+    """
+
+    def __init__(self, log: Any, head: Record):
+        every = log if isinstance(log, (list, tuple)) else [] if log is None else [log]
+        others = [sink for sink in every if not isinstance(sink, (str, os.PathLike))]
+        if bad := next((sink for sink in others if _way(sink) is None), None):
+            raise BadType(
+                f"log must be a path, something with .log(dict, step=), .log_metrics or .add_scalar, or a list of these, got "
+                f"{type(bad).__name__}"
+            )
+        self._others = others
+        self._files = [Log(path, head) for path in every if path not in others]
+        self.last = max((file.last for file in self._files), default=-1)
+
+    def note(self, text: str, step: int) -> None:
+        """Something that a reader of the files must know."""
+        for file in self._files:
+            file.write({"kind": "note", "step": step, "text": text})
+
+    def write(self, record: Record) -> None:
+        """A stop, or the end."""
+        for file in self._files:
+            file.write(record)
+        if record["kind"] == "stop":
+            told = numbers(plain(record))
+            for sink in self._others:
+                _tell(sink, told, record["step"])
+
+    def close(self) -> None:
+        """No more will come."""
+        for file in self._files:
+            file.close()
+
+
+def _way(sink: Any) -> str | None:
+    return next((name for name in ("add_scalar", "log_metrics", "log") if callable(getattr(sink, name, None))), None)
+
+
+def _tell(sink: Any, told: Mapping[str, float], step: int) -> None:
+    way = _way(sink)
+    if way == "add_scalar":
+        for name, value in told.items():
+            sink.add_scalar(name, value, step)
+    else:
+        getattr(sink, str(way))(dict(told), step=step)
+
+
+def stops(records: Sequence[Record]) -> list[Record]:
+    """The stops among records, by step."""
+    return sorted((r for r in records if r["kind"] == "stop"), key=lambda r: r["step"])
