@@ -11,7 +11,7 @@ from statistics import median
 
 import memoryless as ml
 from measuring import peak, ratio, rounds
-from memoryless.audits.beta_map import BETAS_1, BETAS_2
+from memoryless.audits.grid import BETAS_1, BETAS_2
 from memoryless.corrections.expansion import expansion
 from memoryless.experiments import problems
 from memoryless.loss import measures

@@ -102,7 +102,7 @@ def test_order_of_accuracy(name):
     errors, steps = [], 300
     fast = name in ("heavy_ball", "dampened", "nesterov", "centered")
     for lr in (8e-6, 4e-6, 2e-6) if fast else (4e-4, 2e-4, 1e-4):
-        method = settling.get(name, LIVE[name])(lr)
+        method = (LIVE | settling)[name](lr)
         reader = ml.Adam(lr, (0.6, 0.9), eps=1e-2, weight_decay=0.1 if name == "coupled" else 0.0)
         theta, g, states, shadow = run(method, [reader], steps)
         found = Recalled(method, states, g, theta, steps, [reader])

@@ -59,7 +59,7 @@ BATCH = torch.linspace(-1, 2, 24, dtype=torch.float64).view(8, 3).sin(), torch.a
 TOKENS = torch.arange(5), torch.arange(5).roll(1)
 
 
-def network() -> tuple[nn.Module, ml.Loss]:
+def network() -> tuple[nn.Sequential, ml.Loss]:
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
     return model, ml.Loss(model, cross_entropy, [BATCH])
 

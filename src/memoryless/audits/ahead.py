@@ -127,34 +127,35 @@ def look_ahead(
     if isinstance(live, Optimizer) and theta is not None:
         raise BadInput("a live optimizer looks ahead from where it is; leave out theta")
     point = Point(loss, theta, products=0)
+    buffers = None
     if isinstance(live, Optimizer):
         buffers = Buffers(live, point, step)
-        method, step = buffers.method, buffers.step
+        own, step = buffers.method, buffers.step
     else:
-        buffers, method = None, live
-    grid = None if betas is None else Grid(mapped_method(method), *betas)
-    methods = [method, *(grid.spanning() if grid else ())]
+        own = live
+    grid = None if betas is None else Grid(mapped_method(own), *betas)
+    methods = [own, *(grid.spanning() if grid else ())]
     if buffers is not None:
         memory, spent = buffers.recalled(methods).memory, 1
     else:
-        path = follow(method, point, step, methods, nodes=2 if order == "resummed" else None)
+        path = follow(own, point, step, methods, nodes=2 if order == "resummed" else None)
         memory, spent = path.memory, path.spent
-    theta, g = point.theta, point.gradient
-    shadow = Shadow(methods, theta)
-    shadow.start(step, memory, g, theta)
-    recent = Deviations([], grid, theta, method.lr)
+    at, g = point.theta, point.gradient
+    shadow = Shadow(methods, at)
+    shadow.start(step, memory, g, at)
+    recent = Deviations([], grid, at, own.lr)
     for k in range(ahead):
         if grid is not None and ahead - k <= STEPS:
-            recent.feed(shadow, g, theta)
-        u = update_of(method, theta, lambda v, index, g=g, at=theta: shadow.memory(v, g, at, index))
-        shadow.update(g, theta)
-        theta = theta - method.lr * u
-        g = loss.gradient(theta) if k < ahead - 1 else g
-    point = Point(loss, theta)
+            recent.feed(shadow, g, at)
+        u = update_of(own, at, lambda v, index, g=g, at=at: shadow.memory(v, g, at, index))
+        shadow.update(g, at)
+        at = at - own.lr * u
+        g = loss.gradient(at) if k < ahead - 1 else g
+    point = Point(loss, at)
     g, values = point.gradient, evaluate(measures, point)
-    F, delta = history.frozen(method, g, theta, shadow.step), shadow.effect(method, g, theta)
-    effects = effects_of(values, method.lr, Vectors(F, delta, None, None), point)
+    F, delta = history.frozen(own, g, at, shadow.step), shadow.effect(own, g, at)
+    effects = effects_of(values, own.lr, Vectors(F, delta, None, None), point)
     found = None
     if grid is not None:
-        found = replace(measured_map(grid, shadow, g, theta, values), deviation=recent.of(theta)[1])
-    return Ahead(str(method), ahead, shadow.step, method.lr, theta, F, delta, effects, found, spent + ahead)
+        found = replace(measured_map(grid, shadow, g, at, values), deviation=recent.of(at)[1])
+    return Ahead(str(own), ahead, shadow.step, own.lr, at, F, delta, effects, found, spent + ahead)

@@ -77,12 +77,13 @@ class Map:
             loop.run(optimizer, loss, train, on_step=on_step)
             method = live_optimizer.method_of(optimizer, loss.layout)
             own = method.parts[0].method.hyper.get("betas") if method.parts else None
-            grid = [tuple(sorted({*(axis or usual), *((own[k],) if own else ())}))
-                    for k, (axis, usual) in enumerate(zip(axes, (BETAS_1, BETAS_2), strict=True))]  # fmt: skip
+            first, second = (tuple(sorted({*(axis or usual), *((own[k],) if own else ())}))
+                    for k, (axis, usual) in enumerate(zip(axes, (BETAS_1, BETAS_2), strict=True)))  # fmt: skip
             found = beta_map(
                 optimizer,
                 loss,
-                *grid,
+                first,
+                second,
                 order=self.order,
                 measures=self.measures,
                 steps=self.ahead,

@@ -161,13 +161,13 @@ class Curves:
         K, w1, w2 = self._covariance, self.w1, self._w2
         if w1 is None:  # G^2 itself is the motion
             assert w2 is not None
-            return np.array([0.0, 0.0, _ratio(w @ K @ w2, w2 @ K @ w2) if not self._second else 1.0])
+            return np.array([0.0, 0.0, _over(w @ K @ w2, w2 @ K @ w2) if not self._second else 1.0])
         seen = K @ w1
         spread = w1 @ seen
         c = seen / max(spread, np.finfo(float).tiny)
         left = np.maximum(np.diag(K) - c * seen, 0)
         of = spread if w2 is None else w2 @ left
-        return np.array([w @ c, w @ c**2, _ratio(w @ left, of)])
+        return np.array([w @ c, w @ c**2, _over(w @ left, of)])
 
     def _place(self, facts: Facts) -> None:
         curves = len(self._curves)
@@ -233,7 +233,3 @@ def _covariance(k: Array) -> Array:
 
 def _over(a: Array, b: Array) -> Array:
     return np.divide(a, b, out=np.zeros_like(a), where=b > 0)
-
-
-def _ratio(a: float, b: float) -> float:
-    return a / b if b > 0 else 0.0

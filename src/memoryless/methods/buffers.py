@@ -13,7 +13,7 @@ from memoryless.methods.live_optimizer import recognised
 from memoryless.methods.method import Groups, Index, Method, Momentum, Part, State
 from memoryless.methods.method_optimizer import MethodOptimizer
 
-_ADAM = {1: "exp_avg", 2: "exp_avg_sq"}
+_ADAM: dict[int | None, str] = {1: "exp_avg", 2: "exp_avg_sq"}
 _BUFFERS: dict[type[Optimizer], dict[int | None, str]] = {
     SGD: {1: "momentum_buffer"},
     Adam: _ADAM,

@@ -177,20 +177,20 @@ def gauss_at(ages: NDArray[np.int64], values: Array, count: int) -> tuple[Array,
     support = np.flatnonzero(values)
     if len(support) == 0:
         return np.zeros(0), np.zeros(0)
-    ages, values = ages[support].astype(float), values[support]
+    at, values = ages[support].astype(float), values[support]
     if len(support) <= count:
-        return ages, values
+        return at, values
     sign = np.sign(values[0])
     mass = sign * values
     basis = [np.sqrt(mass / mass.sum())]
     diagonal, off = [], []
     for _ in range(count):
-        q = ages * basis[-1]
+        q = at * basis[-1]
         diagonal.append(q @ basis[-1])
         for _ in range(2):  # full reorthogonalization, twice is enough (Giraud et al. 2005)
             q = q - np.array(basis).T @ (np.array(basis) @ q)
         norm = float(np.linalg.norm(q))
-        if norm < 1e-12 * ages[-1]:
+        if norm < 1e-12 * at[-1]:
             break
         off.append(norm)
         basis.append(q / norm)
