@@ -157,6 +157,7 @@ def told(
     assert map_.error is not None
     assert map_.intervals is not None
     own = method.hyper["betas"]
+    assert step is not None
     k = np.arange(step + 1.0)
     a1 = {b: float(k @ b**k / (b**k).sum()) for b in BETAS_1}
     m = known.memory(method.variables[0])
