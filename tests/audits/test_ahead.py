@@ -91,7 +91,7 @@ def test_a_map_speaks_for_each_pair():
         ({"order": "first"}, "order must be 'path' or 'resummed', got 'first'"),
         ({"step": -1}, "step must be"),
         ({"method": ml.TorchMethod(lambda p: torch.optim.Adamax(p), [THETA.shape])}, "run as it is"),
-        ({"method": torch.optim.Adam([torch.nn.Parameter(THETA)])}, "a live optimizer has its own memory"),
+        ({"method": torch.optim.Adam([torch.nn.Parameter(THETA)]), "theta": THETA}, "leave out theta"),
     ],
 )
 def test_bad_input(arguments: dict, message: str):

@@ -84,7 +84,8 @@ class Deviations:
         def memory(v: Momentum) -> Tensor:
             return shadow.memory(v, gradient, theta, self._at) if v.has_memory else v.weight(shadow.age) * v.g(g, x)
 
-        self._past.append(_Moment(x, torch.stack([memory(v) for v in self._row])))
+        rows = [memory(v) for v in self._row]
+        self._past.append(_Moment(x, torch.stack(rows) if rows else x.new_zeros(0, len(x))))
 
     def of(self, theta: Tensor) -> tuple[list[float | None], np.ndarray | None]:
         """The deviations of the methods and of every pair at the end of the last steps looked at.

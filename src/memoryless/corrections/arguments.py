@@ -39,6 +39,8 @@ def valid_arguments(function: Callable[P, R]) -> Callable[P, R]:
         for name, value in given.items():
             parameter = signature.parameters[name]
             check = _run if parameter.annotation is Optimizer else _CHECKS.get(name)
+            if check is _method and Optimizer in get_args(parameter.annotation):
+                check = _optimizer
             if check is not None and not (value is None and type(None) in get_args(parameter.annotation)):
                 check(f"{function.__name__}: {name}", value)
         theta, loss = given.get("theta"), given.get("loss")
