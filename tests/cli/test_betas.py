@@ -33,7 +33,7 @@ def test_command(folder: Path, capsys: pytest.CaptureFixture[str]):
 
 
 def test_its_own_grid_of_56_pairs_and_not_the_400_of_an_audit(folder: Path, capsys: pytest.CaptureFixture[str]):
-    options = ["--batch-sizes", "full", "--steps", "8", "--samples", "2", "--png", "None", "--json"]
+    options = ["--batch-sizes", "full", "--steps", "8", "--png", "None", "--json"]
     main(["betas", "base.py:setup", *options, "--measures", "gradient_1_norm"])
     (stage,) = json.loads(capsys.readouterr().out)["stages"]
     assert stage["betas_1"] == [0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99]

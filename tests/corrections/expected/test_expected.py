@@ -360,7 +360,7 @@ FORGETS_NOTHING = ml.Method(LR, (ml.Momentum(1.0),), lambda f, m, theta: m[0])
 BAD = {
     "one_batch": (lambda: ml.expected_correction(ml.Adam(), ml.Loss.of(BATCHES[0], THETA)), "at least two batches, got 1"),
     "one_sample": (lambda: expected(ml.Adam(), 3, 1), "samples must be at least 2, or None .* got 1"),
-    "samples": (lambda: expected(ml.Adam(), 3, "many"), "samples must be at least 2, .* got 'many'"),  # pyright: ignore[reportArgumentType]
+    "samples": (lambda: expected(ml.Adam(), 3, "many"), "samples must be an integer >= 1, got 'many'"),  # pyright: ignore[reportArgumentType]
     "step": (lambda: expected(ml.Adam(), -1), r"step must be None \(steady state\) or an integer >= 0, got -1"),
     "order": (lambda: expected(ml.Adam(), 3, order="second"), "order must be 'first' or 'resummed', got 'second'"),
     "error": (lambda: expected(ml.Adam(), 3, error=0), "error must be a positive .* got 0"),
