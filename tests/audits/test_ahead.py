@@ -90,10 +90,10 @@ def test_a_map_speaks_for_each_pair():
         ({"ahead": 0}, "ahead must be an integer >= 1, got 0"),
         ({"order": "first"}, "order must be 'path' or 'resummed', got 'first'"),
         ({"step": -1}, "step must be"),
-        ({"method": ml.TorchMethod(lambda p: torch.optim.Adamax(p), [THETA.shape])}, "run as it is"),
-        ({"method": torch.optim.Adam([torch.nn.Parameter(THETA)]), "theta": THETA}, "leave out theta"),
+        ({"optimizer": ml.TorchMethod(lambda p: torch.optim.Adamax(p), [THETA.shape])}, "run as it is"),
+        ({"optimizer": torch.optim.Adam([torch.nn.Parameter(THETA)]), "theta": THETA}, "leave out theta"),
     ],
 )
 def test_bad_input(arguments: dict, message: str):
     with pytest.raises(ml.errors.BadInput, match=message):
-        ml.look_ahead(**{"method": ml.Adam(), "loss": reference_loss()} | arguments)
+        ml.look_ahead(**{"optimizer": ml.Adam(), "loss": reference_loss()} | arguments)

@@ -235,3 +235,110 @@ def test_others_along_a_run():
         assert known.state is not None
         assert known.error == pytest.approx(0, abs=1e-9)
         assert known.state[0] == pytest.approx(known.measured[0], rel=1e-6, abs=1e-13)
+
+
+PARTS = {
+    "first layer": lambda model: list(model[0].parameters()),
+    "last layer": lambda model: list(model[2].parameters()),
+    "weights": lambda model: [model[0].weight, model[2].weight],
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("make", ["adam", "sgd"])
+def test_optimizers_of_a_part_of_the_model(make, part):
+    """What the optimizer does not hold stays, in every method that is told: slopes as their checks, and a small effect."""
+
+    def of(model: nn.Module) -> torch.optim.Optimizer:
+        if make == "adam":
+            return torch.optim.Adam(PARTS[part](model), lr=3e-3, betas=(0.9, 0.99), eps=1e-4)
+        return torch.optim.SGD(PARTS[part](model), lr=3e-3, momentum=0.9)
+
+    optimizer, loss, _ = trained(of)
+    found = ml.beta_map(optimizer, loss, BETAS_1, BETAS_2, order="state", step=60)
+    assert found.checks
+    for check in found.checks:
+        if check.betas == (0.9, 0.999):  # Adam's own default, which is not on the axes
+            continue
+        i, j = BETAS_1.index(check.betas[0]), BETAS_2.index(check.betas[1])
+        assert found.change[i, j] == pytest.approx(check.slopes["gradient_1_norm"], rel=1e-7, abs=1e-12)
+        assert abs(check.changes["gradient_1_norm"]) < 0.1
+    own = ml.audit(optimizer, loss, step=60, measures=["gradient_1_norm"]).effects[0].slopes.measured
+    if make == "adam":
+        assert found.change[2, 2] == pytest.approx(own, rel=1e-7)
+    else:
+        ball = next(guess for guess in found.others if guess.method.startswith("heavy_ball"))
+        assert ball.changes is not None
+        assert ball.changes["gradient_1_norm"] == pytest.approx(own, rel=1e-6)
+
+
+def test_updates_that_jump_are_not_told_exactly():
+    """Lion's signs may turn within what the buffers leave open, though both curves have the same ones."""
+    told = []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 1))
+        loss = ml.Loss(model, lambda model, x: (model(x) - x.sum(1, keepdim=True).sin()).square().mean(), [torch.randn(32, 6)])
+        optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+        for _ in range(60):
+            loss.backward(None)
+            optimizer.step()
+        found = ml.beta_map(optimizer, loss, (0.9,), (0.99,), order="state", check=False)
+        told.append({guess.method.partition("(")[0]: guess.error for guess in found.others})
+    assert all(each["lion"] > 0.2 for each in told)
+    assert all(each["signum"] < 1e-6 for each in told)  # its memory is the one in the buffers
+
+
+def test_decay_in_the_gradients_stays_in_them():
+    optimizer, loss, _ = trained(lambda model: torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=0.1))
+    found = ml.beta_map(optimizer, loss, (0.0, 0.9), (0.9, 0.99), order="state", step=60)
+    assert found.error is not None
+    assert np.isfinite(found.error).all()
+    known = {guess.method.partition("(")[0]: guess.changes is not None for guess in found.others}
+    assert known == {"lion": False, "signum": False, "heavy_ball": True}  # Lion averages plain gradients
+
+
+def test_steps_that_are_not_counted_are_noted():
+    optimizer, loss, _ = trained(lambda model: torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9), 3)
+    assert "does not count its steps" in ml.beta_map(optimizer, loss, (0.9,), (0.99,), order="state").notes[0]
+    assert not ml.beta_map(optimizer, loss, (0.9,), (0.99,), order="state", step=3).notes
+
+
+def test_a_layer_unfrozen_on_the_way_is_refused():
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
+    loss = ml.Loss(model, cross_entropy, [(torch.randn(24, 4), torch.arange(24) % 3)])
+    optimizer = torch.optim.Adam(model[2].parameters())
+    for _ in range(3):
+        loss.backward(None)
+        optimizer.step()
+    optimizer.add_param_group({"params": list(model[0].parameters())})
+    with pytest.raises(BadInput, match="2 of the 4 tensors that Adam holds have no memory yet"):
+        ml.beta_map(optimizer, loss, BETAS_1, BETAS_2, order="state")
+
+
+def test_a_group_that_the_sample_misses(monkeypatch):
+    monkeypatch.setattr("memoryless.audits.state_map.SAMPLE", 2)
+    optimizer, loss, _ = trained(MAKERS["adamw_groups"])
+    assert np.isfinite(ml.beta_map(optimizer, loss, BETAS_1, BETAS_2, order="state").change[2, 2])
+
+
+@pytest.mark.parametrize(
+    ("make", "step", "message"),
+    [
+        (adam, -1, "step must be"),
+        (adam, 2.5, "step must be"),
+        (lambda model: torch.optim.SGD(model.parameters(), lr=0.1), None, "keeps no memory"),
+    ],
+)
+def test_refusals_of_buffers(make, step, message):
+    optimizer, loss, _ = trained(make, 5)
+    with pytest.raises(BadInput, match=message):
+        ml.beta_map(optimizer, loss, BETAS_1, BETAS_2, order="state", step=step)
+
+
+def test_looking_ahead_asks_for_the_past_too():
+    optimizer, loss, _ = trained(adam, 5, 2)
+    with pytest.raises(BadInput, match="the noise of single ones"):
+        ml.look_ahead(optimizer, loss, ahead=2)
+    assert ml.look_ahead(optimizer, loss, ahead=2, full_batch=True).step == 7

@@ -89,6 +89,7 @@ def look_ahead(
     order: Literal["path", "resummed"] = "path",
     measures: Sequence[str | Differentiable] = ("gradient_1_norm", "gradient_norm_squared"),
     betas: tuple[Sequence[float], Sequence[float]] | None = None,
+    full_batch: bool = False,
 ) -> Ahead:
     """What memory does some real steps on from theta, the memory that it starts with being a prediction.
 
@@ -102,6 +103,7 @@ def look_ahead(
         order: without a live optimizer, of the memory that the steps start with: "path" (13 gradients or so) or "resummed" (4).
         measures: names in `loss.measures.MEASURES`, or differentiable functions theta -> scalar.
         betas: two axes of a map over other betas, for a method with a pair of betas; None for none.
+        full_batch: for a live optimizer and a loss with several batches, that every past step took their mean gradient.
 
     Returns:
         The effect there.
@@ -129,7 +131,7 @@ def look_ahead(
     point = Point(loss, theta, products=0)
     buffers = None
     if isinstance(live, Optimizer):
-        buffers = Buffers(live, point, step)
+        buffers = Buffers(live, point, step, full_batch=full_batch)
         own, step = buffers.method, buffers.step
     else:
         own = live

@@ -85,6 +85,7 @@ class BetaMap(Result):
         error: for order "state", by how much the effect at each pair may be wrong, |error| / |effect|, same shape.
         intervals: for order "state", of each measure half the width of a 90 % interval around the change, same shape.
         others: for order "state", what is known of methods that are not on the grid.
+        notes: what a reader must know besides.
         anchor: for a run with anchors, off which of the runs each pair is read, same shape: 0 is the live one.
     """
 
@@ -99,6 +100,7 @@ class BetaMap(Result):
     error: np.ndarray | None = None
     intervals: dict[str, np.ndarray] | None = None
     others: tuple[Guess, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def settled(self) -> np.ndarray | None:
@@ -145,7 +147,7 @@ class BetaMap(Result):
         known = {} if self.deviation is None else {"deviation": self.deviation, "settled": self.settled}
         known |= {} if self.anchor is None else {"anchor": self.anchor}
         if self.error is not None:
-            known |= {"error": self.error, "intervals": self.intervals, "others": self.others}
+            known |= {"error": self.error, "intervals": self.intervals, "others": self.others, "notes": self.notes}
         growth = {} if self.growth is None else {"growth": self.growth, "trusted": self.trusted}
         return plain(axes | {"order": self.order, "changes": self.changes, "checks": self.checks} | growth | known)
 

@@ -57,13 +57,12 @@ def beta_map(
         step: n; default what a live optimizer counts, or the steady state.
         order: "first", "resummed", or "path": the way back followed by 13 gradients or so, look at `.trusted`; where pairs
             do not share F, a path each. "state": from a live optimizer's own buffers, by no product at all; `.error` tells how
-            far each pair is known, and those that are not are NaN. An optimizer without betas (SGD) stands for AdamW's at its
+            far each pair is known, and those that are not are NaN. An optimizer without betas (SGD) stands for Adam's at its
             lr. `audit_run` gives measured maps, which take a run.
         measures: names in `loss.measures.MEASURES`, or differentiable functions theta -> scalar.
         check: whether to say what happens at the method's own pair and the corners; ten values of a measure at most.
         steps: for order "state", start a shadow of every pair with what the buffers tell, take so many real steps on a copy of
-            theta, and measure there: one gradient each, `.settled` tells which pairs the live steps speak for.
-
+            theta, and measure there: one gradient each, `.settled` tells which pairs the live steps speak for; no checks.
         full_batch: for order "state" of a loss with several batches, that every past step took their mean gradient; single
             batches leave their noise in the buffers, where nothing tells it from memory (`audit_batch_sizes` measures it).
 
@@ -87,14 +86,15 @@ def beta_map(
         )
     if steps is not None and order != "state":
         raise BadInput(f"steps start from a live optimizer's buffers: they go with order='state', not {order!r}")
+    if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
+        raise BadInput(f"steps must be an integer >= 1, got {steps!r}")
     axes = tuple(betas_1), tuple(betas_2)
     if order == "state":
         live = _live(optimizer, theta)
-        _require_known_past(loss, full_batch)
         if steps is not None:
-            return _ahead(live, loss, steps, step, measures, axes)
+            return _ahead(live, loss, steps, step, measures, axes, full_batch)
         point = Point(loss)
-        buffers = Buffers(live, point, step)
+        buffers = Buffers(live, point, step, full_batch=full_batch)
         return state_map(buffers, grid_of(mapped_method(buffers.method), *axes), evaluate(measures, point), check)
     method = unwrapped(optimizer)
     if isinstance(method, Optimizer):
@@ -128,15 +128,6 @@ def _path_map(grid: Grid, point: Point, step: int | None, values: Sequence[Value
     return checked(found, grid, values, point, effect) if check else found
 
 
-def _require_known_past(loss: Loss, full_batch: bool) -> None:
-    if len(loss) > 1 and not full_batch:
-        raise BadInput(
-            f"the loss has {len(loss)} batches, and the noise of single ones in the buffers cannot be told from memory: use "
-            "audit_batch_sizes (memoryless betas), which measures; or, if every past step took their mean gradient, say so by "
-            "full_batch=True (--full-batch)"
-        )
-
-
 def _live(method: Optimizer | AnyOptimizer, theta: Tensor | None) -> Optimizer:
     """The optimizer inside a wrapper."""
     found = unwrapped(method)
@@ -156,7 +147,8 @@ def _ahead(
     step: int | None,
     measures: Sequence[str | Differentiable],
     axes: tuple[tuple[float, ...], tuple[float, ...]],
+    full_batch: bool,
 ) -> BetaMap:
-    found = look_ahead(optimizer, loss, ahead=steps, step=step, measures=measures, betas=axes).map
+    found = look_ahead(optimizer, loss, ahead=steps, step=step, measures=measures, betas=axes, full_batch=full_batch).map
     assert found is not None
     return found

@@ -13,7 +13,8 @@ ACROSS makes 90 % of the intervals of the others cover. Held out both are measur
 Where the error is `UNKNOWN` or more the cell is left blank.
 """
 
-from collections.abc import Iterator, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from torch.optim import Optimizer
 from memoryless.audits.beta_map import BetaMap, Guess, checked
 from memoryless.audits.grid import Grid, Memory, from_memory, inner_products, share_update, update_of
 from memoryless.corrections import history
+from memoryless.corrections.correction import require_step
 from memoryless.corrections.recalled import Recalled
 from memoryless.errors import BadInput
 from memoryless.flat import norm
@@ -30,24 +32,50 @@ from memoryless.loss.measures import Value
 from memoryless.loss.point import Point
 from memoryless.methods import kernel, live_optimizer
 from memoryless.methods.buffers import states_of
-from memoryless.methods.catalogue import AdamW, HeavyBall, Lion, Signum
-from memoryless.methods.method import AnyOptimizer, Groups, Index, Momentum, Part, State
+from memoryless.methods.catalogue import Adam, HeavyBall, Lion, Signum
+from memoryless.methods.method import AnyOptimizer, Groups, Index, Method, Momentum, Part, State, variables_of
 
 SCALE = 2.4
 ACROSS = 0.4
 UNKNOWN = 0.5
+MOVED = 0.5
+"""Of an update that jumps: by what share of its effect a memory may be wrong besides."""
 SAMPLE = 2**13
 """Coordinates of which errors are told."""
 
 
 def mapped_method(method: AnyOptimizer) -> AnyOptimizer:
-    """The method whose betas a map is over: the optimizer itself, or AdamW at its lr where that has no pair of betas.
+    """The method whose betas a map is over: the optimizer itself, or Adam at its lr where that has no pair of betas.
 
     Args:
         method: of the live optimizer.
     """
-    own = all("betas" in part.method.hyper for part in method.parts)
-    return method if own else AdamW(method.lr, weight_decay=0.0)
+    return method if all("betas" in part.method.hyper for part in method.parts) else on_its_parts(method, Adam)
+
+
+def on_its_parts(method: AnyOptimizer, make: Callable[..., Method]) -> AnyOptimizer:
+    """Another method at the learning rates of a live one, on the coordinates that it moves.
+
+    Args:
+        method: of the live optimizer.
+        make: from the catalogue; it gets the decay and the sign that are in the gradients which the live one averages.
+    """
+
+    def like(part: Part) -> Method:
+        hyper, takes = part.method.hyper, inspect.signature(make).parameters
+        averaged = {"maximize": hyper.get("maximize", False)}
+        if any(v.degree == 1 and v.uses_theta for v in part.method.variables):
+            averaged["weight_decay"] = hyper["weight_decay"]
+        return make(part.method.lr, **{name: value for name, value in averaged.items() if name in takes})
+
+    if _whole(method):
+        return like(method.parts[0])
+    return Groups(tuple(Part(like(part), part.index, part.scale) for part in method.parts), method.lr)
+
+
+def _whole(method: AnyOptimizer) -> bool:
+    """Whether it is one method on all of theta."""
+    return len(method.parts) == 1 and isinstance(method.parts[0].index, slice) and method.parts[0].index == slice(None)
 
 
 class Buffers:
@@ -57,22 +85,36 @@ class Buffers:
         optimizer: whose buffers are averages of g and g^2.
         point: of the loss, where the optimizer is.
         step: n, or None for what it counts, or the steady state where it counts none.
+        full_batch: whether every past step took the mean gradient of all batches.
 
     Attributes:
         method: the optimizer.
         step: n, or None for the steady state.
+        notes: what a reader must know besides.
 
     Raises:
         NotRecognised: its buffers are something else.
-        BadInput: it has taken no step.
+        BadInput: it keeps no memory, has taken no step, or single batches left their noise in it.
     """
 
-    def __init__(self, optimizer: Optimizer, point: Point, step: int | None = None):
+    def __init__(self, optimizer: Optimizer, point: Point, step: int | None = None, *, full_batch: bool = False):
+        require_step(step)
+        name, batches = type(optimizer).__name__, len(point.loss)
+        if batches > 1 and not full_batch:
+            raise BadInput(
+                f"the loss has {batches} batches, and the noise of single ones in the buffers cannot be told from memory: use "
+                "audit_batch_sizes (memoryless betas), which measures; or, if every past step took their mean gradient, say so "
+                "by full_batch=True (--full-batch)"
+            )
         self.method, self.states = states_of(optimizer, point.loss.layout)
         self.step = live_optimizer.step_of(optimizer) if step is None else step
         self.point = point
+        if not any(v.has_memory for v in variables_of(self.method)):
+            raise BadInput(f"{self.method} keeps no memory that could tell of others")
         if self.step == 0:
-            raise BadInput(f"{type(optimizer).__name__} has taken no step yet: there is nothing in its buffers")
+            raise BadInput(f"{name} has taken no step yet: there is nothing in its buffers")
+        uncounted = f"{name} does not count its steps: its steady state is assumed, pass step=n for exact transients"
+        self.notes = (uncounted,) if self.step is None else ()
 
     def recalled(self, readers: Sequence[AnyOptimizer]) -> Recalled:
         """The memory of other methods, as its buffers tell.
@@ -107,9 +149,26 @@ class Buffers:
         first, second = (_kept(Recalled(own, states, gradient, theta, self.step, every, second=each)) for each in (False, True))
         still = _still(gradient, theta, self.step)
 
-        def told(E: Tensor, other: Tensor) -> tuple[float, float]:
-            size = float(norm(E))
-            return (SCALE * float(norm(E - other)) / size if size else 0.0), size * (d / len(sample)) ** 0.5
+        def told(E: Tensor, *others: Tensor) -> tuple[float, float]:
+            size, off = float(norm(E)), max(float(norm(E - other)) for other in others)
+            return (off / size if size else np.inf if off else 0.0), size * (d / len(sample)) ** 0.5
+
+        # An update that jumps (a sign) does not show how near a jump is: there the memories themselves are moved, both ways, by
+        # SCALE times what the curves differ by and MOVED times what memory is in all, unless both know it exactly.
+        def moved(sign: float) -> Memory:
+            def memory(v: Momentum, index: Index) -> Tensor:
+                m, other, present = first(v, index), second(v, index), still(v, index)
+                if norm(other - m) <= 1e-6 * norm(m - present):
+                    return m
+                return m + sign * (SCALE * (other - m).abs() + MOVED * (m - present).abs()) * (m - present).sign()
+
+            return memory
+
+        def readings(jumps: bool) -> tuple[Memory, ...]:
+            return (moved(1.0), moved(-1.0)) if jumps else (second,)
+
+        def differ(E: Tensor, others: Sequence[Tensor], jumps: bool) -> list[Tensor]:
+            return list(others) if jumps else [E + SCALE * (other - E) for other in others]
 
         if grid is not None:
             rows, columns = grid.shape
@@ -119,15 +178,34 @@ class Buffers:
                 if not any(knows[i]):
                     yield from [(float("inf"), 0.0)] * columns
                     continue
-                F, E, other = (_row(there, i, theta, memory) for memory in (still, first, second))
-                yield from (told(E[j] - F[j], other[j] - F[j]) if knows[i][j] else (float("inf"), 0.0) for j in range(columns))
+                jumps = _jumps(grid.oldest)
+                F, E, *others = (_row(there, i, theta, memory) for memory in (still, first, *readings(jumps)))
+                others = differ(E, others, jumps)
+                yield from (
+                    told(E[j] - F[j], *(other[j] - F[j] for other in others)) if knows[i][j] else (float("inf"), 0.0)
+                    for j in range(columns)
+                )
         for method in methods:
             if not known.knows_all(method):
                 yield float("inf"), 0.0
                 continue
             there, _ = _sampled(method, (), sample, d)
-            F, E, other = (update_of(there, theta, memory) for memory in (still, first, second))
-            yield told(E - F, other - F)
+            jumps = _jumps(method)
+            F, E, *others = (update_of(there, theta, memory) for memory in (still, first, *readings(jumps)))
+            yield told(E - F, *(other - F for other in differ(E, others, jumps)))
+
+
+def _jumps(method: AnyOptimizer) -> bool:
+    """Whether its update is made of jumps, as a sign is: the same for slightly larger averages of g, tried at random."""
+    generator = torch.Generator().manual_seed(0)
+    for part in method.parts:
+        theta, *m = torch.randn(1 + len(part.method.variables), 64, generator=generator, dtype=torch.float64)
+        more = [1.001 * x for x in m]
+        if all(v.degree == 1 for v in part.method.variables) and torch.equal(
+            part.method.readout(m, theta), part.method.readout(more, theta)
+        ):
+            return True
+    return False
 
 
 def _row(grid: Grid, i: int, theta: Tensor, memory: Memory) -> Tensor:
@@ -155,7 +233,7 @@ def state_map(buffers: Buffers, grid: Grid, values: Sequence[Value], check: bool
     """
     point, lr, step = buffers.point, grid.method.lr, buffers.step
     cells = [grid.cell(i, j) for i in range(grid.shape[0]) for j in range(grid.shape[1])]
-    others = [make(lr) for make in (Lion, Signum, HeavyBall)]
+    others = [on_its_parts(buffers.method, make) for make in (Lion, Signum, HeavyBall)]
     known = buffers.recalled([*cells, *others])
     found = list(buffers.errors(others, known, grid))
     error, size = (np.array(each[: len(cells)]).reshape(grid.shape) for each in zip(*found, strict=True))
@@ -169,6 +247,7 @@ def state_map(buffers: Buffers, grid: Grid, values: Sequence[Value], check: bool
         {name: np.where(blank, np.nan, change) for name, change in changes.items()},
         error=error,
         intervals={name: np.where(blank, np.nan, error * np.hypot(changes[name], across[name])) for name in changes},
+        notes=buffers.notes,
         others=tuple(_guess(each, *found[len(cells) + i], known, point, values, step) for i, each in enumerate(others)),
     )
     if not check:
@@ -185,7 +264,7 @@ def _changes(grid: Grid, known: Recalled, point: Point, values: Sequence[Value],
     """Slopes at every pair; 0 in place of a memory that the buffers tell nothing of."""
     slopes, theta = torch.stack([value.gradient for value in values]), point.theta
     memory = _or_zero(known.memory, known, theta)
-    if share_update(grid, point.gradient, theta, step) and len(grid.oldest.parts) == 1:
+    if _whole(grid.oldest) and share_update(grid, point.gradient, theta, step):
         # Sums over theta do not ask for its order: that of the curves makes matrix products of the memories.
         F, order = history.frozen(grid.oldest, point.gradient, theta, step), known.by_curve()
         told = known.sorted([v for v in grid.every() if known.knows(v)], order)
@@ -236,7 +315,7 @@ def _still(gradient: Tensor, theta: Tensor, step: int | None) -> Memory:
 
 def _sampled(method: AnyOptimizer, states: Sequence[State], sample: Tensor, d: int) -> tuple[AnyOptimizer, list[State]]:
     """A method and its memory on some of the coordinates."""
-    if len(method.parts) == 1 and method.parts[0].index == slice(None):
+    if _whole(method):
         return method, [State(state.n, tuple(x[sample] for x in state.sums)) for state in states]
     parts, kept = [], []
     for i, part in enumerate(method.parts):

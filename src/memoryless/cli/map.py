@@ -74,6 +74,7 @@ class Map:
             optimizer, loss = setup.optimizer_of(work, self.optimizer, "adamw", self.checkpoint, self.lr), work.loss
             default = 300 if self.problem == "digits" and self.checkpoint is None else 0
             train = default if self.train is None else self.train
+            fresh = not any(optimizer.state.values())
             loop.run(optimizer, loss, train, on_step=on_step)
             method = live_optimizer.method_of(optimizer, loss.layout)
             own = method.parts[0].method.hyper.get("betas") if method.parts else None
@@ -85,6 +86,7 @@ class Map:
                 first,
                 second,
                 order=self.order,
+                step=train if fresh and train else None,
                 measures=self.measures,
                 steps=self.ahead,
                 full_batch=self.full_batch or bool(train and self.checkpoint is None),

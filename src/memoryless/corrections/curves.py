@@ -172,8 +172,9 @@ class Curves:
     def _place(self, facts: Facts) -> None:
         curves = len(self._curves)
         table = None if facts.w2 is None else torch.from_numpy(self.table(facts.w2)).to(facts.g)
-        for at in torch.arange(facts.g.numel(), device=facts.g.device).split(max(1, block(facts.g.device) // 8)):
-            part = slice(int(at[0]), int(at[-1]) + 1)
+        size = max(1, block(facts.g.device) // 8)
+        for start in range(0, facts.g.numel(), size):
+            part = slice(start, start + size)
             g, m, v = facts.g[part], facts.m[part], facts.v[part]
             y = m - g
             if facts.w1 is None:

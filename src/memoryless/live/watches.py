@@ -124,7 +124,7 @@ class FullBatch:
         if not self.watched.plain:
             return self._measured(point, values, seen, live, notes)
         audit = inspect(method, point, expansion(method, point, step), step, values, live, [*notes, *_unfollowed(optimizer)])
-        told = self._told(point, step, values)
+        told = self._told(point, step, values, full_batch=not notes)
         compared = tuple(replace(self._other(other, audit, point, values), **told(other)) for other in others)
         maps: list[BetaMap] = []
         if grid is not None:
@@ -133,11 +133,13 @@ class FullBatch:
             maps = [checked(each, grid, values, point, self._effects(each.order, audit, point)) for each in maps]
         return Stop(audit, compared, tuple(maps))
 
-    def _told(self, point: Point, step: int | None, values: Sequence[Value]) -> Callable[[AnyOptimizer], dict[str, Any]]:
+    def _told(
+        self, point: Point, step: int | None, values: Sequence[Value], *, full_batch: bool
+    ) -> Callable[[AnyOptimizer], dict[str, Any]]:
         """Of another method, what the live optimizer's buffers tell: its slopes, and how far that goes."""
         others = self.watched.others
         try:
-            buffers = Buffers(self.watched.optimizer, point, step)
+            buffers = Buffers(self.watched.optimizer, point, step, full_batch=full_batch)
             known = buffers.recalled(others)
         except BadInput:  # no step yet, or buffers of another kind
             return lambda other: {}

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer, RMSprop
 
-from memoryless.errors import NotRecognised
+from memoryless.errors import BadInput, NotRecognised
 from memoryless.flat import Layout
 from memoryless.methods.live_optimizer import recognised
 from memoryless.methods.method import Groups, Index, Method, Momentum, Part, State
@@ -36,6 +36,7 @@ def states_of(optimizer: Optimizer, layout: Layout) -> tuple[Method | Groups, tu
         next, the optimizer does. Of steps that are not counted (SGD) there is n = 1, if there were any.
 
     Raises:
+        BadInput: some of its tensors have no memory yet, others have.
         NotRecognised: another optimizer, or a branch without momentum form; says that its buffers cannot be read.
 
     Example:
@@ -60,6 +61,12 @@ def states_of(optimizer: Optimizer, layout: Layout) -> tuple[Method | Groups, tu
     names, averaged = _BUFFERS[type(optimizer)], not isinstance(optimizer, SGD)
     kept = any(value is not None for state in optimizer.state.values() for value in state.values())
     n = max((int(state["step"]) for state in optimizer.state.values() if "step" in state), default=int(kept))
+    held = [p for group in optimizer.param_groups for p in group["params"] if id(p) in layout.used]
+    if kept and (late := [p for p in held if not optimizer.state.get(p)]):
+        raise BadInput(
+            f"{len(late)} of the {len(held)} tensors that {type(optimizer).__name__} holds have no memory yet, as after "
+            "unfreezing a layer: theirs has another age than that of the others; map it before, or drop its state and train on"
+        )
     buffers = {name: _gathered(optimizer, layout, name) for name in names.values()}
 
     def sum_of(variable: Momentum, index: Index) -> Tensor:

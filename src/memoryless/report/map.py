@@ -41,7 +41,7 @@ def print_map(found: BetaMap, own: tuple[float, float] | None, about: str, conso
     for name, change in found.changes.items():
         console.print(Text(f"Change of the {label(name)} that memory would cause in one step, in %, as slopes:"))
         console.print(_table(found, change, own))
-        console.print(Text(_marks(found), style="dim"))
+        console.print(Text(_marks(found, own), style="dim"))
         for check in found.checks:
             if name in check.changes and check.slopes[name] * check.changes[name] < 0:
                 slope, change = percent(check.slopes[name]), percent(check.changes[name])
@@ -55,6 +55,8 @@ def print_map(found: BetaMap, own: tuple[float, float] | None, about: str, conso
                 for name, change in guess.changes.items()
             )
         console.print(Text(f"{guess.method}: {told}"))
+    for note in found.notes:
+        console.print(Text(f"Note: {note}.", style=TERMINAL["doubt"]))
     if found.growth is not None and not found.trusted:
         line = f"the gradient grows by {found.growth:.3g} on the path back: it is not to be trusted here"
         console.print(Text(line, style=TERMINAL["doubt"]))
@@ -76,8 +78,8 @@ def _table(found: BetaMap, change: np.ndarray, own: tuple[float, float] | None) 
     return table
 
 
-def _marks(found: BetaMap) -> str:
-    marks = ["* the optimizer's own pair"]
+def _marks(found: BetaMap, own: tuple[float, float] | None) -> str:
+    marks = ["* the optimizer's own pair"] if own else []
     if found.error is not None:
         marks.append(f"~ the effect may be wrong by more than {DOUBT:.0%}; · not known from these buffers")
     if found.settled is not None:
