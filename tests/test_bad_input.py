@@ -236,7 +236,7 @@ ARGUMENTS: dict[str, Any] = {
     "grid_text": (lambda: ml.beta_map(ml.Adam(), reference_loss(), text(["a"]), [0.9]), BadType, "a number, got 'a'"),
     "live_correction": (lambda: ml.correction(LIVE, SWAPPED), BadType, r"got a live Adam; give ml.method_of\(optimizer, loss"),
     "live_trajectory": (lambda: ml.trajectory(LIVE, SWAPPED, 3), BadType, "got a live Adam"),
-    "live_map": (lambda: ml.beta_map(LIVE, SWAPPED), BadType, "got a live Adam"),
+    "live_map": (lambda: ml.beta_map(LIVE, SWAPPED), BadInput, "holds none of the loss's parameters"),
     "live_expected": (lambda: ml.expected_correction(LIVE, SWAPPED), BadType, "got a live Adam"),
     "live_accuracy": (lambda: ml.order_of_accuracy(LIVE, SWAPPED, 1.0, [0.1, 0.05]), BadType, "got a live Adam"),
     "live_modified_loss": (lambda: ml.modified_loss(LIVE, SWAPPED), BadType, "got a live Adam"),

@@ -146,13 +146,7 @@ def look_ahead(
     shadow = Shadow(methods, at)
     shadow.start(step, memory, g, at)
     recent = Deviations([], grid, at, own.lr)
-    for k in range(ahead):
-        if grid is not None and ahead - k <= STEPS:
-            recent.feed(shadow, g, at)
-        u = update_of(own, at, lambda v, index, g=g, at=at: shadow.memory(v, g, at, index))
-        shadow.update(g, at)
-        at = at - own.lr * u
-        g = loss.gradient(at) if k < ahead - 1 else g
+    at = _walked(own, shadow, point, ahead, recent if grid is not None else None)
     point = Point(loss, at)
     g, values = point.gradient, evaluate(measures, point)
     F, delta = history.frozen(own, g, at, shadow.step), shadow.effect(own, g, at)
@@ -161,3 +155,16 @@ def look_ahead(
     if grid is not None:
         found = replace(measured_map(grid, shadow, g, at, values), deviation=recent.of(at)[1])
     return Ahead(str(own), ahead, shadow.step, own.lr, at, F, delta, effects, found, spent + ahead)
+
+
+def _walked(method: AnyOptimizer, shadow: Shadow, point: Point, ahead: int, recent: Deviations | None) -> Tensor:
+    """theta after some steps of a method whose memory, and others', the shadow holds; it is fed on the way."""
+    at, g = point.theta, point.gradient
+    for k in range(ahead):
+        if recent is not None and ahead - k <= STEPS:
+            recent.feed(shadow, g, at)
+        u = update_of(method, at, lambda v, index, g=g, at=at: shadow.memory(v, g, at, index))
+        shadow.update(g, at)
+        at = at - method.lr * u
+        g = point.loss.gradient(at) if k < ahead - 1 else g
+    return at

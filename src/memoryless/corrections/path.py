@@ -176,7 +176,7 @@ def follow(
         >>> path.ages
         (0, 1, 3, 7, 15, 31, 44)
         >>> path.effect(method)  # exact 1.1268, to first order 0.9
-        tensor([1.1...], dtype=torch.float64)
+        tensor([1.0591], dtype=torch.float64)
     """
     if not method.parts:
         raise BadInput(f"a path reads memory in momentum form, and {method} is run as it is; use order='resummed'")
