@@ -230,6 +230,44 @@ def test_a_black_box_has_its_shadows_only():
     assert len(watching.stops[0]["shadows"][0]["effects"]) == 1
 
 
+class Lookahead(torch.optim.Optimizer):
+    """Holds an optimizer, and does something of its own: every other step goes back half of the way."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer):
+        self.optimizer, self.count = optimizer, 0
+        super().__init__([{"params": group["params"]} for group in optimizer.param_groups], {"lr": LR})
+        self.slow = [p.detach().clone() for group in self.param_groups for p in group["params"]]
+
+    def step(self, closure=None):
+        self.optimizer.step()
+        self.count += 1
+        if self.count % 2 == 0:
+            for p, slow in zip([p for group in self.param_groups for p in group["params"]], self.slow, strict=True):
+                p.data.add_(slow).div_(2)
+                slow.copy_(p.data)
+
+
+def test_an_optimizer_around_another_is_itself():
+    training = Training(lambda p: Lookahead(adamw(p)))
+    with monitor(training, shadows=[ml.Adam(LR)]) as watching:
+        training.run(lambda batches: watching.step(batches))
+    assert "Lookahead is not recognised" in watching.notes[0]
+    assert [stop["effects"] for stop in watching.stops] == [[], []]
+
+
+def test_an_optimizer_whose_step_calls_no_hooks_is_refused():
+    class Bare(Lookahead):
+        def __init__(self, optimizer: torch.optim.Optimizer):
+            self.optimizer, self.param_groups, self.state = optimizer, optimizer.param_groups, optimizer.state
+
+        def step(self, closure=None):
+            self.optimizer.step()
+
+    training = Training(lambda p: Bare(adamw(p)))
+    with pytest.raises(ml.errors.BadInput, match="Bare's step calls no hooks"):
+        monitor(training)
+
+
 def test_a_step_that_is_not_its_class_s_is_refused():
     training = Training(adamw)
 

@@ -36,6 +36,7 @@ from memoryless.loss.measures import Differentiable
 from memoryless.methods.black_box.torch_method import stepsize
 from memoryless.methods.live_optimizer import by_group, step_of
 from memoryless.methods.method import AnyOptimizer, Groups, Momentum, Part
+from memoryless.methods.wrapped import unwrapped
 
 BETAS = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99), (0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999)
 """Axes of the map."""
@@ -129,6 +130,12 @@ class Monitor:
     def __post_init__(self) -> None:
         self._require_arguments()
         self._optimizer = unwrapped(self.optimizer)
+        if not getattr(type(self._optimizer).step, "hooked", False):  # torch's mark, set by Optimizer.__init__
+            name = type(self._optimizer).__name__
+            raise BadInput(
+                f"{name}'s step calls no hooks, so it cannot be watched; expected an optimizer whose __init__ calls that of "
+                "torch.optim.Optimizer"
+            )
         layout = Layout({name: p for name, p in self.model.named_parameters() if p.requires_grad})
         Loss(self.model, self.criterion, [None])  # refuses what it cannot take, in its own words
         self._layout, self._tensors = layout, layout.tensors
@@ -478,16 +485,6 @@ class Monitor:
         finally:
             self._spent -= self._cost
         return record
-
-
-def unwrapped(optimizer: Optimizer) -> Optimizer:
-    """The torch optimizer inside a wrapper (accelerate's, Lightning's), whose step is called by theirs.
-
-    Args:
-        optimizer: any.
-    """
-    inner = getattr(optimizer, "optimizer", None)
-    return unwrapped(inner) if isinstance(inner, Optimizer) else optimizer
 
 
 def _method(groups: list[tuple[int, tuple]]) -> AnyOptimizer | None:
