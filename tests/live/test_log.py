@@ -140,7 +140,7 @@ def test_a_log_of_an_earlier_run_is_not_gone_on_with(tmp_path: Path):
     with monitor(run, log=tmp_path / "run.jsonl") as watching:
         run.run(lambda batches: watching.step(batches))
     with pytest.raises(ml.errors.BadInput, match="the log has stops up to step 24"):
-        monitor(training(), log=tmp_path / "run.jsonl")
+        monitor(training(), log=tmp_path / "run.jsonl").__enter__()
 
 
 WRITES = """

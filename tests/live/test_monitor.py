@@ -323,6 +323,26 @@ def test_an_old_memory_is_waited_for():
     assert 0 < first["unseen"] < 0.05
 
 
+def test_what_is_behind_it_counts_from_where_watching_begins():
+    """Made before 20 steps, watched after them: as one that is made then."""
+
+    def stops(made_first: bool) -> list:
+        training = Training(lambda p: torch.optim.AdamW(p, lr=LR, betas=(0.5, 0.7)), steps=37)
+        batches, probe = training.batches, training.batches[0]
+        watching = monitor(training, data=probe)
+        training.batches = batches[:20]
+        training.run()
+        training.batches = batches[20:]
+        with watching if made_first else monitor(training, data=probe) as watching:
+            training.run(lambda batches: watching.step(batches))
+        return [(stop["step"], stop["unseen"], stop["effects"]) for stop in watching.stops]
+
+    assert stops(True) == stops(False)
+    ((step, unseen, _),) = stops(True)  # at 24 more than a twentieth is older than what was watched
+    assert step == 36
+    assert unseen == pytest.approx(0.7**17)
+
+
 def test_a_budget_pays_for_its_stops():
     training = Training(adamw)
     with monitor(training, every=None) as watching:
@@ -353,7 +373,8 @@ def test_an_optimizer_without_a_count_is_told_its_steps():
     training.batches = batches[:9]
     training.run()
     training.batches = batches[9:]
-    assert "SGD does not count its steps" in monitor(training).notes[0]
+    with monitor(training) as watching:
+        assert "SGD does not count its steps" in watching.notes[0]
     with monitor(training, start=9) as watching:
         training.run(lambda batches: watching.step(batches))
     assert [stop["step"] for stop in watching.stops] == [24]  # at 12 half of half of a half is older than what was watched

@@ -78,7 +78,7 @@ class Monitor:
         replays: past steps that are taken again at a stop, a gradient each.
         data: re-iterable batches that the measures are of; by default the first few that are watched (others after a resume).
         measures: names, or differentiable functions theta -> scalar.
-        start: steps that the run has behind it; default what the optimizer counts.
+        start: steps that the run has behind it where watching begins; default what the optimizer has counted there.
         seed: of the draws.
 
     Attributes:
@@ -140,8 +140,7 @@ class Monitor:
         Loss(self.model, self.criterion, [None])  # refuses what it cannot take, in its own words
         self._layout, self._tensors = layout, layout.tensors
         self._past = Past(self._optimizer)
-        counted = step_of(self._optimizer)
-        self._before = (counted or 0) if self.start is None else self.start
+        self._before = 0
         self._sample = Sample(layout.sizes, self.coordinates, self.seed, layout.device)
         self._recorder: Recorder | None = None
         self._hooks: list[Any] = []
@@ -158,14 +157,6 @@ class Monitor:
         gradients = self.replays + 1 + 4 * len(self.measures) * PROBED
         self._schedule = Schedule(self.every, self.budget, gradients)
         self._sinks = Sinks(self.log, self._head())
-        if self._sinks.last >= 0 and not self._past.before:
-            self._sinks.close()
-            raise BadInput(
-                f"the log has stops up to step {self._sinks.last:,}, and the optimizer has no steps behind it: another run; "
-                "give another file, or load the optimizer's state before the monitor is made"
-            )
-        if counted is None and self.start is None:
-            self._say(f"{type(self._optimizer).__name__} does not count its steps: they are counted from here; give start=")
 
     def _require_arguments(self) -> None:
         if not isinstance(self.model, nn.Module) or not callable(self.criterion) or not isinstance(self.optimizer, Optimizer):
@@ -235,8 +226,26 @@ class Monitor:
             "betas": list(self._groups[0][1][0].hyper["betas"]) if self.betas is not None else None,
         }
 
+    def _count(self) -> None:
+        """What is behind the optimizer; the log must be of the run that goes on here."""
+        self._past.begin()
+        if self._sinks.last >= 0 and not self._past.before:
+            raise BadInput(
+                f"the log has stops up to step {self._sinks.last:,}, and the optimizer has no steps behind it: another run; "
+                "give another file, or load the optimizer's state before the with statement"
+            )
+        counted = step_of(self._optimizer)
+        self._before = (counted or 0) if self.start is None else self.start
+        if counted is None and self.start is None:
+            self._say(f"{type(self._optimizer).__name__} does not count its steps: they are counted from here; give start=")
+
     def __enter__(self) -> "Monitor":
-        """Begin to watch."""
+        """Begin to watch; the steps that the optimizer has taken until now are those behind it."""
+        try:
+            self._count()
+        except BadInput:
+            self._sinks.close()
+            raise
         self._recorder = Recorder(self.model, self._layout.device, self._fresh)
         self._replay = Replay(self.model, self.criterion, self._recorder, self.gradient)
         self._hooks = [
