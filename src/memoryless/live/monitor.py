@@ -140,7 +140,7 @@ class Monitor:
         Loss(self.model, self.criterion, [None])  # refuses what it cannot take, in its own words
         self._layout, self._tensors = layout, layout.tensors
         self._past = Past(self._optimizer)
-        self._before = 0
+        self._before, self._entered = 0, False
         self._sample = Sample(layout.sizes, self.coordinates, self.seed, layout.device)
         self._recorder: Recorder | None = None
         self._hooks: list[Any] = []
@@ -240,7 +240,14 @@ class Monitor:
             self._say(f"{type(self._optimizer).__name__} does not count its steps: they are counted from here; give start=")
 
     def __enter__(self) -> "Monitor":
-        """Begin to watch; the steps that the optimizer has taken until now are those behind it."""
+        """Begin to watch; the steps that the optimizer has taken until now are those behind it.
+
+        Raises:
+            BadInput: it has been entered before, or the log is of another run.
+        """
+        if self._entered:
+            raise BadInput("this monitor has watched its run, and watches no other: make a new ml.Monitor (the log may be the same)")
+        self._entered = True
         try:
             self._count()
         except BadInput:
