@@ -172,6 +172,10 @@ class Monitor:
                 raise BadInput(f"{name} must be a whole number, at least {least}, got {value!r}")
         if isinstance(self.measures, str) or not len(self.measures):
             raise BadType(f"measures must be a sequence such as ['gradient_1_norm'], got {self.measures!r}")
+        if self.betas is not None and not _two_axes(self.betas):
+            raise BadType(
+                f"betas must be the two axes of the map, such as ([0.8, 0.9], [0.99, 0.999]), or None for none, got {self.betas!r}"
+            )
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             ranks = torch.distributed.get_world_size()
             if ranks > 1:
@@ -501,6 +505,12 @@ class Monitor:
         finally:
             self._spent -= self._cost
         return record
+
+
+def _two_axes(betas: Any) -> bool:
+    """Whether it is two sequences of numbers."""
+    pair = isinstance(betas, (tuple, list, np.ndarray)) and len(betas) == 2
+    return pair and all(not isinstance(b, str) and np.ndim(b) == 1 and np.asarray(b).dtype.kind in "fiu" for b in betas)
 
 
 def _method(groups: list[tuple[int, tuple]]) -> AnyOptimizer | None:
