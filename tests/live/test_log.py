@@ -140,7 +140,20 @@ def test_a_log_of_an_earlier_run_is_not_gone_on_with(tmp_path: Path):
     with monitor(run, log=tmp_path / "run.jsonl") as watching:
         run.run(lambda batches: watching.step(batches))
     with pytest.raises(ml.errors.BadInput, match="the log has stops up to step 24"):
-        monitor(training(), log=tmp_path / "run.jsonl")
+        monitor(training(), log=tmp_path / "run.jsonl").__enter__()
+
+
+def test_a_closed_monitor_is_not_entered_again(tmp_path: Path):
+    training = Training(lambda p: torch.optim.AdamW(p, lr=LR), steps=3)
+    watching = monitor(training, log=tmp_path / "run.jsonl")
+    with watching:
+        training.run(lambda batches: watching.step(batches))
+    with pytest.raises(ml.errors.BadInput, match=r"watches no other: make a new ml\.Monitor"):
+        watching.__enter__()
+    assert not training.optimizer._optimizer_step_pre_hooks
+    with monitor(training, log=tmp_path / "run.jsonl"):
+        pass
+    assert [r["kind"] for r in read(tmp_path / "run.jsonl")].count("run") == 1
 
 
 WRITES = """

@@ -230,6 +230,44 @@ def test_a_black_box_has_its_shadows_only():
     assert len(watching.stops[0]["shadows"][0]["effects"]) == 1
 
 
+class Lookahead(torch.optim.Optimizer):
+    """Holds an optimizer, and does something of its own: every other step goes back half of the way."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer):
+        self.optimizer, self.count = optimizer, 0
+        super().__init__([{"params": group["params"]} for group in optimizer.param_groups], {"lr": LR})
+        self.slow = [p.detach().clone() for group in self.param_groups for p in group["params"]]
+
+    def step(self, closure=None):
+        self.optimizer.step()
+        self.count += 1
+        if self.count % 2 == 0:
+            for p, slow in zip([p for group in self.param_groups for p in group["params"]], self.slow, strict=True):
+                p.data.add_(slow).div_(2)
+                slow.copy_(p.data)
+
+
+def test_an_optimizer_around_another_is_itself():
+    training = Training(lambda p: Lookahead(adamw(p)))
+    with monitor(training, shadows=[ml.Adam(LR)]) as watching:
+        training.run(lambda batches: watching.step(batches))
+    assert "Lookahead is not recognised" in watching.notes[0]
+    assert [stop["effects"] for stop in watching.stops] == [[], []]
+
+
+def test_an_optimizer_whose_step_calls_no_hooks_is_refused():
+    class Bare(Lookahead):
+        def __init__(self, optimizer: torch.optim.Optimizer):
+            self.optimizer, self.param_groups, self.state = optimizer, optimizer.param_groups, optimizer.state
+
+        def step(self, closure=None):
+            self.optimizer.step()
+
+    training = Training(lambda p: Bare(adamw(p)))
+    with pytest.raises(ml.errors.BadInput, match="Bare's step calls no hooks"):
+        monitor(training)
+
+
 def test_a_step_that_is_not_its_class_s_is_refused():
     training = Training(adamw)
 
@@ -285,6 +323,26 @@ def test_an_old_memory_is_waited_for():
     assert 0 < first["unseen"] < 0.05
 
 
+def test_what_is_behind_it_counts_from_where_watching_begins():
+    """Made before 20 steps, watched after them: as one that is made then."""
+
+    def stops(made_first: bool) -> list:
+        training = Training(lambda p: torch.optim.AdamW(p, lr=LR, betas=(0.5, 0.7)), steps=37)
+        batches, probe = training.batches, training.batches[0]
+        watching = monitor(training, data=probe)
+        training.batches = batches[:20]
+        training.run()
+        training.batches = batches[20:]
+        with watching if made_first else monitor(training, data=probe) as watching:
+            training.run(lambda batches: watching.step(batches))
+        return [(stop["step"], stop["unseen"], stop["effects"]) for stop in watching.stops]
+
+    assert stops(True) == stops(False)
+    ((step, unseen, _),) = stops(True)  # at 24 more than a twentieth is older than what was watched
+    assert step == 36
+    assert unseen == pytest.approx(0.7**17)
+
+
 def test_a_budget_pays_for_its_stops():
     training = Training(adamw)
     with monitor(training, every=None) as watching:
@@ -315,7 +373,8 @@ def test_an_optimizer_without_a_count_is_told_its_steps():
     training.batches = batches[:9]
     training.run()
     training.batches = batches[9:]
-    assert "SGD does not count its steps" in monitor(training).notes[0]
+    with monitor(training) as watching:
+        assert "SGD does not count its steps" in watching.notes[0]
     with monitor(training, start=9) as watching:
         training.run(lambda batches: watching.step(batches))
     assert [stop["step"] for stop in watching.stops] == [24]  # at 12 half of half of a half is older than what was watched
@@ -382,6 +441,10 @@ WRONG = {
     "replays": (dict(replays=1), "replays must be a whole number, at least 2"),
     "start": (dict(start=-1), "start must be a whole number, at least 0"),
     "measures": (dict(measures="sharpness"), "measures must be a sequence"),
+    "betas, one pair": (dict(betas=(0.9, 0.999)), "betas must be the two axes of the map, such as ([0.8, 0.9], [0.99, 0.999])"),
+    "betas, one axis": (dict(betas=[(0.9, 0.99)]), "betas must be the two axes of the map"),
+    "betas, a number": (dict(betas=0.9), "betas must be the two axes of the map"),
+    "betas, text": (dict(betas=("0.9", "0.99")), "betas must be the two axes of the map"),
     "log": (dict(log=7), "log must be a path, something with .log(dict, step=)"),
     "log, no folder": (dict(log="/nowhere/at/all.jsonl"), "cannot be written"),
     "shadow": (dict(shadows=[ml.LionK(K=lambda c: c.norm())]), "acts on each by itself"),

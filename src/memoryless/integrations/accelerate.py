@@ -15,7 +15,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from memoryless.live.monitor import Monitor, unwrapped
+from memoryless.live.monitor import Monitor
+from memoryless.methods.wrapped import unwrapped
 
 
 def monitor(

@@ -69,15 +69,18 @@ class Past:
 
     Attributes:
         steps: watched so far.
-        before: whether it had steps behind it when watching began.
+        before: whether it had steps behind it when watching began (`begin`).
     """
 
     def __init__(self, optimizer: Optimizer):
         self._optimizer = optimizer
         self._kept = [_kept(optimizer, group) for group in optimizer.param_groups]
         self._runs: list[list[tuple[int, tuple[Rates, ...]]]] = [[] for _ in self._kept]
-        self.steps = 0
-        self.before = any(optimizer.state.values())
+        self.steps, self.before = 0, False
+
+    def begin(self) -> None:
+        """Watching begins here."""
+        self.before = any(self._optimizer.state.values())
 
     def note(self) -> None:
         """A step is about to be taken: note the hyperparameters that it has."""

@@ -36,6 +36,7 @@ from memoryless.loss.measures import Differentiable
 from memoryless.methods.black_box.torch_method import stepsize
 from memoryless.methods.live_optimizer import by_group, step_of
 from memoryless.methods.method import AnyOptimizer, Groups, Momentum, Part
+from memoryless.methods.wrapped import unwrapped
 
 BETAS = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99), (0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999)
 """Axes of the map."""
@@ -77,7 +78,7 @@ class Monitor:
         replays: past steps that are taken again at a stop, a gradient each.
         data: re-iterable batches that the measures are of; by default the first few that are watched (others after a resume).
         measures: names, or differentiable functions theta -> scalar.
-        start: steps that the run has behind it; default what the optimizer counts.
+        start: steps that the run has behind it where watching begins; default what the optimizer has counted there.
         seed: of the draws.
 
     Attributes:
@@ -129,12 +130,17 @@ class Monitor:
     def __post_init__(self) -> None:
         self._require_arguments()
         self._optimizer = unwrapped(self.optimizer)
+        if not getattr(type(self._optimizer).step, "hooked", False):  # torch's mark, set by Optimizer.__init__
+            name = type(self._optimizer).__name__
+            raise BadInput(
+                f"{name}'s step calls no hooks, so it cannot be watched; expected an optimizer whose __init__ calls that of "
+                "torch.optim.Optimizer"
+            )
         layout = Layout({name: p for name, p in self.model.named_parameters() if p.requires_grad})
         Loss(self.model, self.criterion, [None])  # refuses what it cannot take, in its own words
         self._layout, self._tensors = layout, layout.tensors
         self._past = Past(self._optimizer)
-        counted = step_of(self._optimizer)
-        self._before = (counted or 0) if self.start is None else self.start
+        self._before, self._entered = 0, False
         self._sample = Sample(layout.sizes, self.coordinates, self.seed, layout.device)
         self._recorder: Recorder | None = None
         self._hooks: list[Any] = []
@@ -151,14 +157,6 @@ class Monitor:
         gradients = self.replays + 1 + 4 * len(self.measures) * PROBED
         self._schedule = Schedule(self.every, self.budget, gradients)
         self._sinks = Sinks(self.log, self._head())
-        if self._sinks.last >= 0 and not self._past.before:
-            self._sinks.close()
-            raise BadInput(
-                f"the log has stops up to step {self._sinks.last:,}, and the optimizer has no steps behind it: another run; "
-                "give another file, or load the optimizer's state before the monitor is made"
-            )
-        if counted is None and self.start is None:
-            self._say(f"{type(self._optimizer).__name__} does not count its steps: they are counted from here; give start=")
 
     def _require_arguments(self) -> None:
         if not isinstance(self.model, nn.Module) or not callable(self.criterion) or not isinstance(self.optimizer, Optimizer):
@@ -174,6 +172,10 @@ class Monitor:
                 raise BadInput(f"{name} must be a whole number, at least {least}, got {value!r}")
         if isinstance(self.measures, str) or not len(self.measures):
             raise BadType(f"measures must be a sequence such as ['gradient_1_norm'], got {self.measures!r}")
+        if self.betas is not None and not _two_axes(self.betas):
+            raise BadType(
+                f"betas must be the two axes of the map, such as ([0.8, 0.9], [0.99, 0.999]), or None for none, got {self.betas!r}"
+            )
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             ranks = torch.distributed.get_world_size()
             if ranks > 1:
@@ -228,8 +230,33 @@ class Monitor:
             "betas": list(self._groups[0][1][0].hyper["betas"]) if self.betas is not None else None,
         }
 
+    def _count(self) -> None:
+        """What is behind the optimizer; the log must be of the run that goes on here."""
+        self._past.begin()
+        if self._sinks.last >= 0 and not self._past.before:
+            raise BadInput(
+                f"the log has stops up to step {self._sinks.last:,}, and the optimizer has no steps behind it: another run; "
+                "give another file, or load the optimizer's state before the with statement"
+            )
+        counted = step_of(self._optimizer)
+        self._before = (counted or 0) if self.start is None else self.start
+        if counted is None and self.start is None:
+            self._say(f"{type(self._optimizer).__name__} does not count its steps: they are counted from here; give start=")
+
     def __enter__(self) -> "Monitor":
-        """Begin to watch."""
+        """Begin to watch; the steps that the optimizer has taken until now are those behind it.
+
+        Raises:
+            BadInput: it has been entered before, or the log is of another run.
+        """
+        if self._entered:
+            raise BadInput("this monitor has watched its run, and watches no other: make a new ml.Monitor (the log may be the same)")
+        self._entered = True
+        try:
+            self._count()
+        except BadInput:
+            self._sinks.close()
+            raise
         self._recorder = Recorder(self.model, self._layout.device, self._fresh)
         self._replay = Replay(self.model, self.criterion, self._recorder, self.gradient)
         self._hooks = [
@@ -480,14 +507,10 @@ class Monitor:
         return record
 
 
-def unwrapped(optimizer: Optimizer) -> Optimizer:
-    """The torch optimizer inside a wrapper (accelerate's, Lightning's), whose step is called by theirs.
-
-    Args:
-        optimizer: any.
-    """
-    inner = getattr(optimizer, "optimizer", None)
-    return unwrapped(inner) if isinstance(inner, Optimizer) else optimizer
+def _two_axes(betas: Any) -> bool:
+    """Whether it is two sequences of numbers."""
+    pair = isinstance(betas, (tuple, list, np.ndarray)) and len(betas) == 2
+    return pair and all(not isinstance(b, str) and np.ndim(b) == 1 and np.asarray(b).dtype.kind in "fiu" for b in betas)
 
 
 def _method(groups: list[tuple[int, tuple]]) -> AnyOptimizer | None:
