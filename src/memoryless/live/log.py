@@ -96,6 +96,8 @@ def read(path: str | os.PathLike[str]) -> list[Record]:
     Raises:
         BadInput: there is none, or it is no log.
     """
+    if Path(path).exists() and not Path(path).is_file():  # a pipe would wait for ever
+        raise BadInput(f"log {path} cannot be read: not a file")
     try:
         text = Path(path).read_bytes()
     except OSError as error:
