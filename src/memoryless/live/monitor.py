@@ -174,7 +174,7 @@ class Monitor:
             raise BadType(f"measures must be a sequence such as ['gradient_1_norm'], got {self.measures!r}")
         if self.betas is not None and not _two_axes(self.betas):
             raise BadType(
-                f"betas must be the two axes of the map, such as ([0.8, 0.9], [0.99, 0.999]), or None for none, got {self.betas!r}"
+                f"betas must be the two axes of the map, such as ([0.8, 0.9], [0.99, 0.999]), or None, got {self.betas!r}"
             )
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             ranks = torch.distributed.get_world_size()
@@ -250,7 +250,7 @@ class Monitor:
             BadInput: it has been entered before, or the log is of another run.
         """
         if self._entered:
-            raise BadInput("this monitor has watched its run, and watches no other: make a new ml.Monitor (the log may be the same)")
+            raise BadInput("this monitor has watched its run, and watches no other: make a new ml.Monitor (with the same log)")
         self._entered = True
         try:
             self._count()
