@@ -156,7 +156,7 @@ class Monitor:
         self._describe()
         gradients = self.replays + 1 + 4 * len(self.measures) * PROBED
         self._schedule = Schedule(self.every, self.budget, gradients)
-        self._sinks = Sinks(self.log, self._head())
+        self._sinks = Sinks(self.log, self._head(), self._say)
 
     def _require_arguments(self) -> None:
         if not isinstance(self.model, nn.Module) or not callable(self.criterion) or not isinstance(self.optimizer, Optimizer):
