@@ -41,6 +41,7 @@ class Training:
     scale: float = 1.0
     schedule: Callable[[Optimizer], Any] | None = None
     autocast: bool = False
+    clears_all: bool = False
     hyper: list[list[dict[str, Any]]] = field(default_factory=list)
     seen: list[tuple[list[Batch], list[Tensor]]] = field(default_factory=list)
     thetas: list[Tensor] = field(default_factory=list)
@@ -68,7 +69,7 @@ class Training:
         parameters = list(self.net.parameters())
         for batches in self.batches:
             self.thetas.append(torch.cat([p.detach().reshape(-1) for p in parameters]))
-            self.optimizer.zero_grad()
+            (self.net if self.clears_all else self.optimizer).zero_grad()
             states = []
             for batch in batches:
                 states.append(torch.get_rng_state())
@@ -104,7 +105,7 @@ class Training:
         twin = self.make(parameters)
         for s in range(n + 1):
             put(theta, parameters)
-            twin.zero_grad()
+            net.zero_grad()
             batches, states = self.seen[s]
             for batch, state in zip(batches, states, strict=True):
                 torch.set_rng_state(state)

@@ -1,6 +1,8 @@
 """The log of a monitored run: whole lines whatever ends the run, nothing twice, and told to whatever else keeps numbers."""
 
+import errno
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -154,6 +156,50 @@ def test_a_closed_monitor_is_not_entered_again(tmp_path: Path):
     with monitor(training, log=tmp_path / "run.jsonl"):
         pass
     assert [r["kind"] for r in read(tmp_path / "run.jsonl")].count("run") == 1
+
+
+def test_a_log_that_fails_is_dropped_and_the_run_goes_on(tmp_path: Path, monkeypatch):
+    """The disk is full from the first stop on, and a service is gone: said once each, the others are told."""
+
+    class Gone(Wandb):
+        def log(self, data, step=None):
+            super().log(data, step)
+            raise ConnectionError("no route")
+
+    def training() -> Training:
+        return Training(lambda p: torch.optim.AdamW(p, lr=LR, betas=(0.8, 0.95)))
+
+    gone, here, fsync, failed = Gone(), Wandb(), os.fsync, []
+
+    def full(fd: int) -> None:
+        if os.fstat(fd).st_ino == (tmp_path / "full.jsonl").stat().st_ino:
+            failed.append(fd)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(fd)
+
+    run, plain = training(), training().run()
+    with monitor(run, log=[tmp_path / "full.jsonl", tmp_path / "whole.jsonl", gone, here]) as watching:
+        monkeypatch.setattr(os, "fsync", full)
+        run.run(lambda batches: watching.step(batches))
+    assert torch.equal(run.thetas[-1], plain.thetas[-1])
+    assert [stop["step"] for stop in watching.stops] == [12, 24]
+    assert len(failed) == len(gone.told) == 1
+    assert [step for step, _ in here.told] == [12, 24]
+    full_note, gone_note = watching.notes
+    assert "full.jsonl cannot be written (No space left on device) and gets no more records" in full_note
+    assert gone_note == "Gone took no record (ConnectionError: no route) and is told no more"
+    records = read(tmp_path / "whole.jsonl")
+    assert [r["step"] for r in stops(records)] == [12, 24]
+    assert [r["text"] for r in records if r["kind"] == "note"] == watching.notes
+
+
+def test_a_full_disk_when_the_log_begins_is_one_line(tmp_path: Path, monkeypatch):
+    def full(fd: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ml.errors.BadInput, match="cannot be written: No space left on device"):
+        Log(tmp_path / "run.jsonl", HEAD)
 
 
 WRITES = """

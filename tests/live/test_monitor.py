@@ -2,6 +2,7 @@
 
 import logging
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,6 +40,8 @@ RUNS = {
     "rmsprop, centered": lambda: Training(lambda p: torch.optim.RMSprop(p, lr=LR, alpha=0.9, centered=True, eps=1e-3)),
     "lion": lambda: Training(lambda p: MethodOptimizer(p, ml.Lion(LR, (0.8, 0.9), 0.1, smoothing=0.1))),
     "two groups": lambda: Training(two_groups),
+    "part of the model": lambda: Training(lambda p: adamw(list(p)[1:3])),  # what it does not hold gathers gradients
+    "part, clipped": lambda: Training(lambda p: adamw(list(p)[1:3]), clip=0.3, clears_all=True),
     "betas and lr cycled": lambda: Training(lambda p: torch.optim.AdamW(p, lr=LR, betas=(0.9, 0.95)), schedule=cycled),
     "momentum cycled": lambda: Training(lambda p: torch.optim.SGD(p, lr=LR, momentum=0.9), schedule=cycled),
     "warm-up from 0": lambda: Training(adamw, schedule=lambda o: LambdaLR(o, lambda s: min(1.0, s / 10))),
@@ -238,7 +241,7 @@ class Lookahead(torch.optim.Optimizer):
         super().__init__([{"params": group["params"]} for group in optimizer.param_groups], {"lr": LR})
         self.slow = [p.detach().clone() for group in self.param_groups for p in group["params"]]
 
-    def step(self, closure=None):
+    def step(self, closure=None) -> Any:
         self.optimizer.step()
         self.count += 1
         if self.count % 2 == 0:
@@ -260,7 +263,7 @@ def test_an_optimizer_whose_step_calls_no_hooks_is_refused():
         def __init__(self, optimizer: torch.optim.Optimizer):
             self.optimizer, self.param_groups, self.state = optimizer, optimizer.param_groups, optimizer.state
 
-        def step(self, closure=None):
+        def step(self, closure=None) -> Any:
             self.optimizer.step()
 
     training = Training(lambda p: Bare(adamw(p)))
@@ -468,6 +471,19 @@ def test_step_outside_of_with_is_refused():
     training = Training(lambda p: torch.optim.SGD(p, lr=LR, momentum=0.9))
     with pytest.raises(ml.errors.BadInput, match="not watching"):
         monitor(training).step(training.batches[0])
+
+
+def test_a_map_of_a_part_of_the_model_is_that_of_the_live_pair_there():
+    training = Training(lambda p: adamw(list(p)[1:3]))
+    betas = ((0.5, 0.8), (0.9, 0.95))
+    with monitor(training, replays=6, betas=betas, shadows=[ml.Adam(LR, betas=(0.8, 0.95))]) as watching:
+        training.run(lambda batches: watching.step(batches))
+    assert watching.notes == []
+    for stop in watching.stops:
+        (found,), (live,), (shadow,) = stop["map"]["measures"].values(), stop["effects"], stop["shadows"]
+        assert np.isfinite(found["error"]).all()
+        assert found["slope"][1][1] == pytest.approx(live["slope"], rel=1e-6)
+        assert shadow["effects"][0]["slope"] == pytest.approx(live["slope"], rel=1e-6)  # Adam: decay is the present theta's
 
 
 @pytest.mark.parametrize("name", ["adamw", "two groups", "betas and lr cycled", "momentum cycled", "lion", "clipped"])

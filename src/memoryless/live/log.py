@@ -6,7 +6,8 @@ line is cut when it goes on; one that is resumed appends, and leaves out what is
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,9 @@ class Log:
             raise BadInput(f"log {self.path} cannot be written: {error.strerror}") from None
         try:
             self._go_on(head)
+        except OSError as error:
+            self._file.close()
+            raise BadInput(f"log {self.path} cannot be written: {error.strerror}") from None
         except BadInput:
             self._file.close()
             raise
@@ -64,8 +68,13 @@ class Log:
 
         Args:
             record: plain data.
+
+        Raises:
+            OSError: it could not be written (a full disk, say).
         """
-        self._file.write((json.dumps(plain(record), allow_nan=False) + "\n").encode())
+        line = (json.dumps(plain(record), allow_nan=False) + "\n").encode()
+        while line:  # a full disk takes a part without an error
+            line = line[self._file.write(line) :]
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
@@ -123,19 +132,20 @@ def numbers(record: Record) -> dict[str, float]:
 
 
 class Sinks:
-    """Everything that is told of a stop.
+    """Everything that is told of a stop. What fails is told no more, the others are.
 
     Args:
         log: a path, or anything with `log(dict, step=)` (wandb, trackio), `log_metrics(dict, step=)` (MLflow, Lightning's
             loggers) or `add_scalar(name, value, step)` (TensorBoard), or a list of such; None for none.
         head: of the run.
+        failed: is told of what failed, in words.
 
     Raises:
         BadType: it is none of these.
         BadInput: a path cannot be written to.
     """
 
-    def __init__(self, log: Any, head: Record):
+    def __init__(self, log: Any, head: Record, failed: Callable[[str], object]):
         every = log if isinstance(log, (list, tuple)) else [] if log is None else [log]
         others = [sink for sink in every if not isinstance(sink, (str, os.PathLike))]
         if bad := next((sink for sink in others if _way(sink) is None), None):
@@ -143,28 +153,51 @@ class Sinks:
                 f"log must be a path, something with .log(dict, step=), .log_metrics or .add_scalar, or a list of these, got "
                 f"{type(bad).__name__}"
             )
-        self._others = others
+        self._others, self._failed = others, failed
         self._files = [Log(path, head) for path in every if path not in others]
         self.last = max((file.last for file in self._files), default=-1)
 
     def note(self, text: str, step: int) -> None:
         """Something that a reader of the files must know."""
-        for file in self._files:
-            file.write({"kind": "note", "step": step, "text": text})
+        self._file_each({"kind": "note", "step": step, "text": text})
 
     def write(self, record: Record) -> None:
         """A stop, or the end."""
-        for file in self._files:
-            file.write(record)
+        self._file_each(record)
         if record["kind"] == "stop":
             told = numbers(plain(record))
-            for sink in self._others:
-                _tell(sink, told, record["step"])
+            for sink in list(self._others):
+                try:
+                    _tell(sink, told, record["step"])
+                except Exception as error:  # whatever another's code raises: the run goes on
+                    self._others = [other for other in self._others if other is not sink]
+                    self._failed(f"{type(sink).__name__} took no record ({_why(error)}) and is told no more")
+
+    def _file_each(self, record: Record) -> None:
+        for file in list(self._files):
+            try:
+                file.write(record)
+            except OSError as error:
+                self._drop(file, error)
+
+    def _drop(self, file: Log, error: OSError) -> None:
+        """Before it is said: what is said is written to the others."""
+        self._files = [other for other in self._files if other is not file]
+        with suppress(OSError):
+            file.close()
+        self._failed(f"log {file.path} cannot be written ({_why(error)}) and gets no more records; the run goes on")
 
     def close(self) -> None:
         """No more will come."""
-        for file in self._files:
-            file.close()
+        for file in list(self._files):
+            try:
+                file.close()
+            except OSError as error:
+                self._drop(file, error)
+
+
+def _why(error: Exception) -> str:
+    return (isinstance(error, OSError) and error.strerror) or f"{type(error).__name__}: {error}"
 
 
 def _way(sink: Any) -> str | None:

@@ -73,7 +73,7 @@ class Monitor:
         log: where records go: a path for lines of JSON, what has `log(dict, step=)`, `log_metrics` or `add_scalar`, or a list.
         coordinates: of theta on which maps and shadows are kept; all where there are no more.
         gradient: what the loop does to a step's gradient, as one vector of shape (d,), before the optimizer gets it: clips its
-            norm, say.
+            norm, say. The gradient is the whole model's, also where the optimizer holds a part of it.
         betas: axes (betas_1, betas_2) of the map, for an optimizer with a pair of betas; None for none.
         replays: past steps that are taken again at a stop, a gradient each.
         data: re-iterable batches that the measures are of; by default the first few that are watched (others after a resume).
@@ -156,7 +156,7 @@ class Monitor:
         self._describe()
         gradients = self.replays + 1 + 4 * len(self.measures) * PROBED
         self._schedule = Schedule(self.every, self.budget, gradients)
-        self._sinks = Sinks(self.log, self._head())
+        self._sinks = Sinks(self.log, self._head(), self._say)
 
     def _require_arguments(self) -> None:
         if not isinstance(self.model, nn.Module) or not callable(self.criterion) or not isinstance(self.optimizer, Optimizer):
@@ -174,7 +174,8 @@ class Monitor:
             raise BadType(f"measures must be a sequence such as ['gradient_1_norm'], got {self.measures!r}")
         if self.betas is not None and not _two_axes(self.betas):
             raise BadType(
-                f"betas must be the two axes of the map, such as ([0.8, 0.9], [0.99, 0.999]), or None, got {self.betas!r}"
+                f"betas must be the two axes of the map, such as ([0.8, 0.9], [0.99, 0.999]), or None for none, "
+                f"got {self.betas!r}"
             )
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             ranks = torch.distributed.get_world_size()
@@ -185,8 +186,9 @@ class Monitor:
 
     def _describe(self) -> None:
         """Recognise the optimizer, and build the shadows' memories."""
-        held = {id(p) for group in self._optimizer.param_groups for p in group["params"]}
-        if not held & set(self._layout.used):
+        used = {id(p) for group in self._optimizer.param_groups for p in group["params"]} & set(self._layout.used)
+        self._held = [id(p) in used for p in self._tensors]
+        if not used:
             raise BadInput("the optimizer holds none of the model's trainable parameters; build both from the same model")
         try:
             self._groups = by_group(self._optimizer, self._layout)
@@ -250,7 +252,9 @@ class Monitor:
             BadInput: it has been entered before, or the log is of another run.
         """
         if self._entered:
-            raise BadInput("this monitor has watched its run, and watches no other: make a new ml.Monitor (with the same log)")
+            raise BadInput(
+                "this monitor has watched its run, and watches no other: make a new ml.Monitor (the log may be the same)"
+            )
         self._entered = True
         try:
             self._count()
@@ -258,7 +262,7 @@ class Monitor:
             self._sinks.close()
             raise
         self._recorder = Recorder(self.model, self._layout.device, self._fresh)
-        self._replay = Replay(self.model, self.criterion, self._recorder, self.gradient)
+        self._replay = Replay(self.model, self.criterion, self._recorder, self.gradient, self._others_parts())
         self._hooks = [
             self._optimizer.register_step_pre_hook(self._hook),
             self._optimizer.register_step_post_hook(lambda *_: self._guarded(self._after_step)),
@@ -393,9 +397,13 @@ class Monitor:
         self._recorder.wanted = now in self._last_use or now in self._upcoming
         self._recorder.buffers_wanted = now in self._upcoming
 
+    def _others_parts(self) -> list[slice]:
+        """Where the tensors lie that the optimizer does not hold: it gets no gradient there, whatever their .grad is."""
+        return [part for part, own in zip(self._layout.slices.values(), self._held, strict=True) if not own]
+
     def _fresh(self) -> None:
         """A forward pass begins: where no gradient is accumulated, what was pending belongs to no step (a skipped one)."""
-        if self._pending and all(p.grad is None for p in self._tensors):
+        if self._pending and all(p.grad is None for p, own in zip(self._tensors, self._held, strict=True) if own):
             self._pending.clear()
             assert self._recorder is not None
             self._recorder.taken()
@@ -407,7 +415,10 @@ class Monitor:
         if not (used or stop or self._shadow):
             return
         scale = getattr(self._optimizer, "grad_scale", None)
-        grads = [torch.zeros_like(p) if p.grad is None else p.grad.detach() for p in self._tensors]
+        grads = [
+            p.grad.detach() if own and p.grad is not None else torch.zeros_like(p)
+            for p, own in zip(self._tensors, self._held, strict=True)
+        ]
         grads = grads if scale is None else [g / scale for g in grads]
         if any(g.is_sparse for g in grads):
             raise BadType("a gradient is sparse; expected dense, use Embedding(sparse=False)")

@@ -140,10 +140,19 @@ class Replay:
         criterion: (model, batch) -> mean loss.
         recorder: of its forward passes.
         gradient: what the loop does to a step's gradient, shape (d,), before the optimizer gets it.
+        others: coordinates that the optimizer does not hold; its gradient is 0 there.
     """
 
-    def __init__(self, model: nn.Module, criterion: Criterion, recorder: Recorder, gradient: Transform | None):
+    def __init__(
+        self,
+        model: nn.Module,
+        criterion: Criterion,
+        recorder: Recorder,
+        gradient: Transform | None,
+        others: Sequence[slice] = (),
+    ):
         self._model, self._criterion, self._recorder, self._transform = model, criterion, recorder, gradient
+        self._others = others
 
     def loss(self, batches: Sequence[Any], **options: Any) -> Loss:
         """Of batches that are held."""
@@ -179,11 +188,16 @@ class Replay:
         return total.div_(len(step.batches))
 
     def transformed(self, gradient: Tensor) -> Tensor:
-        """What the loop makes of a gradient, shape (d,)."""
-        if self._transform is None:
+        """What the optimizer gets of a gradient, shape (d,): what the loop makes of it, where the optimizer holds theta."""
+        if self._transform is None and not self._others:
             return gradient
-        made = self._transform(gradient.clone())
+        made = gradient.clone() if self._transform is None else self._transform(gradient.clone())
         if not isinstance(made, Tensor) or made.shape != gradient.shape:
             got = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
             raise BadInput(f"gradient= must map a gradient of shape {tuple(gradient.shape)} to one of that shape, got {got}")
-        return made.detach()
+        made = made.detach()
+        if self._others:
+            made = made.clone()
+            for part in self._others:
+                made[part] = 0
+        return made
