@@ -1,6 +1,7 @@
 """Maps from a live optimizer's buffers: the own pair as measured, others as written out, doubt told, nothing changed."""
 
 import copy
+import json
 
 import numpy as np
 import pytest
@@ -226,6 +227,7 @@ def test_others_along_a_run():
     others = [ml.Adam(3e-3, (0.8, 0.9), eps=1e-4), ml.Signum(3e-3, 0.9, smoothing=1e-2), ml.HeavyBall(3e-3)]
     run = ml.audit_run(optimizer, loss, 60, stops=[0, 60], measures=["gradient_1_norm"], compare=others, betas=None)
     assert all(other.state is None and other.error is None for other in run.stops[0].others)
+    json.loads(run.to_json())  # an infinite error is None there
     near, exact, ball = run.stops[1].others
     assert near.state is not None
     assert near.error is not None

@@ -91,4 +91,4 @@ class Stop(Result):
             for name, change in m.changes.items()
         ]
         branches = [plain(branch) | {"agrees": branch.agrees} for branch in self.branches]
-        return self.audit.as_dict() | {"others": others, "maps": maps, "branches": branches}
+        return self.audit.as_dict() | plain({"others": others, "maps": maps, "branches": branches})
