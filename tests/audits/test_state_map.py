@@ -225,10 +225,13 @@ def test_others_along_a_run():
     """At a stop the live buffers tell of other methods, as their shadows measure; of none before the first step."""
     optimizer, loss, _ = trained(adam, 0)
     others = [ml.Adam(3e-3, (0.8, 0.9), eps=1e-4), ml.Signum(3e-3, 0.9, smoothing=1e-2), ml.HeavyBall(3e-3)]
+    others.append(ml.Adam(3e-3, weight_decay=0.1))  # of gradients that the live one does not average
     run = ml.audit_run(optimizer, loss, 60, stops=[0, 60], measures=["gradient_1_norm"], compare=others, betas=None)
     assert all(other.state is None and other.error is None for other in run.stops[0].others)
-    json.loads(run.to_json())  # an infinite error is None there
-    near, exact, ball = run.stops[1].others
+    near, exact, ball, unknown = run.stops[1].others
+    assert unknown.error == np.inf
+    assert unknown.state is None
+    assert json.loads(run.to_json())["stops"][1]["others"][3]["error"] is None
     assert near.state is not None
     assert near.error is not None
     assert near.error < 0.5
