@@ -421,3 +421,34 @@ def test_kinks_are_not_mistaken_for_errors(seed, dtype):
 def test_rounding_is_not_mistaken_for_an_error(problem, seed):
     loss = problem(seed, dtype=torch.float32).loss
     loss.curvature(loss.theta, loss.theta)
+
+
+@pytest.mark.parametrize(("samples", "whole"), [(64, False), (6, True)])
+def test_derivatives_are_tested_on_a_part_of_a_batch(samples: int, whole: bool):
+    seen = []
+
+    class Counted(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append(len(x))
+            return super().forward(x).tanh()
+
+    model = Counted(3, 1, dtype=torch.float64)
+    data = torch.randn(samples, 3, dtype=torch.float64), torch.randn(samples, 1, dtype=torch.float64)
+    loss = ml.Loss(model, lambda model, batch: nn.functional.mse_loss(model(batch[0]), batch[1]), [data])
+    loss._guard(loss.theta)
+    assert set(seen) == ({samples} if whole else {16})
+
+
+def test_a_model_that_takes_no_smaller_batch_is_tested_on_all_of_it():
+    class Fixed(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x.view(32, 3)).tanh()
+
+    model = Fixed(3, 1, dtype=torch.float64)
+    data = torch.randn(32, 3, dtype=torch.float64), torch.randn(32, 1, dtype=torch.float64)
+    loss = ml.Loss(model, lambda model, batch: nn.functional.mse_loss(model(batch[0]), batch[1]), [data])
+    v = torch.randn_like(loss.theta)
+    twin = torch.autograd.functional.hvp(
+        lambda t: nn.functional.mse_loss((data[0] @ t[:3, None] + t[3]).tanh(), data[1]), loss.theta, v
+    )[1]
+    torch.testing.assert_close(loss.curvature(loss.theta, v), twin)

@@ -1,6 +1,7 @@
 """Batches: a source of them that can be asked again and again, and tensors in tuples, lists and dictionaries."""
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -232,6 +233,21 @@ def tensors(tree: Any) -> list[Tensor]:
     found: list[Tensor] = []
     map_tensors(found.append, tree)
     return found
+
+
+def head(data: Any, share: float) -> Any | None:
+    """The first samples of a batch; None where its tensors do not share a first dimension of eight or more.
+
+    Args:
+        data: one batch.
+        share: of its samples, in (0, 1].
+    """
+    found = tensors(data)
+    lengths = {len(x) if x.ndim else 0 for x in found}
+    if len(lengths) != 1 or min(lengths) < 8:
+        return None
+    count = max(4, math.ceil(share * min(lengths)))
+    return map_tensors(lambda x: x[:count], data)
 
 
 def cut(data: Any, size: int) -> list[Any]:

@@ -1,7 +1,9 @@
 """The derivative guard: is the Hessian-vector product of a loss the derivative of its gradient?
 
 Second derivatives through fused or hand-written backward passes have been silently wrong in PyTorch (issues 175754, 186256,
-196700) or are missing (116350). Once per Loss, three facts about H are tested on its first batch, at random u and v:
+196700) or are missing (116350). Once per Loss, three facts about H are tested on its first batch, at random u and v. A part
+of the batch serves, by the same operations at a share of the cost; what fails there is tested on all of it, where kinks
+average out.
 
     the gradient is a function of theta alone             else no derivative means anything: raise
     <u, H v> = <v, H u>
@@ -11,14 +13,13 @@ If H fails, differences of gradients are right where H is wrong: the caller is t
 own second derivative fails is named.
 """
 
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from memoryless.errors import BadInput, BadType, CurvatureWarning
+from memoryless.errors import BadInput, BadType
 from memoryless.flat import dot, norm
 from memoryless.isolation import isolated
 
@@ -26,23 +27,23 @@ SEEDS = 32
 """At which a loss that draws random numbers is evaluated, to see whether it uses them."""
 
 Gradient = Callable[[Tensor], Tensor]
-Product = Callable[[Tensor, Tensor], Tensor]
+Linearized = Callable[[Tensor], Gradient]
 
 
-def needs_differences(
+def fault(
     gradient: Gradient,
-    curvature: Product,
+    linearized: Linearized,
     theta: Tensor,
     slices: Mapping[str, slice],
     model: nn.Module | None,
     evaluate: Callable[[], Tensor],
     draws: bool,
-) -> bool:
-    """Check the curvature at theta; say whether differences of gradients have to take its place.
+) -> str | None:
+    """Check the curvature at theta; why differences of gradients have to take its place, None if it can be trusted.
 
     Args:
         gradient: theta -> g, (d,) -> (d,).
-        curvature: (theta, v) -> H v.
+        linearized: theta -> (v -> H v), the products from one graph.
         theta: shape (d,).
         slices: where each named parameter lies in theta; the comparison is made tensor by tensor.
         model: searched for the module at fault, if given.
@@ -50,13 +51,10 @@ def needs_differences(
         draws: whether that draws random numbers.
 
     Returns:
-        False if the exact product can be trusted.
+        Why: the product is wrong or has no derivative formula.
 
     Raises:
         BadInput: the gradient changes from call to call (dropout, noise).
-
-    Warns:
-        CurvatureWarning: the product is wrong or has no derivative formula.
     """
 
     def seeded(f: Callable[[], Any], seed: int) -> Any:
@@ -74,31 +72,30 @@ def needs_differences(
             "the randomness; what draws from a generator of its own cannot be seeded"
         )
     try:
-        tensor, error = _worst_tensor(gradient, curvature, theta, slices)
+        tensor, error = _worst_tensor(gradient, linearized, theta, slices)
     except RuntimeError as missing:
         culprit = model and _culprit(model, evaluate)
-        reason = f"{culprit or 'the exact one'} has no formula ({str(missing).splitlines()[0]})"
-    else:
-        if not tensor:
-            return False
-        culprit = model and _culprit(model, evaluate)
-        where = culprit or f"parameter '{tensor}'"
-        reason = f"the exact one is wrong at {where}, off by {error:.1g} relative to a central difference"
-        if theta.dtype != torch.float64:
-            reason += "; a network that fits its data leaves float32 few digits: model.double() tells rounding from an error"
-    warnings.warn(f"Hessian-vector products use differences of gradients: {reason}", CurvatureWarning, stacklevel=5)
-    return True
+        return f"{culprit or 'the exact one'} has no formula ({str(missing).splitlines()[0]})"
+    if not tensor:
+        return None
+    culprit = model and _culprit(model, evaluate)
+    where = culprit or f"parameter '{tensor}'"
+    reason = f"the exact one is wrong at {where}, off by {error:.1g} relative to a central difference"
+    if theta.dtype != torch.float64:
+        reason += "; a network that fits its data leaves float32 few digits: model.double() tells rounding from an error"
+    return reason
 
 
 def _worst_tensor(
-    gradient: Gradient, curvature: Product, theta: Tensor, slices: Mapping[str, slice]
+    gradient: Gradient, linearized: Linearized, theta: Tensor, slices: Mapping[str, slice]
 ) -> tuple[str | None, float]:
     """The tensor on which H v is most wrong and its relative error; (None, 0) if none is."""
     generator = torch.Generator().manual_seed(0)
     u, v = (torch.randn(theta.shape, generator=generator, dtype=theta.dtype).to(theta) for _ in range(2))
     v *= (1 + norm(theta)) / norm(v)
     double = theta.dtype == torch.float64
-    exact = curvature(theta, v)
+    curvature = linearized(theta)
+    exact = curvature(v)
     # Halving the step leaves rounding and kinks (ReLU) where they are: what they do shows as disagreement of the two.
     steps = (4e-5, 1e-5) if double else (2e-2, 5e-3)
     coarse, fine = ((gradient(theta + e * v) - gradient(theta - e * v)) / (2 * e) for e in steps)
@@ -112,7 +109,7 @@ def _worst_tensor(
         if error > max(1e-3 if double else 5e-2, 10 * doubt) and error > largest:
             worst, largest = name, error
     if worst is None:
-        mixed = curvature(theta, u)
+        mixed = curvature(u)
         asymmetry = abs(dot(u, exact) - dot(v, mixed))
         typical = (norm(u) * norm(exact) + norm(v) * norm(mixed)) / theta.numel() ** 0.5
         if asymmetry > (1e-6 if double else 1e-1) * typical:
@@ -166,13 +163,17 @@ def _module_fails(module: nn.Module, args: tuple[Any, ...]) -> bool:
     def gradient(z: Tensor) -> Tensor:
         return torch.cat([g.reshape(-1) for g in gradient_of(z, False)[1]])
 
-    def curvature(z: Tensor, v: Tensor) -> Tensor:
+    def linearized(z: Tensor) -> Gradient:
         leaves, grads = gradient_of(z, True)
-        inner = torch.stack([(g * s.view(g.shape)).sum() for g, s in zip(grads, v.split(sizes), strict=True)]).sum()
-        if not inner.requires_grad:
-            return torch.zeros_like(z)
-        products = torch.autograd.grad(inner, leaves, materialize_grads=True)
-        return torch.cat([p.reshape(-1) for p in products])
+
+        def product(v: Tensor) -> Tensor:
+            inner = torch.stack([(g * s.view(g.shape)).sum() for g, s in zip(grads, v.split(sizes), strict=True)]).sum()
+            if not inner.requires_grad:
+                return torch.zeros_like(z)
+            products = torch.autograd.grad(inner, leaves, retain_graph=True, materialize_grads=True)
+            return torch.cat([p.reshape(-1) for p in products])
+
+        return product
 
     flat = torch.cat([t.reshape(-1) for t in tensors])
     with isolated(flat.device, 1):
@@ -181,7 +182,7 @@ def _module_fails(module: nn.Module, args: tuple[Any, ...]) -> bool:
         except (RuntimeError, TypeError):
             return False
         try:
-            return _worst_tensor(gradient, curvature, flat, {"all": slice(0, flat.numel())})[0] is not None
+            return _worst_tensor(gradient, linearized, flat, {"all": slice(0, flat.numel())})[0] is not None
         except RuntimeError:
             return True
 

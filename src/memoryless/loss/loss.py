@@ -9,6 +9,7 @@ Evaluating a Loss leaves no trace: parameters, `.grad` fields, buffers and rando
 """
 
 import itertools
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -16,18 +17,19 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from memoryless.errors import BadInput, BadType, NotFinite
+from memoryless.errors import BadInput, BadType, CurvatureWarning, NotFinite
 from memoryless.flat import Layout, flat, norm, total
 from memoryless.isolation import Standing, draws, isolated
 from memoryless.loss import guard
-from memoryless.loss.batches import Batches
+from memoryless.loss.batches import Batches, head
 from memoryless.loss.double_backward import twice_differentiable
 from memoryless.loss.many_points import ManyPoints
 from memoryless.loss.plainly import plainly
 from memoryless.render.numbers import some
 
 Curvature = Callable[[Tensor], Tensor]
-
+GUARDED = 0.25
+"""Share of a batch's samples on which the derivatives are tested."""
 
 Action = Callable[[], Any]
 
@@ -553,10 +555,25 @@ class Loss:
 
     def _needs_differences(self, theta: Tensor) -> bool:
         (index, data), *_ = self.batches.select(0)
+        part = self._part(self.layout.views(theta.detach()), data)
+        why = self._fault(theta, part, index)
+        if why is not None and part is not data:
+            why = self._fault(theta, data, index)
+        if why is None:
+            return False
+        warnings.warn(f"Hessian-vector products use differences of gradients: {why}", CurvatureWarning, stacklevel=4)
+        return True
+
+    def _fault(self, theta: Tensor, data: Any, index: int) -> str | None:
         views = self.layout.views(theta.detach())
-        return guard.needs_differences(
+
+        def linearized(x: Tensor) -> Curvature:
+            product = self._linearize(x, data, index)[1]
+            return lambda v: product(v, True)
+
+        return guard.fault(
             gradient=lambda x: self._gradient(x, data, index),
-            curvature=lambda x, v: self._linearize(x, data, index)[1](v, False),
+            linearized=linearized,
             theta=theta.detach(),
             slices=self.slices,
             model=self.model,
@@ -564,6 +581,19 @@ class Loss:
             # With a seed a batch the generators stand where it puts them, and nothing is drawn from where they stood.
             draws=self.noise is None and draws(lambda: self._at(views, lambda: self._function(views, data)), self.device),
         )
+
+    def _part(self, views: Sequence[Tensor], data: Any) -> Any:
+        """Some samples of a batch, if its tensors are cut alike and the model takes fewer; otherwise all."""
+        found = None if self.model is None else head(data, GUARDED)
+        if found is None:
+            return data
+        try:
+            with isolated(self.device, 0):
+                value = _loss_in(self._at(views, lambda: self._function(views, found)))
+            told = isinstance(value, Tensor) and value.numel() == 1 and bool(torch.isfinite(value))
+        except Exception:  # whatever a model says to fewer samples than it was made for
+            return data
+        return found if told else data
 
     def _require_dense(self, grads: Sequence[Tensor | None]) -> None:
         if sparse := next((n for n, g in zip(self.names, grads, strict=True) if g is not None and g.is_sparse), None):
