@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from memoryless.formulas.derive import derive
     from memoryless.formulas.modified_loss import modified_loss
     from memoryless.live.batch_sizes import audit_batch_sizes
-    from memoryless.live.monitor import Monitor
+    from memoryless.live.monitoring.monitor import Monitor
     from memoryless.live.run import audit_run
     from memoryless.loss.loss import Loss
     from memoryless.loss.noise_scale import gradient_noise
@@ -52,7 +52,7 @@ _HOME = {
     "errors": "NoModifiedLoss",
     "formulas.modified_loss": "modified_loss",
     "live.batch_sizes": "audit_batch_sizes",
-    "live.monitor": "Monitor",
+    "live.monitoring.monitor": "Monitor",
     "live.run": "audit_run",
     "loss.loss": "Loss",
     "loss.noise_scale": "gradient_noise",

@@ -12,7 +12,7 @@ import torch
 import memoryless as ml
 from memoryless.cli.main import main
 from memoryless.report.watch import sentence, word
-from tests.live.monitored import LR, Training, monitor
+from tests.live.monitoring.monitored import LR, Training, monitor
 
 
 @pytest.fixture(scope="module")

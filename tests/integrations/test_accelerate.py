@@ -5,7 +5,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from tests.integrations.packages import need
-from tests.live.monitored import criterion, plain_model
+from tests.live.monitoring.monitored import criterion, plain_model
 
 need("accelerate")
 

@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from tests.integrations.packages import need
-from tests.live.monitored import noisy_model
+from tests.live.monitoring.monitored import noisy_model
 
 need("pytorch_lightning")
 

@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from memoryless.integrations.transformers import MemoryCallback, clip_by_norm
-from memoryless.live.log import read, stops
+from memoryless.live.monitoring.log import read, stops
 
 TRAINER = importlib.util.find_spec("accelerate") is not None or "CI" in os.environ
 

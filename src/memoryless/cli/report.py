@@ -24,7 +24,7 @@ class Report:
 
     def run(self) -> None:
         """Read, print a look, write."""
-        from memoryless.live.log import read
+        from memoryless.live.monitoring.log import read
         from memoryless.report import report, watch
 
         records = read(self.log)

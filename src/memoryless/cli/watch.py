@@ -30,7 +30,7 @@ class Watch:
         if not self.seconds > 0:
             raise BadInput(f"--seconds must be positive, got {self.seconds}")
 
-        from memoryless.live.log import read
+        from memoryless.live.monitoring.log import read
         from memoryless.report import watch as report
 
         records, console = read(self.log), answer.console()

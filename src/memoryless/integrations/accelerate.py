@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from memoryless.live.monitor import Monitor
+from memoryless.live.monitoring.monitor import Monitor
 from memoryless.methods.wrapped import unwrapped
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from memoryless.errors import BadInput
-from memoryless.live.monitor import Monitor
+from memoryless.live.monitoring.monitor import Monitor
 
 
 def _base() -> Any:

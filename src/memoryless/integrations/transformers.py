@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from transformers import TrainerCallback
 
 from memoryless.errors import BadInput
-from memoryless.live.monitor import Monitor
+from memoryless.live.monitoring.monitor import Monitor
 from memoryless.methods.wrapped import unwrapped
 
 logger = logging.getLogger("memoryless")

@@ -13,14 +13,5 @@ It may import `audits` and every room below it. In reading order:
 * `run`: `audit_run(optimizer, loss, ...)`: audits at some of the steps, other methods' memories on its gradients, beta maps.
 * `batch_sizes`: `audit_batch_sizes(optimizer, loss, sizes, ...)`: which betas at which batch size.
 * `advice`: the answer to that in words, with its uncertainty.
-* `monitor`: `Monitor(model, criterion, optimizer, ...)`: in a training loop, by hooks of the optimizer's step; its parts are
-* `schedule`: when to measure,
-* `draws`: which past steps to replay, with which weights,
-* `replay`: those steps, taken again at the present theta,
-* `buffers`: the memory that the optimizer holds, with the hyperparameters of each step's own time,
-* `sample`: the coordinates that maps are made of,
-* `whole`: the live pair's sums over all coordinates,
-* `frozen`: the frozen memory from the replayed steps, with its standard error,
-* `measuring`: what is measured at a stop,
-* `log`: where it is written to.
+* `monitoring`: `Monitor(model, criterion, optimizer, ...)`: in a training loop, by hooks of the optimizer's step.
 """

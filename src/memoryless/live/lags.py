@@ -2,7 +2,7 @@
 
 Exact: the memory of a variable is a weighted sum over the batches (`corrections.sequences`), one gradient per batch and stop.
 By random lags, which costs as many gradients as there are lags: the steps of a few drawn ages, taken again at the present
-theta, stand for all (`live.draws`, `live.frozen`).
+theta, stand for all (`monitoring.draws`, `monitoring.frozen`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,9 +15,9 @@ from memoryless.audits.grid import Memory
 from memoryless.audits.shadow import Shadow
 from memoryless.corrections.sequences import Order, shares
 from memoryless.isolation import Standing
-from memoryless.live.draws import draw, sizes
-from memoryless.live.frozen import Reading, Terms, frozen_memory
 from memoryless.live.loop import Sight
+from memoryless.live.monitoring.draws import draw, sizes
+from memoryless.live.monitoring.frozen import Reading, Terms, frozen_memory
 from memoryless.loss.point import Point
 from memoryless.methods import kernel
 from memoryless.methods.method import Index, Momentum
@@ -92,7 +92,7 @@ def exact(replay: Replay) -> Memory:
 
 
 class RandomLags:
-    """The same from gradients of the steps that lie a drawn age before a stop (`live.draws`, `live.frozen`).
+    """The same from gradients of the steps that lie a drawn age before a stop (`monitoring.draws`, `monitoring.frozen`).
 
     Args:
         variables: all that remember.

@@ -13,15 +13,23 @@ from memoryless.methods.live_optimizer import recognised
 from memoryless.methods.method import Groups, Index, Method, Momentum, Part, State
 from memoryless.methods.method_optimizer import MethodOptimizer
 
-_ADAM: dict[int | None, str] = {1: "exp_avg", 2: "exp_avg_sq"}
-_BUFFERS: dict[type[Optimizer], dict[int | None, str]] = {
+_ADAM = {1: "exp_avg", 2: "exp_avg_sq"}
+_NAMES: dict[type[Optimizer], dict[int, str]] = {
     SGD: {1: "momentum_buffer"},
     Adam: _ADAM,
     AdamW: _ADAM,
     NAdam: _ADAM,
     RMSprop: {1: "grad_avg", 2: "square_avg"},
 }
-"""Where each optimizer keeps the memory of g_l, by its degree in the gradient."""
+
+
+def names_of(optimizer: Optimizer) -> dict[int, str]:
+    """Where an optimizer keeps the memory of g_l, by its degree in the gradient; nowhere if it is none of torch's.
+
+    Args:
+        optimizer: any.
+    """
+    return _NAMES.get(type(optimizer), {})
 
 
 def states_of(optimizer: Optimizer, layout: Layout) -> tuple[Method | Groups, tuple[State, ...]]:
@@ -58,7 +66,7 @@ def states_of(optimizer: Optimizer, layout: Layout) -> tuple[Method | Groups, tu
         ) from None
     if isinstance(optimizer, MethodOptimizer):
         return method, tuple(_own(optimizer, layout, part) for part in method.parts)
-    names, averaged = _BUFFERS[type(optimizer)], not isinstance(optimizer, SGD)
+    names, averaged = names_of(optimizer), not isinstance(optimizer, SGD)
     kept = any(value is not None for state in optimizer.state.values() for value in state.values())
     n = max((int(state["step"]) for state in optimizer.state.values() if "step" in state), default=int(kept))
     held = [p for group in optimizer.param_groups for p in group["params"] if id(p) in layout.used]
@@ -72,7 +80,7 @@ def states_of(optimizer: Optimizer, layout: Layout) -> tuple[Method | Groups, tu
     def sum_of(variable: Momentum, index: Index) -> Tensor:
         if not variable.has_memory:
             return torch.zeros_like(layout.theta()[index])
-        buffer = buffers[names[variable.degree]][index]
+        buffer = buffers[names[variable.degree or 0]][index]
         # SGD damps every gradient but its first, which the method counts as `first` of a damped one.
         return buffer / (1 - variable.beta) if averaged else buffer * variable.first
 

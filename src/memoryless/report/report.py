@@ -8,8 +8,8 @@ import plotly.graph_objects as go
 from markupsafe import Markup
 
 from memoryless.errors import BadInput
-from memoryless.live.log import Record, stops
-from memoryless.live.measuring import SURE
+from memoryless.live.monitoring.log import Record, stops
+from memoryless.live.monitoring.measuring import SURE
 from memoryless.render import figures
 from memoryless.render.numbers import SignedLog, finite, label, percent, plain
 from memoryless.render.page import fill

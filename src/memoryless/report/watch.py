@@ -9,8 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from memoryless.audits.effect import STRAIGHT
-from memoryless.live.log import Record, stops
-from memoryless.live.measuring import SURE
+from memoryless.live.monitoring.log import Record, stops
+from memoryless.live.monitoring.measuring import SURE
 from memoryless.render.numbers import finite, label, percent
 from memoryless.render.style import TERMINAL
 

@@ -13,9 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from memoryless.live.buffers import Live, Past
-from memoryless.live.draws import Draws
-from memoryless.live.frozen import nonnegative
+from memoryless.live.monitoring.draws import Draws
+from memoryless.live.monitoring.frozen import nonnegative
+from memoryless.live.monitoring.past_weights import Live, Past
 from memoryless.methods.method import Momentum
 
 Key = tuple[int, int]

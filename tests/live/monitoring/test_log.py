@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import memoryless as ml
-from memoryless.live.log import Log, read, stops
-from tests.live.monitored import LR, Training, monitor
+from memoryless.live.monitoring.log import Log, read, stops
+from tests.live.monitoring.monitored import LR, Training, monitor
 
 HEAD = {"kind": "run", "optimizer": "AdamW", "d": 3, "measures": ["gradient_1_norm"]}
 
@@ -204,7 +204,7 @@ def test_a_full_disk_when_the_log_begins_is_one_line(tmp_path: Path, monkeypatch
 
 WRITES = """
 import itertools, sys
-from memoryless.live.log import Log
+from memoryless.live.monitoring.log import Log
 log = Log(sys.argv[1], {"kind": "run", "optimizer": "AdamW", "d": 3, "measures": ["gradient_1_norm"]})
 for step in itertools.count(log.last + 1):
     log.write({"kind": "stop", "step": step, "filler": "x" * 20_000})

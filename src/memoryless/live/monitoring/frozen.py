@@ -1,6 +1,6 @@
 """The frozen memory from a few replayed steps, what it makes of an update, and how well that is known.
 
-For the drawn ages (`live.draws`) g_then is the gradient that the step used, g_now the one that its batch has at the present
+For the drawn ages (`draws`) g_then is the gradient that the step used, g_now the one that its batch has at the present
 theta; a_j = weight_j kernel[age_j]. A variable whose g_l has a sign takes the old gradients as control variate,
 
     m_F = m + sum_j a_j (g_l(now_j) - g_l(then_j)),                         z_j = a_j (g_l(now_j) - g_l(then_j))
@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from memoryless.live.draws import Draws
+from memoryless.live.monitoring.draws import Draws
 from memoryless.methods.method import Method, Momentum
 
 BLOCK = 2**13

@@ -19,12 +19,12 @@ from memoryless.audits.grid import Grid
 from memoryless.audits.shadow import Shadow
 from memoryless.errors import BadInput
 from memoryless.flat import dot, norm, total
-from memoryless.live.buffers import Live
-from memoryless.live.draws import Draws
-from memoryless.live.frozen import Estimated, Part, Reading, Terms, estimate
-from memoryless.live.replay import Replay, Step
-from memoryless.live.sample import Sample
-from memoryless.live.whole import Whole, images
+from memoryless.live.monitoring.draws import Draws
+from memoryless.live.monitoring.frozen import Estimated, Part, Reading, Terms, estimate
+from memoryless.live.monitoring.past_weights import Live
+from memoryless.live.monitoring.replay import Replay, Step
+from memoryless.live.monitoring.sample import Sample
+from memoryless.live.monitoring.whole import Whole, images
 from memoryless.loss.loss import Loss
 from memoryless.loss.measures import Differentiable, Value, evaluate
 from memoryless.loss.point import Point

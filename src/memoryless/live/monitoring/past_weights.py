@@ -1,4 +1,4 @@
-"""The memory that a live optimizer holds, and the weights of every past step in it.
+"""The weights of every past step in the memory that a live optimizer holds, where hyperparameters move.
 
 torch keeps  buffer[n] = decay[n] buffer[n-1] + unit[n] g_l[n],  with the hyperparameters of each step's own time, and reads
 
@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer, RMSprop
+from torch.optim import SGD, NAdam, Optimizer, RMSprop
 
 from memoryless.errors import BadInput
 from memoryless.flat import Layout
 from memoryless.methods import kernel
 from memoryless.methods.black_box.torch_method import stepsize
+from memoryless.methods.buffers import names_of
 from memoryless.methods.live_optimizer import by_group, step_of
 from memoryless.methods.method import Groups, Method, Part
 from memoryless.methods.method_optimizer import MethodOptimizer
@@ -42,23 +43,19 @@ def _average(name: str, key: str, index: int | None = None) -> Kept:
     return Kept(name, rates)
 
 
-_FIRST, _SECOND = _average("exp_avg", "betas", 0), _average("exp_avg_sq", "betas", 1)
-_SGD = Kept("momentum_buffer", lambda group: (float(group["momentum"]), 1 - float(group["dampening"])))
-
-
 def _kept(optimizer: Optimizer, group: dict[str, Any]) -> tuple[Kept | None, ...]:
     """The buffer of each of the catalogue's variables; None for those that are the present gradient."""
     if isinstance(optimizer, MethodOptimizer):
         return tuple(Kept(l, lambda group, v=v: (v.beta, 1.0)) for l, v in enumerate(group["method"].variables))
-    if isinstance(optimizer, NAdam):
-        return _FIRST, None, _SECOND
-    if isinstance(optimizer, (Adam, AdamW)):
-        return _FIRST, _SECOND
+    if not (names := names_of(optimizer)):
+        return ()
     if isinstance(optimizer, SGD):
-        return (None, _SGD) if group["nesterov"] else (_SGD,)
+        momentum = Kept(names[1], lambda group: (float(group["momentum"]), 1 - float(group["dampening"])))
+        return (None, momentum) if group["nesterov"] else (momentum,)
     if isinstance(optimizer, RMSprop):
-        return None, _average("square_avg", "alpha"), _average("grad_avg", "alpha")
-    return ()
+        return None, _average(names[2], "alpha"), _average(names[1], "alpha")
+    first, second = _average(names[1], "betas", 0), _average(names[2], "betas", 1)
+    return (first, None, second) if isinstance(optimizer, NAdam) else (first, second)
 
 
 class Past:

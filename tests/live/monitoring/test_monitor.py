@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
 
 import memoryless as ml
 from memoryless.methods.method_optimizer import MethodOptimizer
-from tests.live.monitored import LR, Training, criterion, monitor, noisy_model, plain_model
+from tests.live.monitoring.monitored import LR, Training, criterion, monitor, noisy_model, plain_model
 
 
 def adamw(parameters):
@@ -134,7 +134,7 @@ def test_micro_batches_one_by_one_are_those_of_a_list():
 
         def told(batch):  # as soon as its loss is known, the optimizer's step being yet to come
             value = loss(batch)
-            if batch is not apart.batches[other._past.steps][-1]:
+            if batch is not apart.batches[other._watching.past.steps][-1]:
                 other.step(batch)
             return value
 
@@ -352,12 +352,12 @@ def test_a_budget_pays_for_its_stops():
         training.run(lambda batches: watching.step(batches))
     assert watching.stops == []
     assert "no stop within 25 steps: a budget of 2%" in watching.notes[0]
-    watching._began -= 1e6  # a run so long that a stop is cheap, and watching too
+    watching._account.began -= 1e6  # a run so long that a stop is cheap, and watching too
     assert watching._schedule.affords(1.0, 0.0, 1e6)
     assert not watching._schedule.affords(1.0, 2e4, 1e6)
     watching._require_light()
     assert len(watching.notes) == 1
-    watching._spent += 1e5
+    watching._account._spent += 1e5
     watching._sinks.note = lambda *_: None  # type: ignore[method-assign]
     watching._require_light()
     assert "watching takes 10% of these steps, stops not counted, and the budget is 2%" in watching.notes[1]
@@ -489,8 +489,8 @@ def test_a_map_of_a_part_of_the_model_is_that_of_the_live_pair_there():
 @pytest.mark.parametrize("name", ["adamw", "two groups", "betas and lr cycled", "momentum cycled", "lion", "clipped"])
 def test_sums_kept_whole_are_those_of_kept_gradients(name, monkeypatch):
     """With few ages: the same draws, once as sums over all coordinates and once from the gradients themselves."""
-    monkeypatch.setattr("memoryless.live.frozen._bias", lambda *_: 0.0)  # a sample corrects its own part only
-    monkeypatch.setattr("memoryless.live.frozen._displaced", lambda *a: (0.0, np.zeros((16, 1))))
+    monkeypatch.setattr("memoryless.live.monitoring.frozen._bias", lambda *_: 0.0)  # a sample corrects its own part only
+    monkeypatch.setattr("memoryless.live.monitoring.frozen._displaced", lambda *a: (0.0, np.zeros((16, 1))))
     found = []
     for coordinates in (2**16, 20):
         training = RUNS[name]()

@@ -6,9 +6,9 @@ import torch
 
 import memoryless as ml
 from memoryless.audits.shadow import Shadow
-from memoryless.live.draws import draw, inclusion, reach, sizes
-from memoryless.live.frozen import nonnegative, successive
-from memoryless.live.sample import Sample
+from memoryless.live.monitoring.draws import draw, inclusion, reach, sizes
+from memoryless.live.monitoring.frozen import nonnegative, successive
+from memoryless.live.monitoring.sample import Sample
 from tests.problems import METHODS, variables
 
 AGES = np.arange(1, 301)
