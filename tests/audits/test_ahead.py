@@ -17,12 +17,13 @@ from tests.problems import METHODS, THETA, reference_loss, relative_error, varia
 
 def replayed(method, n: int, nodes: int | None):
     """The state after n steps along the path, linear between its nodes and beyond the last."""
-    path = follow(method, Point(reference_loss()), n, nodes=nodes)
+    path = follow(method, Point(reference_loss()), n, [method], nodes)
+    points = path.points if len(path.points) else path.gradients  # not looked at
     state, ages = method.init(THETA), path.ages
     for k in range(n, 0, -1):
         j = max(i for i, a in enumerate(ages[:-1]) if a <= k)
         share = (k - ages[j]) / (ages[j + 1] - ages[j])
-        x, g = ((1 - share) * y[j] + share * y[j + 1] for y in (path.points, path.gradients))
+        x, g = ((1 - share) * y[j] + share * y[j + 1] for y in (points, path.gradients))
         state, _ = method.update(state, g, x)
     return state
 

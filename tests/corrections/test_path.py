@@ -1,5 +1,7 @@
 """The path back: its memory against a sum over every age, its order against relaxation, its indicator where it must speak."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -22,7 +24,8 @@ def every_age(path: Path, v: ml.Momentum, step: int | None) -> torch.Tensor:
     for k, weight in enumerate(kernel.kernel(v, n, limit=step is None)):
         j = max(i for i, a in enumerate(ages[:-1] or ages) if a <= k)
         share = (k - ages[j]) / (ages[j + 1] - ages[j]) if len(ages) > 1 else 0.0
-        g, x = ((1 - share) * y[j] + share * y[min(j + 1, len(y) - 1)] for y in (path.gradients, path.points))
+        points = path.points if v.uses_theta else path.gradients  # not looked at
+        g, x = ((1 - share) * y[j] + share * y[min(j + 1, len(y) - 1)] for y in (path.gradients, points))
         total += weight * v.g(g, x)
     return total
 
@@ -36,10 +39,23 @@ def test_memory_is_a_sum_over_every_age(name: str, step: int | None, ages: tuple
     x, g = torch.randn(2, len(ages), 6, generator=generator, dtype=torch.float64)
     # Smooth in the age, as sixteen quadrature nodes want it where g_l is no polynomial.
     x, g = x[0] + 0.01 * (x - x[0]), g[0] + 0.01 * (g - g[0])
-    path = Path(ages, x, g, x[0], 1.0, 0, step, {})
+    path = Path(ages, x[0], g[0], x, g, x[0], 1.0, 0, step, {}, {})
     for v in variables(METHODS[name](0.01)):
         assert relative_error(path.memory(v), every_age(path, v, step)) < (1e-6 if v.degree is None else 1e-10)
         assert torch.equal(path.memory(v, slice(2, 4)), path.memory(v)[2:4])
+
+
+@pytest.mark.parametrize("step", [0, 1, 12, None])
+@pytest.mark.parametrize("name", METHODS)
+def test_memory_read_on_the_way_is_that_of_the_gradients_kept(name: str, step: int | None):
+    method = METHODS[name](1e-3)
+    path = follow(method, Point(reference_loss()), step, [method])
+    alone = follow(method, Point(reference_loss()), step)
+    assert not alone.gradients.numel()
+    kept = replace(path, _own={})
+    for v in variables(method):
+        assert torch.equal(alone.memory(v), path.memory(v))
+        assert relative_error(path.memory(v), kept.memory(v)) < 1e-14
 
 
 @pytest.mark.parametrize("step", [1, 20])
@@ -103,7 +119,8 @@ def test_growth_speaks_where_a_stiff_direction_is_excited():
     loss = ml.Loss.of(lambda t: (stiffness * t**2).sum() / 2, torch.tensor([1.0, 1e-3], dtype=torch.float64))
     found = [ml.correction(ml.HeavyBall(lr, 0.5), loss, order="path") for lr in (1e-3, 1e-6)]
     assert [c.trusted for c in found] == [False, True]
-    literal = follow(ml.HeavyBall(1e-3, 0.5), Point(loss), None)
+    method = ml.HeavyBall(1e-3, 0.5)
+    literal = follow(method, Point(loss), None, [method])
     assert found[0].growth == pytest.approx(float(literal.gradients[3].abs().sum() / literal.gradients[0].abs().sum()))
     assert literal.ages[3] == 7
     with pytest.raises(ml.errors.BadInput, match="expands nothing"):

@@ -263,6 +263,14 @@ def inspect(
         The audit.
     """
     theta, loss, lr = point.theta, point.loss, method.lr
+    E, growth = None, None
+    try:
+        path = found.path() if predict else None
+        if path is not None:
+            E, growth = path.effect(method), path.growth
+        del path  # what it holds is let go before more is asked for
+    except NotFinite:
+        notes = [*notes, "no path back from here: it leads to where the loss is not finite"]
     first = found.first() if predict else None
     summed = found.resummed() if predict else None
     if first is not None and first.way != "momentum form":
@@ -275,18 +283,13 @@ def inspect(
         delta = (live - F).to(theta.dtype)
         if norm(delta) <= rounding:
             delta = torch.zeros_like(delta)
-    path = None
-    try:
-        path = found.path() if predict else None
-    except NotFinite:
-        notes = [*notes, "no path back from here: it leads to where the loss is not finite"]
     vectors = Vectors(
         F.to(theta.dtype),
         delta,
         None if first is None else first.value,
         None if summed is None else summed.value,
-        None if path is None else path.effect(method),
-        None if path is None else path.growth,
+        E,
+        growth,
     )
     effects = effects_of(values, lr, vectors, point)
     validity = Validity(

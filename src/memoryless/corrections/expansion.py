@@ -151,6 +151,8 @@ class Linearized:
     @cached_property
     def _precise_F(self) -> Tensor:
         theta = self.point.theta.double()
+        if self._batches is None and theta.dtype == self.point.theta.dtype:
+            return self.F
         if self._batches is None:
             return history.frozen(self.method, self.point.gradient.double(), theta, self.step)
         used = sorted(set(self._batches))
@@ -172,12 +174,11 @@ class Linearized:
         return self._resummed
 
     def path(self) -> Path | None:
-        """The way back, if every step took the full batch."""
-        return self._path
-
-    @cached_property
-    def _path(self) -> Path | None:
-        return follow(self.method, self.point, self.step) if self._batches is None else None
+        """The way back, if every step took the full batch; not kept. The drift is found before, which frees its graph."""
+        if self._batches is not None:
+            return None
+        self.history.products  # noqa: B018
+        return follow(self.method, self.point, self.step)
 
     @cached_property
     def _first(self) -> Derivative:

@@ -19,7 +19,7 @@ real past had damped: `growth` tells.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -45,14 +45,20 @@ FADED = 0.01
 INTERVALS = 10
 
 
+Bend = tuple[Tensor, Tensor]
+"""What g and theta are read further at by a variable, each of shape (d,)."""
+
+
 @dataclass(frozen=True)
 class Path:
     """Where an optimizer came from.
 
     Attributes:
         ages: of the nodes, in steps, the first is 0.
-        points: theta there, shape (nodes, d).
-        gradients: grad L there, shape (nodes, d).
+        theta: where it starts, shape (d,).
+        gradient: grad L there, shape (d,).
+        points: theta at the nodes, shape (nodes, d); empty where no reader's memory is of theta.
+        gradients: grad L at the nodes, shape (nodes, d); empty where none but the method itself reads.
         F: update at theta with the history frozen, shape (d,).
         growth: |grad L|_1 at age 7 (the last node's, if it is younger) over |grad L|_1 at theta.
         spent: gradients, the one at theta included.
@@ -60,13 +66,16 @@ class Path:
     """
 
     ages: tuple[int, ...]
+    theta: Tensor
+    gradient: Tensor
     points: Tensor
     gradients: Tensor
     F: Tensor
     growth: float
     spent: int
     step: int | None
-    _bends: dict[Momentum, tuple[Tensor, Tensor]]
+    _bends: dict[Momentum, Bend]
+    _own: dict[Momentum, Tensor]
 
     @property
     def trusted(self) -> bool:
@@ -83,15 +92,15 @@ class Path:
         Returns:
             Shape (d,), or of the coordinates.
         """
-        g, x = self.gradients[:, index], self.points[:, index]
-        bend_g, bend_x = (bend[index] for bend in self._bends[variable]) if variable in self._bends else (0.0, 0.0)
+        if variable in self._own:
+            return self._own[variable][index]
+        g = self.gradients[:, index]
+        x = self.points[:, index] if variable.uses_theta else [None] * len(g)
+        bend = self._bends.get(variable)
         m = torch.zeros_like(g[0])
-        for j, share, weight in readings(variable, self.step, self.ages):
-            at_g, at_x = g[j], x[j]
-            if share:
-                at_g = torch.lerp(g[j], g[j + 1], share)
-                at_x = torch.lerp(x[j], x[j + 1], share) if variable.uses_theta else at_x
-            m.add_(variable.g(at_g + bend_g, at_x + bend_x), alpha=weight)
+        for reading in readings(variable, self.step, self.ages):
+            j, k = reading.j, min(reading.j + 1, len(g) - 1)
+            _add(m, variable, reading, (g[j], g[k]), (x[j], x[k]), None if bend is None else (bend[0][index], bend[1][index]))
         return m
 
     def effect(self, method: AnyOptimizer) -> Tensor:
@@ -100,7 +109,7 @@ class Path:
         Args:
             method: in momentum form; the path is its own to first order in lr where it shares F with the one that led here.
         """
-        return _read(method, self.points[0], self.memory) - history.frozen(method, self.gradients[0], self.points[0], self.step)
+        return _read(method, self.theta, self.memory) - history.frozen(method, self.gradient, self.theta, self.step)
 
 
 class Reading(NamedTuple):
@@ -109,6 +118,25 @@ class Reading(NamedTuple):
     j: int
     share: float
     weight: float
+
+
+def _add(
+    m: Tensor,
+    variable: Momentum,
+    reading: Reading,
+    g: tuple[Tensor, Tensor],
+    x: tuple[Tensor | None, Tensor | None],
+    bend: Bend | None,
+) -> None:
+    """Add what a variable remembers of one quadrature node, between gradients g and points x at both ends of its interval."""
+
+    def between(ends: tuple[Tensor, Tensor], part: int) -> Tensor:
+        at = torch.lerp(*ends, reading.share) if reading.share else ends[0]
+        return at if bend is None else at + bend[part]
+
+    at_g = between(g, 0)
+    at_x = between(x, 1) if variable.uses_theta else at_g  # not looked at
+    m.add_(variable.g(at_g, at_x), alpha=reading.weight)
 
 
 @lru_cache(maxsize=2048)
@@ -148,7 +176,11 @@ def _reached(variable: Momentum, n: int) -> int:
 
 
 def follow(
-    method: AnyOptimizer, point: Point, step: int | None, readers: Iterable[AnyOptimizer] = (), nodes: int | None = None
+    method: AnyOptimizer,
+    point: Point,
+    step: int | None,
+    readers: Sequence[AnyOptimizer] = (),
+    nodes: int | None = None,
 ) -> Path:
     """The way back from a point.
 
@@ -156,7 +188,8 @@ def follow(
         method: in momentum form, which has come this way.
         point: of the loss.
         step: n, or None for the steady state.
-        readers: other methods that will be taken to have come this way: it reaches as far as their memories.
+        readers: other methods that will be taken to have come this way: it reaches as far as their memories, and keeps the
+            gradients for them. The method's own variables read as the path goes on, and need none.
         nodes: so many at most; 2 is a straight line, on which memory is what `resummed` takes it to be.
 
     Returns:
@@ -181,10 +214,23 @@ def follow(
     if not method.parts:
         raise BadInput(f"a path reads memory in momentum form, and {method} is run as it is; use order='resummed'")
     lr, theta, g = method.lr, point.theta, point.gradient
-    ages = _ages(tuple(v for m in (method, *readers) for v in variables_of(m)), step)[:nodes]
+    own, read = dict.fromkeys(variables_of(method)), dict.fromkeys(v for m in readers for v in variables_of(m))
+    ages = _ages((*own, *read), step)[:nodes]
     F = history.frozen(method, g, theta, step)
-    points, gradients, spent = [theta], [g], 1
-    bends: dict[Momentum, tuple[Tensor, Tensor]] = {}
+    spent, bends = 1, {}
+    gradients = _Nodes(theta, len(ages) if read else 0)
+    points = _Nodes(theta, len(ages) if any(v.uses_theta for v in read) else 0)
+    memory = {v: torch.zeros_like(g) for v in own}
+
+    def reach(j: int, x: tuple[Tensor, Tensor], at_x: tuple[Tensor, Tensor]) -> None:
+        points.put(j, x[0])
+        gradients.put(j, at_x[0])
+        for v in own:
+            for reading in readings(v, step, ages):
+                if reading.j == j:
+                    _add(memory[v], v, reading, at_x, x, bends.get(v))
+
+    x, at_x, close = theta, g, g
     if len(ages) > 1:
         # The drift along F first, then along the update that it gives.
         drift = point.loss.gradient(theta + lr * F) - g
@@ -194,17 +240,31 @@ def follow(
             spent += more
         back = lr * (F + _drifting(method, step, g, drift, theta, lr * F))
         drift = point.loss.gradient(theta + back) - g
-        for a, b in pairwise(ages):
-            n, x, at_x = None if step is None else step - a, points[-1], gradients[-1]
-            E = _drifting(method, n, at_x, drift, x, back)
-            points.append(x + lr * (_travelled(method, at_x, x, n, b - a) + (b - a) * E))
-            gradients.append(point.loss.gradient(points[-1]))
-            back, drift = ((new - old) / (b - a) for old, new in (points[-2:], gradients[-2:]))
+        for j, (a, b) in enumerate(pairwise(ages)):
+            n, old, at_old = None if step is None else step - a, x, at_x
+            E = _drifting(method, n, at_old, drift, old, back)
+            x = E.mul_(b - a).add_(_travelled(method, at_old, old, n, b - a)).mul_(lr).add_(old)
+            del E, back, drift  # not held while the gradient is taken
+            at_x = point.loss.gradient(x)
+            reach(j, (old, x), (at_old, at_x))
+            back, drift = ((new - then).div_(b - a) for then, new in ((old, x), (at_old, at_x)))
+            close = at_x if b <= CLOSE else close
         spent += len(ages)
-    close = max(j for j, a in enumerate(ages) if a <= CLOSE)
+    reach(len(ages) - 1, (x, x), (at_x, at_x))
     size = float(total(g.abs()))
-    growth = float(total(gradients[close].abs())) / size if size else 1.0
-    return Path(ages, torch.stack(points), torch.stack(gradients), F, growth, spent, step, bends)
+    growth = float(total(close.abs())) / size if size else 1.0
+    return Path(ages, theta, g, points.rows, gradients.rows, F, growth, spent, step, bends, memory)
+
+
+class _Nodes:
+    """Rows of shape (d,), if they are wanted."""
+
+    def __init__(self, like: Tensor, count: int):
+        self.rows = like.new_empty(count, len(like))
+
+    def put(self, j: int, x: Tensor) -> None:
+        if len(self.rows):
+            self.rows[j] = x
 
 
 def _ages(variables: Sequence[Momentum], step: int | None) -> tuple[int, ...]:
@@ -270,7 +330,7 @@ def _travelled(method: AnyOptimizer, g: Tensor, theta: Tensor, step: int | None,
 
 def _bends(
     method: AnyOptimizer, point: Point, step: int, ages: tuple[int, ...], F: Tensor, drift: Tensor
-) -> tuple[dict[Momentum, tuple[Tensor, Tensor]], int]:
+) -> tuple[dict[Momentum, Bend], int]:
     """H r_l / c_l and r_l / c_l of each variable, and the gradients spent on them.
 
     r_l / lr = sum_k kernel_l[k] (D[k] - sum_j hat_j(k) D[a_j]), D[k] = sum_{s = n-k..n-1} F[s], is a sum over s < n of F[s]
@@ -292,7 +352,7 @@ def _bends(
             rows[v] = each
     if not rows:
         return {}, 0
-    found: dict[Momentum, tuple[Tensor, Tensor]] = {}
+    found: dict[Momentum, Bend] = {}
     seen: list[tuple[Tensor, Tensor]] = [(method.lr * F, drift)]
     sums = averages.combined(method, point.gradient, point.theta, step, np.array(list(rows.values())))
     for v, each in zip(rows, sums, strict=True):

@@ -138,6 +138,8 @@ class FullBatch:
     ) -> Callable[[AnyOptimizer], dict[str, Any]]:
         """Of another method, what the live optimizer's buffers tell: its slopes, and how far that goes."""
         others = self.watched.others
+        if not others:
+            return lambda other: {}
         try:
             buffers = Buffers(self.watched.optimizer, point, step, full_batch=full_batch)
             known = buffers.recalled(others)
