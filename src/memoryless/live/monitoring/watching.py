@@ -43,6 +43,7 @@ class Watching:
         stepped: whether the optimizer has stepped since the last `told`.
         kept: the steps to be replayed.
         present: the run at the step of a stop.
+        error: why what the present step was cannot be known; None where it can.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Watching:
         self._pending: list[Any] = []
         self._planned, self.stepped = 0, False
         self.present: Present | None = None
+        self.error: str | None = None
 
     @property
     def step(self) -> int:
@@ -172,7 +174,7 @@ class Watching:
         if self.present is not None:
             self.present.theta_next = self._layout.theta()
 
-    def told(self, batches: list[Any]) -> tuple[Upcoming, Present] | None:
+    def told(self, batches: list[Any]) -> Upcoming | None:
         """Micro-batches of the step that was just taken, or of the next one.
 
         Args:
@@ -189,11 +191,11 @@ class Watching:
         if s in self.kept:
             self.kept[s].hold(self._pending)
         self._pending = []
-        return None if self.present is None else (self._upcoming[s], self.present)
+        return self._upcoming.get(s)
 
     def forget(self) -> None:
         """What no later stop asks for."""
-        s, self.present = self.past.steps - 1, None
+        s, self.present, self.error = self.past.steps - 1, None, None
         self._upcoming.pop(s, None)
         for old in [k for k in self.kept if self._last_use.get(k, 0) <= s]:
             del self.kept[old]
