@@ -72,7 +72,7 @@ class Watching:
         self._last_use: dict[int, int] = {}
         self.kept: dict[int, Step] = {}
         self._pending: list[Any] = []
-        self._planned, self.stepped = 0, False
+        self._planned, self.stepped, self._skips = 0, False, False
         self.present: Present | None = None
         self.error: str | None = None
 
@@ -119,6 +119,11 @@ class Watching:
 
     def before_step(self) -> None:
         """The optimizer is about to step: what must be kept of that is."""
+        # A fused optimizer under a GradScaler is called for every step, and skips by itself what met an infinity.
+        infinite = getattr(self._optimizer, "found_inf", None)
+        self._skips = infinite is not None and float(infinite) != 0
+        if self._skips:
+            return
         s = self.past.steps
         self.past.note()
         used, stop = s in self._last_use, s in self._upcoming
@@ -170,6 +175,8 @@ class Watching:
 
     def after_step(self) -> None:
         """The optimizer has stepped."""
+        if self._skips:
+            return
         self.stepped = True
         if self.present is not None:
             self.present.theta_next = self._layout.theta()
