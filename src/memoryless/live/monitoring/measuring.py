@@ -135,7 +135,7 @@ class Measuring:
             BadInput: it cannot be measured; says why.
         """
         self._require_seen(present)
-        alike = self._require_alike(present, kept[present.n])
+        alike = self._require_alike(present, kept.get(present.n))
         noise = Noise()
         terms = self._replayed(upcoming, present, kept, noise)
         with self.probe.before(present.buffers):
@@ -168,9 +168,9 @@ class Measuring:
                 f"{UNSEEN:.0%}): it is measured once the run has gone on for longer"
             )
 
-    def _require_alike(self, present: Present, step: Step) -> float:
+    def _require_alike(self, present: Present, step: Step | None) -> float:
         """How far the step's own gradient, replayed, is from the one that the optimizer got, relative."""
-        again = self.replay.transformed(self.replay.raw(step, present.theta, present.buffers))
+        again = self.replay.transformed(self.replay.raw(present.n, step, present.theta, present.buffers))
         size = float(norm(present.gradient))
         differs = float(norm(again - present.gradient)) / size if size else 0.0
         if differs > SAME:
@@ -194,9 +194,7 @@ class Measuring:
         theta = self.sample.of(present.theta)
         groups = _groups(present)
         for s in upcoming.steps:
-            if s not in kept or not kept[s].batches:
-                raise BadInput(f"step {s} was taken without monitor.step(batch) after it, so it cannot be replayed")
-            raw = self.replay.raw(kept[s], present.theta, present.buffers)
+            raw = self.replay.raw(s, kept.get(s), present.theta, present.buffers)
             noise.add(raw)
             gradient = self.replay.transformed(raw)
             now[s] = self.sample.of(gradient).clone()

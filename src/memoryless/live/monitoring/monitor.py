@@ -17,11 +17,12 @@ from torch import nn
 from torch.optim import Optimizer
 
 from memoryless.errors import BadInput, BadType
-from memoryless.flat import Layout
+from memoryless.flat import Layout, norm
 from memoryless.isolation import isolated
 from memoryless.live.monitoring.account import Account
 from memoryless.live.monitoring.log import Record, Sinks
-from memoryless.live.monitoring.measuring import Measuring, Present, Upcoming
+from memoryless.live.monitoring.measuring import Measuring, Upcoming
+from memoryless.live.monitoring.ranks import Here, Ranks, SharedLoss, inside
 from memoryless.live.monitoring.replay import Criterion, Recorder, Replay, Transform, held
 from memoryless.live.monitoring.sample import Sample
 from memoryless.live.monitoring.schedule import Schedule
@@ -56,7 +57,8 @@ class Monitor:
                 monitor.step(batch)
 
     Args:
-        model: trained, float32 or float64; the one inside a wrapper (`model.module` of DistributedDataParallel).
+        model: trained, float32 or float64; with DistributedDataParallel every process makes a monitor of its own part, effects
+            are of the global batch, and the first process alone writes the log.
         criterion: `criterion(model, batch)` returns the mean loss of a batch, the one that is trained.
         optimizer: over the model's parameters. Adam, AdamW, NAdam, SGD and RMSprop are measured; of others only `shadows`.
         every: so many steps, or a list of steps, at which to measure; None goes by `budget`.
@@ -120,7 +122,12 @@ class Monitor:
     notes: list[str] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
+        self._ranks = Ranks()
+        self._ranks.together(self._set_up)
+
+    def _set_up(self) -> None:
         self._require_arguments()
+        model = self._model = inside(self.model)
         optimizer = self._optimizer = unwrapped(self.optimizer)
         if not getattr(type(optimizer).step, "hooked", False):  # torch's mark, set by Optimizer.__init__
             name = type(optimizer).__name__
@@ -128,8 +135,8 @@ class Monitor:
                 f"{name}'s step calls no hooks, so it cannot be watched; expected an optimizer whose __init__ calls that of "
                 "torch.optim.Optimizer"
             )
-        layout = self._layout = Layout({name: p for name, p in self.model.named_parameters() if p.requires_grad})
-        Loss(self.model, self.criterion, [None])  # refuses what it cannot take, in its own words
+        layout = self._layout = Layout({name: p for name, p in model.named_parameters() if p.requires_grad})
+        Loss(model, self.criterion, [None])  # refuses what it cannot take, in its own words
         if not {id(p) for group in optimizer.param_groups for p in group["params"]} & set(layout.used):
             raise BadInput("the optimizer holds none of the model's trainable parameters; build both from the same model")
         sample = self._sample = Sample(layout.sizes, self.coordinates, self.seed, layout.device)
@@ -143,7 +150,7 @@ class Monitor:
         self._said: set[str] = set()
         if subjects.unknown is not None:
             self._say(f"{subjects.unknown}: its own memory is not measured, only shadows")
-        self._sinks = Sinks(self.log, self._head(), self._say)
+        self._sinks = Sinks(None if self._ranks.rank else self.log, self._head(), self._say)  # one log
 
     def _require_arguments(self) -> None:
         if not isinstance(self.model, nn.Module) or not callable(self.criterion) or not isinstance(self.optimizer, Optimizer):
@@ -159,12 +166,6 @@ class Monitor:
                 raise BadInput(f"{name} must be a whole number, at least {least}, got {value!r}")
         if isinstance(self.measures, str) or not len(self.measures):
             raise BadType(f"measures must be a sequence such as ['gradient_1_norm'], got {self.measures!r}")
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            ranks = torch.distributed.get_world_size()
-            if ranks > 1:
-                raise BadInput(
-                    f"the run has {ranks} processes; a monitor sees the batches of one, expected a single process for now"
-                )
 
     def _head(self) -> Record:
         methods = " and ".join(str(method) for _, (method, _) in self._subjects.groups)
@@ -184,6 +185,11 @@ class Monitor:
 
     def _count(self) -> None:
         """What is behind the optimizer; the log must be of the run that goes on here."""
+        if self._entered:
+            raise BadInput(
+                "this monitor has watched its run, and watches no other: make a new ml.Monitor (the log may be the same)"
+            )
+        self._entered = True
         self._watching.past.begin()
         if self._sinks.last >= 0 and not self._watching.past.before:
             raise BadInput(
@@ -201,25 +207,24 @@ class Monitor:
         Raises:
             BadInput: it has been entered before, or the log is of another run.
         """
-        if self._entered:
-            raise BadInput(
-                "this monitor has watched its run, and watches no other: make a new ml.Monitor (the log may be the same)"
-            )
-        self._entered = True
         try:
-            self._count()
+            self._ranks.together(self._count)
+            behind = self._ranks.told((self._watching.before, self._sinks.last))
+            if len({before for before, _ in behind}) > 1:
+                raise BadInput(f"the processes have different numbers of steps behind them: {[before for before, _ in behind]}")
         except BadInput:
             self._sinks.close()
             raise
+        self._last = behind[0][1]
         watching = self._watching
-        watching.recorder = Recorder(self.model, self._layout.device, watching.fresh)
-        self._replay = Replay(self.model, self.criterion, watching.recorder, self.gradient, watching.not_held)
+        watching.recorder = Recorder(self._model, self._layout.device, watching.fresh)
+        self._replay = Replay(self._model, self.criterion, watching.recorder, self.gradient, self._ranks, watching.not_held)
         self._hooks = [
             self._optimizer.register_step_pre_hook(self._hook),
             self._optimizer.register_step_post_hook(lambda *_: self._guarded(watching.after_step)),
         ]
         self._account = Account()
-        self._guarded(lambda: watching.plan(self._sinks.last))
+        self._guarded(lambda: watching.plan(self._last))
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -256,7 +261,7 @@ class Monitor:
         """
         if self._watching.recorder is None:
             raise BadInput("the monitor is not watching; use it in a with statement: with ml.Monitor(...) as monitor")
-        return self._guarded(lambda: self._told([*held(batch), *more]))
+        return self._guarded(lambda: self._told(batch, more))
 
     def _guarded(self, action: Callable[[], Any]) -> Any:
         """Training never ends because the monitor cannot measure; what it takes is on its account."""
@@ -267,7 +272,7 @@ class Monitor:
                     return action()
             except Exception as error:
                 said = str(error) if isinstance(error, BadInput) else f"{type(error).__name__}: {error}"
-                watching.present, watching.stepped = None, False
+                watching.present, watching.stepped, watching.error = None, False, said
                 self._say(f"nothing was measured at step {watching.step:,}: {said}", once=said)
                 return None
 
@@ -278,7 +283,7 @@ class Monitor:
             return
         self._said.add(reason)
         self.notes.append(text)
-        logger.warning(text)
+        logger.log(logging.DEBUG if self._ranks.rank else logging.WARNING, text)
         if hasattr(self, "_sinks"):
             self._sinks.note(text, self._watching.step)
 
@@ -323,20 +328,28 @@ class Monitor:
                 f"fewer coordinates= than {len(self._sample):,}, or betas=None for no map"
             )
 
-    def _told(self, batches: list[Any]) -> Record | None:
-        watching = self._watching
+    def _told(self, batch: Any, more: Sequence[Any]) -> Record | None:
+        watching, unread = self._watching, None
         if watching.past.steps == SETTLED and watching.stepped:
             self._require_light()
+        try:
+            batches = [*held(batch), *more]
+        except BadInput as error:  # the other processes come to a stop all the same
+            batches, unread = [], error
+            watching.error = str(error)
         if isinstance(self._probe, list) and self.data is None and len(self._probe) < PROBED:
             self._probe += batches[: PROBED - len(self._probe)]
-        stepped, stop = watching.stepped, watching.told(batches)
-        if not stepped:
-            return None
+        stepped, upcoming = watching.stepped, watching.told(batches)
         try:
-            return None if stop is None else self._measure(*stop)
+            if upcoming is not None and not self._ranks.lost:
+                return self._measure(upcoming)
+            if unread is not None:
+                raise unread
+            return None
         finally:
-            watching.forget()
-            watching.plan(self._sinks.last)
+            if stepped:
+                watching.forget()
+                watching.plan(self._last)
 
     def _affords(self, upcoming: Upcoming) -> bool:
         """Whether the budget pays for a stop: for what the last took, or what it should take by the steps' own time."""
@@ -347,19 +360,24 @@ class Monitor:
         cost = account.cost or step_time * gradients + read * replayed
         return self._schedule.affords(cost, account.stopping, account.wall)
 
-    def _measure(self, upcoming: Upcoming, present: Present) -> Record | None:
-        if not self._affords(upcoming):
+    def _measure(self, upcoming: Upcoming) -> Record | None:
+        watching, account, ranks = self._watching, self._account, self._ranks
+        present, error = watching.present, watching.error
+        if present is None and error is None:
+            error = "the stop's own step was not seen"
+        sizes = () if present is None else (float(norm(present.gradient)), float(norm(present.theta)))
+        if not ranks.agree(Here(watching.step, self._affords(upcoming), sizes, error)):
             return None
-        watching, account = self._watching, self._account
+        assert present is not None
         assert watching.recorder is not None
         watching.recorder.wanted = False  # the passes of a measurement are none of the run's
         with account.stop(), isolated(self._layout.device):
-            probe = Loss(self.model, self.criterion, self._probe, curvature="difference", noise="fixed")
+            options: Any = {"curvature": "difference", "noise": "fixed"}
             measuring = Measuring(
                 self._sample,
                 self._replay,
-                probe,
-                self.measures,
+                SharedLoss.of_all(ranks, self._model, self.criterion, self._probe, **options),
+                [measure if isinstance(measure, str) else ranks.measure(measure) for measure in self.measures],
                 watching.shadow,
                 self._subjects.others,
                 self._subjects.betas,

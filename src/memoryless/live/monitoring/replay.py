@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from memoryless.errors import BadInput
 from memoryless.isolation import Standing, restore, standing
+from memoryless.live.monitoring.ranks import Ranks
 from memoryless.loss.batches import tensors
 from memoryless.loss.loss import Loss
 
@@ -140,6 +141,7 @@ class Replay:
         criterion: (model, batch) -> mean loss.
         recorder: of its forward passes.
         gradient: what the loop does to a step's gradient, shape (d,), before the optimizer gets it.
+        ranks: the processes, of whose gradients the step's is the mean.
         others: coordinates that the optimizer does not hold; its gradient is 0 there.
     """
 
@@ -149,26 +151,34 @@ class Replay:
         criterion: Criterion,
         recorder: Recorder,
         gradient: Transform | None,
+        ranks: Ranks,
         others: Sequence[slice] = (),
     ):
         self._model, self._criterion, self._recorder, self._transform = model, criterion, recorder, gradient
-        self._others = others
+        self._ranks, self._others = ranks, others
 
     def loss(self, batches: Sequence[Any], **options: Any) -> Loss:
         """Of batches that are held."""
         return Loss(self._model, self._criterion, list(batches), **options)
 
-    def raw(self, step: Step, theta: Tensor, buffers: Mapping[str, Tensor]) -> Tensor:
+    def raw(self, s: int, step: Step | None, theta: Tensor, buffers: Mapping[str, Tensor]) -> Tensor:
         """The mean gradient of a step's micro-batches at theta, shape (d,), before what the loop does to it.
 
         Args:
-            step: past.
+            s: number of the step, as watched.
+            step: what is kept of it, if anything is.
             theta: shape (d,).
             buffers: of the model that it has there.
 
         Raises:
-            BadInput: a batch was written to since.
+            BadInput: its batch is not known, or was written to since.
         """
+        return self._ranks.mean(lambda: self._own(s, step, theta, buffers), theta)
+
+    def _own(self, s: int, step: Step | None, theta: Tensor, buffers: Mapping[str, Tensor]) -> Tensor:
+        """This process's part."""
+        if step is None or not step.batches:
+            raise BadInput(f"step {s} was taken without monitor.step(batch) after it, so it cannot be replayed")
         for batch, versions in zip(step.batches, step.versions, strict=True):
             if [x._version for x in found(batch)] != versions:
                 raise BadInput(

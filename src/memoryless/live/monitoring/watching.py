@@ -43,6 +43,7 @@ class Watching:
         stepped: whether the optimizer has stepped since the last `told`.
         kept: the steps to be replayed.
         present: the run at the step of a stop.
+        error: why what the present step was cannot be known; None where it can.
     """
 
     def __init__(
@@ -71,8 +72,9 @@ class Watching:
         self._last_use: dict[int, int] = {}
         self.kept: dict[int, Step] = {}
         self._pending: list[Any] = []
-        self._planned, self.stepped = 0, False
+        self._planned, self.stepped, self._skips = 0, False, False
         self.present: Present | None = None
+        self.error: str | None = None
 
     @property
     def step(self) -> int:
@@ -117,6 +119,11 @@ class Watching:
 
     def before_step(self) -> None:
         """The optimizer is about to step: what must be kept of that is."""
+        # A fused optimizer under a GradScaler is called for every step, and skips by itself what met an infinity.
+        infinite = getattr(self._optimizer, "found_inf", None)
+        self._skips = infinite is not None and float(infinite) != 0
+        if self._skips:
+            return
         s = self.past.steps
         self.past.note()
         used, stop = s in self._last_use, s in self._upcoming
@@ -168,11 +175,13 @@ class Watching:
 
     def after_step(self) -> None:
         """The optimizer has stepped."""
+        if self._skips:
+            return
         self.stepped = True
         if self.present is not None:
             self.present.theta_next = self._layout.theta()
 
-    def told(self, batches: list[Any]) -> tuple[Upcoming, Present] | None:
+    def told(self, batches: list[Any]) -> Upcoming | None:
         """Micro-batches of the step that was just taken, or of the next one.
 
         Args:
@@ -189,11 +198,11 @@ class Watching:
         if s in self.kept:
             self.kept[s].hold(self._pending)
         self._pending = []
-        return None if self.present is None else (self._upcoming[s], self.present)
+        return self._upcoming.get(s)
 
     def forget(self) -> None:
         """What no later stop asks for."""
-        s, self.present = self.past.steps - 1, None
+        s, self.present, self.error = self.past.steps - 1, None, None
         self._upcoming.pop(s, None)
         for old in [k for k in self.kept if self._last_use.get(k, 0) <= s]:
             del self.kept[old]
