@@ -23,4 +23,9 @@ It may import `audits` and every room below it. In reading order:
 * `frozen`: the frozen memory from the replayed steps, with its standard error,
 * `measuring`: what is measured at a stop,
 * `log`: where it is written to.
+* `dial`: `dial(optimizer, strength)`: memory's effect cancelled, scaled or doubled, all else equal; its parts are
+* `transport`: the memory of past batches carried along to the present theta,
+* `again`: a step's gradient at other points,
+* `memories`: which tensors have the same past,
+* `repeated`: the frozen update of an optimizer without a formula.
 """

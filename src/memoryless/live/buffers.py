@@ -46,8 +46,13 @@ _FIRST, _SECOND = _average("exp_avg", "betas", 0), _average("exp_avg_sq", "betas
 _SGD = Kept("momentum_buffer", lambda group: (float(group["momentum"]), 1 - float(group["dampening"])))
 
 
-def _kept(optimizer: Optimizer, group: dict[str, Any]) -> tuple[Kept | None, ...]:
-    """The buffer of each of the catalogue's variables; None for those that are the present gradient."""
+def kept_in(optimizer: Optimizer, group: dict[str, Any]) -> tuple[Kept | None, ...]:
+    """The buffer of each of the catalogue's variables; None for those that are the present gradient.
+
+    Args:
+        optimizer: recognised; any other has none.
+        group: one of its param groups.
+    """
     if isinstance(optimizer, MethodOptimizer):
         return tuple(Kept(l, lambda group, v=v: (v.beta, 1.0)) for l, v in enumerate(group["method"].variables))
     if isinstance(optimizer, NAdam):
@@ -74,7 +79,7 @@ class Past:
 
     def __init__(self, optimizer: Optimizer):
         self._optimizer = optimizer
-        self._kept = [_kept(optimizer, group) for group in optimizer.param_groups]
+        self._kept = [kept_in(optimizer, group) for group in optimizer.param_groups]
         self._runs: list[list[tuple[int, tuple[Rates, ...]]]] = [[] for _ in self._kept]
         self.steps, self.before = 0, False
 
