@@ -1,6 +1,6 @@
 """The gradient of a step's own batch at other points: the previous one, and the one to which the batch itself pushes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -90,17 +90,17 @@ class Again:
         with isolated(theta.device), torch.enable_grad():
             return self._replay.transformed(self._replay.raw(self._step, theta, self._buffers))
 
-    def pushed(self, memories: Sequence[Memory], shifts: Mapping[int, Tensor]) -> Tensor:
+    def pushed(self, memories: Sequence[Memory], shifts: Sequence[Tensor | None]) -> Tensor:
         """The step's gradient where the tensors are shifted.
 
         Args:
             memories: of those.
-            shifts: of each, by its id.
+            shifts: of each; None for none.
         """
         theta = self.theta.clone()
-        for memory in memories:
-            assert memory.before is not None
-            self._put(theta, memory, memory.before + shifts[id(memory)])
+        for memory, shift in zip(memories, shifts, strict=True):
+            if shift is not None and memory.before is not None:
+                self._put(theta, memory, memory.before + shift)
         return self.at(theta)
 
     def of(self, vector: Tensor, tensors: Sequence[Tensor]) -> Tensor:

@@ -12,6 +12,7 @@ import logging
 import math
 import numbers
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -63,7 +64,7 @@ def dial(
         gradient: what the loop does to a step's gradient, as one vector of shape (d,), before the optimizer gets it: clips its
             norm, say. As for `Monitor`.
         twin: along mini-batches "fresh", F of the mean loss, one gradient more a step; "same", F of the same batches, with each
-            batch's effect on itself too, two gradients more (heavy ball, Adam, AdamW).
+            batch's effect on itself too, a gradient more for each variable that remembers (heavy ball, Adam, AdamW).
         second: (b', floor) along mini-batches: the beta by which a second moment is carried, and the share of the optimizer's
             own below which it is not trusted. Default 1 - b' = 50 lr within .02 and .2, and .02; small lrs allow (beta_2, .1).
         placebo: "permuted" permutes the extra term within each tensor, by one permutation for all steps: a term of the same size.
@@ -307,14 +308,14 @@ class Dial(Optimizer):
                 self._require_first(
                     memory, torch.cat([now.frozen(memory, c, *chunk)[0] for chunk in memory.chunks()]), str(now.method)
                 )
-        w = self._carried(turned, previous) if carrying else None
+        w = self._carried(turned, previous) if carrying else []
         squares = torch.zeros(2, dtype=torch.float64, device=memories[0].tensors[0].device)
         for memory, now, c in turned:
             squares += self._apply(memory, now, c, s if memory.n > 1 else 0.0, carrying, w).to(squares)
         return squares
 
-    def _carried(self, turned: Sequence[tuple[Memory, Now, list[float]]], previous: Tensor | None) -> Tensor | None:
-        """Carry the memories to the present point; w of the whole model, what the batch does to its own gradient."""
+    def _carried(self, turned: Sequence[tuple[Memory, Now, list[float]]], previous: Tensor | None) -> list[Tensor]:
+        """Carry the memories to the present point; what the batch does to its own gradient, of the whole model."""
         again = self._again
         assert again is not None
         for memory, now, _ in turned:
@@ -323,18 +324,19 @@ class Dial(Optimizer):
                 for part, tensors in memory.chunks():
                     memory.moved(now, again.of(previous, tensors), again.of(again.there, tensors), part, tensors)
         if not self._own:
-            return None
-        known = {id(memory): memory.shift(now, self.state, c) for memory, now, c in turned}
-        return again.pushed([memory for memory, *_ in turned], known)
+            return []
+        pushes = [memory.pushes(now, self.state, c) for memory, now, c in turned]
+        # Each variable in its turn, of all tensors at once.
+        return [again.pushed([memory for memory, *_ in turned], own) for own in zip_longest(*pushes)]
 
-    def _apply(self, memory: Memory, now: Now, c: list[float], s: float, carrying: bool, w: Tensor | None) -> Tensor:
+    def _apply(self, memory: Memory, now: Now, c: list[float], s: float, carrying: bool, w: Sequence[Tensor]) -> Tensor:
         squares, S = torch.zeros(2, dtype=torch.float64, device=memory.tensors[0].device), memory.S
         assert memory.before is not None
         for part, tensors in memory.chunks():
             F, m = now.frozen(memory, c, part, tensors)
             if carrying:
                 theta, g = memory.present(part, tensors)
-                pushed = None if w is None or self._again is None else self._again.of(w, tensors) - g
+                pushed = [self._again.of(each, tensors) - g for each in w if self._again is not None]
                 means, S = memory.fed(now, part, tensors, pushed)
                 for l, mean in enumerate(means):
                     if mean is not None:

@@ -7,12 +7,14 @@ gradient, same batch and random numbers, in the form of STORM (https://arxiv.org
 
 with S d for all of the past, whose weights sum to S before this step, and c the weight of all ages in the optimizer's own m_l:
 in full batch m_F = c g_l exactly. The batch of each d is a fresh one, theta[n] - theta[n-1] does not know it, so that m_F is,
-to second order in lr, that of the mean loss. The twin of the same batches has their effect on themselves besides: since step
-n - k batch b has pushed theta by its own share, of h P (g_b - mbar) the part 1 - beta_1^k, P = dF/dm and mbar the others' mean:
+to second order in lr and in the mean, that of the mean loss. The twin of the same batches has their effect on themselves
+besides: since step n - k batch b has pushed theta by each variable m_u, by the part 1 - beta_u^k of h dF/dm_u (g_u - mbar_u),
 
-    m_F <- m_F - c/S sum_k beta^k (1 - beta_1^k) w[n-k],      w = g_b(theta + h P (g_b - mbar)) - g_b(theta)
+    m_F <- m_F - c/S sum_u sum_k beta^k (1 - beta_u^k) w_u[n-k],      w_u = g_b(theta + h dF/dm_u (g_u - mbar_u)) - g_b(theta)
 
-and for a square 2 g_b w: two sums, of beta^k and of (beta beta_1)^k. What is carried too far errs: each step adds the noise of
+and for a square 2 g_b w_u: sums of beta^k and of (beta beta_u)^k. Phi of them is as good where it is linear (heavy ball); where
+not, the covariance of the noise in m_F and v_F, which another path has otherwise, leaves a term of first order in lr, measured
+to be 1 % of memory's effect. What is carried too far errs: each step adds the noise of
 a d, which over 1/(1 - b') steps of size lr grows with lr/(1 - b'). So a square, which is divided by, has a shorter b'.
 """
 
@@ -113,7 +115,7 @@ class Memory:
         mass: what the optimizer's buffer of each variable would hold of a constant g_l = 1, before this step.
         S: sum of the weights in each carried memory.
         M: carried memories, each shape (coordinates,); empty where nothing is carried.
-        own: for each the two sums of the batches' effect on themselves.
+        own: for each, by each variable that pushes, the two sums of the batches' effect on themselves.
         before: theta[n-1] of the tensors, shape (coordinates,), during a step theta[n]; None before the first.
         at: number of the dial's step at which that was.
     """
@@ -189,7 +191,8 @@ class Memory:
             like = flat(self.tensors).detach()
             self.M = [torch.zeros_like(like) if v.has_memory else like[:0] for v in now.method.variables]
         if own and not self.own:
-            self.own = [[torch.zeros_like(x), torch.zeros_like(x)] for x in self.M]
+            pushing = sum(v.has_memory for v in now.method.variables)
+            self.own = [[torch.zeros_like(x) for _ in range(2 * pushing)] for x in self.M]
 
     def moved(self, now: Now, previous: Tensor, there: Tensor, part: slice, tensors: Sequence[Tensor]) -> None:
         """Carry some coordinates to the present point: M += S d.
@@ -207,7 +210,7 @@ class Memory:
                 self.M[l][part].add_(v.g(g, theta) - v.g(previous, there), alpha=self.S[l])
 
     def fed(
-        self, now: Now, part: slice, tensors: Sequence[Tensor], w: Tensor | None
+        self, now: Now, part: slice, tensors: Sequence[Tensor], w: Sequence[Tensor]
     ) -> tuple[list[Tensor | None], list[float]]:
         """Take the present gradient in, and read M/S of some coordinates as this step has it.
 
@@ -215,13 +218,14 @@ class Memory:
             now: the group.
             part: the coordinates.
             tensors: theirs.
-            w: what the batch does to its own gradient; None to leave that out.
+            w: what the batch does to its own gradient by each variable that remembers; none to leave that out.
 
         Returns:
             For each variable its mean, None where it has none; and the S that come after.
         """
         theta, g = self.present(part, tensors)
         means, S = list[Tensor | None](), list(self.S)
+        betas = [now.rates(l)[0] for l, v in enumerate(now.method.variables) if v.has_memory]
         for l, v in enumerate(now.method.variables):
             if not v.has_memory:
                 means.append(None)
@@ -232,12 +236,12 @@ class Memory:
             S[l] = decay * S[l] + weight
             if not v.lag:
                 read = M / S[l]
-            if w is not None and read is not None:
-                A, B = (x[part] for x in self.own[l])
-                omega = 2 * g * w if nonnegative(v) else w
-                A.mul_(decay).add_(omega)
-                B.mul_(decay * _first(now)).add_(omega)
-                read = read - (A - B) / S[l]
+            for each, A, B, beta in zip(w, self.own[l][::2] if w else (), self.own[l][1::2] if w else (), betas, strict=False):
+                omega = 2 * g * each if nonnegative(v) else each
+                A[part].mul_(decay).add_(omega)
+                B[part].mul_(decay * beta).add_(omega)
+                assert read is not None
+                read = read - (A[part] - B[part]) / S[l]
             means.append(read)
         return means, S
 
@@ -256,24 +260,31 @@ class Memory:
             buffer = flat(state[p][own.name] for p in tensors)
         return v.weight(self.n - 1) / now.rates(l)[1] * buffer
 
-    def shift(self, now: Now, state: Any, c: Sequence[float]) -> Tensor:
-        """h P (g_b - mbar), shape (coordinates,): F is linear in the m, so P x = F(c x) - F(0) at the v that there is."""
-        found = []
-        l = next(l for l, v in enumerate(now.method.variables) if v.has_memory and not nonnegative(v))
+    def pushes(self, now: Now, state: Any, c: Sequence[float]) -> list[Tensor]:
+        """For each variable u that remembers, h dF/dm_u c_u (g_u - mbar_u), shape (coordinates,); 0 before the first step.
+
+        Args:
+            now: the group.
+            state: of the optimizer, after its step.
+            c: weight of all ages in each variable.
+        """
+        remembering = [l for l, v in enumerate(now.method.variables) if v.has_memory]
+        if not all(self.S[l] for l in remembering):
+            return [torch.zeros_like(self.M[l]) for l in remembering]
+        found: list[list[Tensor]] = [[] for _ in remembering]
         for part, tensors in self.chunks():
             theta, g = self.present(part, tensors)
-            x = now.method.variables[l].g(g, theta)
-            x = x - self.M[l][part] / self.S[l] if self.S[l] else torch.zeros_like(x)
-
-            def at(x: Tensor, theta: Tensor = theta, part: slice = part, tensors: Sequence[Tensor] = tensors) -> Tensor:
-                m = [
-                    self.held(now, state, i, part, tensors) if nonnegative(v) else c[i] * x
-                    for i, v in enumerate(now.method.variables)
-                ]
-                return now.method.readout(m, theta)
-
-            found.append(now.lr * (at(x) - at(torch.zeros_like(x))))
-        return torch.cat(found)
+            m = [
+                self.held(now, state, l, part, tensors) if v.has_memory else v.weight(self.n - 1) * v.g(g, theta)
+                for l, v in enumerate(now.method.variables)
+            ]
+            with torch.enable_grad():
+                leaves = [x.detach().requires_grad_() for x in m]
+                partial = torch.autograd.grad(now.method.readout(leaves, theta).sum(), leaves, materialize_grads=True)
+            for into, u in zip(found, remembering, strict=True):
+                x = now.method.variables[u].g(g, theta) - self.M[u][part] / self.S[u]
+                into.append(now.lr * c[u] * partial[u] * x)
+        return [torch.cat(each) for each in found]
 
     def saved(self, number: Callable[[Tensor], int]) -> dict[str, Any]:
         """As plain values and tensors; parameters by their numbers."""
@@ -285,7 +296,3 @@ class Memory:
 def _sum(v: Momentum, n: int) -> float:
     """Of the weights of n past gradients, sum_k beta^k with the first's own."""
     return float(kernel.tail(replace(v, weight=one, lag=0), n - 1, 0)) if n else 0.0
-
-
-def _first(now: Now) -> float:
-    return next(now.rates(l)[0] for l, v in enumerate(now.method.variables) if v.has_memory and not nonnegative(v))
