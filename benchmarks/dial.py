@@ -1,16 +1,16 @@
 """Does the dial do along mini-batches what it says, against the exact one, and what does it cost?
 
-Fixed before its one run. Adam (0.9, 0.999), batch 32, a new order of the batches each epoch, lr 3e-4 and 1e-3; the digits MLP (56
-batches, 1,000 steps, two seeds), a small CNN (15 batches, 600 steps) and a small GPT (6 batches, 300 steps), strength -1 and
-+1. The exact dial replays every batch at every step:
+Fixed before its one run. Adam (0.9, 0.999), batch 32, a new order of the batches each epoch, lr 3e-4 and 1e-3; the digits MLP
+(56 batches, 1,000 steps, two seeds), a small CNN (15 batches, 600 steps) and a small GPT (6 batches, 300 steps), strength -1
+and +1. The exact dial replays every batch at every step:
 
     F[n](theta; same batches) = Phi(sum_k K1[k] g_{b[n-k]}(theta), sum_k K2[k] g_{b[n-k]}(theta)^2)
 
-* share: of the exact shift of the log-loss of all the data from the undialled run, the dial's; 1 is perfect, .85 to 1.15 wanted.
+* share: of the exact shift of all the data's log-loss from the undialled run, the dial's; 1 is perfect, .85 to 1.15 wanted.
 * distance: |theta_dial - theta_exact| / |theta_exact - theta_undialled|; at most .3 wanted from step 300 on.
 * placebo: share of the same shift by the permuted term at -1; at most .1 wanted.
-* effect: what a dialled step does to the gradient's 1-norm beyond F of the same batches, over what the undialled one does; 1 + s.
-* cost: processor time of a loop with the dial over that without, in rounds; 1.05 full batch, 2.1 mini-batch wanted; vectors kept.
+* effect: what a dialled step does to the gradient's 1-norm beyond F of the same batches, over what the undialled does; 1 + s.
+* cost: processor time of a loop with the dial over one without; 1.05 full batch, 2.1 mini-batch wanted; vectors kept.
 """
 
 import math

@@ -370,7 +370,7 @@ def test_it_is_a_torch_optimizer():
         loss.backward()
         return loss
 
-    assert float(dial.step(closure)) > 0
+    assert float(dial.step(closure).detach()) > 0
     assert seen == ["pre", "closure", "post"]
     twin = copy.deepcopy(dial)
     assert twin.dialled is not inner

@@ -36,7 +36,7 @@ class Again:
         where = self._layout.used
         if missing := [p for p in parameters if id(p) not in where]:
             raise BadInput(
-                f"{len(missing)} of the optimizer's {len(parameters)} parameters are not trainable ones of the model (a copy of it, "
+                f"{len(missing)} of the optimizer's {len(parameters)} parameters are no trainable ones of the model (a copy, "
                 f"on {missing[0].device}?); build both from one model"
             )
         self._model, self._recorder = model, Recorder(model, self._layout.device, lambda: None)

@@ -67,7 +67,7 @@ def dial(
             batch's effect on itself too, a gradient more for each variable that remembers (heavy ball, Adam, AdamW).
         second: (b', floor) along mini-batches: the beta by which a second moment is carried, and the share of the optimizer's
             own below which it is not trusted. Default 1 - b' = 50 lr within .02 and .2, and .02; small lrs allow (beta_2, .1).
-        placebo: "permuted" permutes the extra term within each tensor, by one permutation for all steps: a term of the same size.
+        placebo: "permuted" permutes the extra term within each tensor, by one permutation for all steps: a term of that size.
         seed: of the permutations.
 
     Raises:
@@ -230,8 +230,8 @@ class Dial(Optimizer):
     def counts(self) -> dict[str, int]:
         """What could not be held, over all steps.
 
-        `floored` of the `carried` second moments lay at their floor (coordinates), in `longer` of the `steps` the term was longer
-        than the optimizer's update, `skipped` steps had no finite strength.
+        `floored` of the `carried` second moments lay at their floor (coordinates), in `longer` of the `steps` the term was
+        longer than the optimizer's update, `skipped` steps had no finite strength.
         """
         return {"steps": self.steps} | {key: int(value) for key, value in self._tally.items()}
 
@@ -414,13 +414,13 @@ class Dial(Optimizer):
         counts = self.counts
         if counts["floored"] > LONG * counts["carried"] > 0:
             self._say(
-                f"more than {LONG:.0%} of the carried second moments lie at their floor: memory's effect there is not known; a lower "
-                "lr, or second=, holds more"
+                f"more than {LONG:.0%} of the carried second moments lie at their floor: memory's effect is not known there; a "
+                "lower lr, or second=, holds more"
             )
         if counts["longer"] > LONG * self.steps and self.steps > 8:
             self._say(
-                f"in more than {LONG:.0%} of the steps the dialled term is longer than the update: the path may be chaotic, which "
-                "no estimate follows; a smaller strength or lr is to be trusted further"
+                f"in more than {LONG:.0%} of the steps the dialled term is longer than the update: the path may be chaotic, "
+                "which no estimate follows; a smaller strength or lr is to be trusted further"
             )
 
 
