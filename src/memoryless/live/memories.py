@@ -106,7 +106,8 @@ class Memories:
         tensors, self.all = self.parameters(), []
         for each in saved:
             own = [tensors[i] for i in each["tensors"]]
-            self.all.append(Memory(**{key: _on(value, own[0]) for key, value in each.items()} | {"tensors": own}))
+            values: dict[str, Any] = {key: _on(value, own[0]) for key, value in each.items()}
+            self.all.append(Memory(**values | {"tensors": own}))
 
 
 def _on(value: Any, like: Tensor) -> Any:
