@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from memoryless.formulas.derive import derive
     from memoryless.formulas.modified_loss import modified_loss
     from memoryless.live.batch_sizes import audit_batch_sizes
+    from memoryless.live.dial import dial
     from memoryless.live.monitoring.monitor import Monitor
     from memoryless.live.run import audit_run
     from memoryless.loss.loss import Loss
@@ -52,6 +53,7 @@ _HOME = {
     "errors": "NoModifiedLoss",
     "formulas.modified_loss": "modified_loss",
     "live.batch_sizes": "audit_batch_sizes",
+    "live.dial": "dial",
     "live.monitoring.monitor": "Monitor",
     "live.run": "audit_run",
     "loss.loss": "Loss",
@@ -91,6 +93,7 @@ __all__ = [
     "compare",
     "correction",
     "derive",
+    "dial",
     "errors",
     "expected_correction",
     "gradient_noise",

@@ -14,4 +14,9 @@ It may import `audits` and every room below it. In reading order:
 * `batch_sizes`: `audit_batch_sizes(optimizer, loss, sizes, ...)`: which betas at which batch size.
 * `advice`: the answer to that in words, with its uncertainty.
 * `monitoring`: `Monitor(model, criterion, optimizer, ...)`: in a training loop, by hooks of the optimizer's step.
+* `dial`: `dial(optimizer, strength)`: memory's effect cancelled, scaled or doubled, all else equal; its parts are
+* `transport`: the memory of past batches carried along to the present theta,
+* `again`: a step's gradient at other points,
+* `memories`: which tensors have the same past,
+* `repeated`: the frozen update of an optimizer without a formula.
 """

@@ -12,6 +12,7 @@ from memoryless.flat import Layout
 from memoryless.methods.live_optimizer import recognised
 from memoryless.methods.method import Groups, Index, Method, Momentum, Part, State
 from memoryless.methods.method_optimizer import MethodOptimizer
+from memoryless.methods.wrapped import undialled
 
 _ADAM = {1: "exp_avg", 2: "exp_avg_sq"}
 _NAMES: dict[type[Optimizer], dict[int, str]] = {
@@ -58,6 +59,7 @@ def states_of(optimizer: Optimizer, layout: Layout) -> tuple[Method | Groups, tu
         >>> state.n, state.sums
         (1, (tensor([ 1., -2.]), tensor([1., 4.])))
     """
+    optimizer = undialled(optimizer)
     try:
         method = recognised(optimizer, layout)
     except NotRecognised as error:

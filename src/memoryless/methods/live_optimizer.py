@@ -18,6 +18,7 @@ from memoryless.methods.black_box.snapshot import take_step
 from memoryless.methods.black_box.torch_method import TorchMethod, same_update, stepsize
 from memoryless.methods.method import AnyOptimizer, Groups, Index, Method, Part
 from memoryless.methods.method_optimizer import MethodOptimizer
+from memoryless.methods.wrapped import undialled
 
 
 def _sgd(group: dict[str, Any]) -> Method:
@@ -100,6 +101,7 @@ def recognised(optimizer: Optimizer, layout: Layout | None = None) -> Method | G
         NotRecognised: another optimizer, or a branch without momentum form (amsgrad, RMSprop with momentum).
         BadInput: the optimizer does not hold the parameters of the layout.
     """
+    optimizer = undialled(optimizer)
     recognise = _recognise(optimizer)
     if (acts := acting(optimizer)) is not None:
         raise NotRecognised(f"{type(optimizer).__name__} has {acts}, so its step is not that of its class")
@@ -125,10 +127,22 @@ def by_group(optimizer: Optimizer, layout: Layout) -> list[tuple[int, tuple[Meth
         NotRecognised: as there.
         BadInput: as there.
     """
-    recognise, (where, _) = _recognise(optimizer), _coordinates(optimizer, layout)
-    groups = (group if float(group["lr"]) else group | {"lr": 1.0} for group in optimizer.param_groups)
-    found = enumerate(zip(groups, where, strict=True))
-    return [(i, (recognise(group), _index(index))) for i, (group, index) in found if len(index)]
+    where, _ = _coordinates(optimizer, layout)
+    found = enumerate(zip(optimizer.param_groups, where, strict=True))
+    return [(i, (of_group(optimizer, group), _index(index))) for i, (group, index) in found if len(index)]
+
+
+def of_group(optimizer: Optimizer, group: dict[str, Any]) -> Method:
+    """The method of one param group, as for `by_group`.
+
+    Args:
+        optimizer: whose group it is.
+        group: its hyperparameters.
+
+    Raises:
+        NotRecognised: as for `recognised`.
+    """
+    return _recognise(optimizer)(group if float(group["lr"]) else group | {"lr": 1.0})
 
 
 def _recognise(optimizer: Optimizer) -> Callable[[dict[str, Any]], Method]:

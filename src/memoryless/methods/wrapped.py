@@ -10,6 +10,15 @@ AROUND = ("accelerate", "lightning", "pytorch_lightning")
 """Packages whose optimizers only pass steps on; others that hold an optimizer (Lookahead, SAM) do something of their own."""
 
 
+def undialled(optimizer: Any) -> Any:
+    """The optimizer whose memory a dial turns: F is that one's, the steps are the dial's.
+
+    Args:
+        optimizer: perhaps a dial.
+    """
+    return getattr(optimizer, "dialled", optimizer)
+
+
 def unwrapped(optimizer: Any) -> Any:
     """The optimizer that takes the steps; anything but such a wrapper is given back.
 

@@ -18,11 +18,11 @@ from memoryless.audits.effect import Changes
 from memoryless.audits.grid import Grid
 from memoryless.audits.shadow import Shadow
 from memoryless.errors import BadInput
-from memoryless.flat import dot, norm, total
+from memoryless.flat import dot, total
 from memoryless.live.monitoring.draws import Draws
 from memoryless.live.monitoring.frozen import Estimated, Part, Reading, Terms, estimate
 from memoryless.live.monitoring.past_weights import Live
-from memoryless.live.monitoring.replay import Replay, Step
+from memoryless.live.monitoring.replay import Replay, Step, require_same
 from memoryless.live.monitoring.sample import Sample
 from memoryless.live.monitoring.whole import Whole, images
 from memoryless.loss.loss import Loss
@@ -31,8 +31,6 @@ from memoryless.loss.point import Point
 from memoryless.methods import kernel
 from memoryless.methods.method import AnyOptimizer, Momentum
 
-SAME = 0.02
-"""Relative difference up to which a replayed gradient counts as the one that the optimizer got."""
 UNSEEN = 0.05
 """Share of a memory older than what was watched beyond which nothing is measured."""
 SURE = 1.96
@@ -171,22 +169,7 @@ class Measuring:
     def _require_alike(self, present: Present, step: Step | None) -> float:
         """How far the step's own gradient, replayed, is from the one that the optimizer got, relative."""
         again = self.replay.transformed(self.replay.raw(present.n, step, present.theta, present.buffers))
-        size = float(norm(present.gradient))
-        differs = float(norm(again - present.gradient)) / size if size else 0.0
-        if differs > SAME:
-            a = float(dot(again, present.gradient)) / (float(dot(again, again)) or 1.0)
-            if float(norm(a * again - present.gradient)) <= SAME * size:
-                why = (
-                    f"it is {a:.3g} times as long: the loop scales or clips it (or sums micro-batches); give gradient=, what "
-                    "it does to the gradient as one vector"
-                )
-            else:
-                why = (
-                    "criterion(model, batch) must be the loss that is trained, the batch the one of the step, and random "
-                    "numbers be drawn in the model's forward pass (else call monitor.begin() where the criterion begins)"
-                )
-            raise BadInput(f"the step's gradient cannot be had again (it differs by {differs:.0%}): {why}")
-        return differs
+        return require_same(again, present.gradient, " (else call monitor.begin() where the criterion begins)")
 
     def _replayed(self, upcoming: Upcoming, present: Present, kept: Mapping[int, Step], noise: Noise) -> Terms:
         """The gradients of the drawn steps at the present theta, on the sample, and whole where that is asked for."""

@@ -43,8 +43,13 @@ def _average(name: str, key: str, index: int | None = None) -> Kept:
     return Kept(name, rates)
 
 
-def _kept(optimizer: Optimizer, group: dict[str, Any]) -> tuple[Kept | None, ...]:
-    """The buffer of each of the catalogue's variables; None for those that are the present gradient."""
+def kept_in(optimizer: Optimizer, group: dict[str, Any]) -> tuple[Kept | None, ...]:
+    """The buffer of each of the catalogue's variables; None for those that are the present gradient.
+
+    Args:
+        optimizer: recognised; any other has none.
+        group: one of its param groups.
+    """
     if isinstance(optimizer, MethodOptimizer):
         return tuple(Kept(l, lambda group, v=v: (v.beta, 1.0)) for l, v in enumerate(group["method"].variables))
     if not (names := names_of(optimizer)):
@@ -71,7 +76,7 @@ class Past:
 
     def __init__(self, optimizer: Optimizer):
         self._optimizer = optimizer
-        self._kept = [_kept(optimizer, group) for group in optimizer.param_groups]
+        self._kept = [kept_in(optimizer, group) for group in optimizer.param_groups]
         self._runs: list[list[tuple[int, tuple[Rates, ...]]]] = [[] for _ in self._kept]
         self.steps, self.before = 0, False
 

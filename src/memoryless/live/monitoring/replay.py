@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from memoryless.errors import BadInput
+from memoryless.flat import dot, norm
 from memoryless.isolation import Standing, restore, standing
 from memoryless.live.monitoring.ranks import Ranks
 from memoryless.loss.batches import tensors
@@ -20,6 +21,10 @@ from memoryless.loss.loss import Loss
 
 Transform = Callable[[Tensor], Tensor]
 Criterion = Callable[[nn.Module, Any], Any]
+
+
+SAME = 0.02
+"""Relative difference up to which a replayed gradient counts as the one that the optimizer got."""
 
 
 @dataclass
@@ -211,3 +216,32 @@ class Replay:
             for part in self._others:
                 made[part] = 0
         return made
+
+
+def require_same(again: Tensor, gradient: Tensor, otherwise: str = "") -> float:
+    """How far a step's own gradient, replayed, is from the one that the optimizer got, relative.
+
+    Args:
+        again: replayed, shape (d,).
+        gradient: that it got, likewise.
+        otherwise: what helps where numbers are drawn outside the model's forward pass.
+
+    Raises:
+        BadInput: further than `SAME`; says why that may be.
+    """
+    size = float(norm(gradient))
+    differs = float(norm(again - gradient)) / size if size else 0.0
+    if differs > SAME:
+        a = float(dot(again, gradient)) / (float(dot(again, again)) or 1.0)
+        if float(norm(a * again - gradient)) <= SAME * size:
+            why = (
+                f"it is {a:.3g} times as long: the loop scales or clips it (or sums micro-batches); give gradient=, what "
+                "it does to the gradient as one vector"
+            )
+        else:
+            why = (
+                "criterion(model, batch) must be the loss that is trained, the batch the one of the step, and random "
+                f"numbers be drawn in the model's forward pass{otherwise}"
+            )
+        raise BadInput(f"the step's gradient cannot be had again (it differs by {differs:.0%}): {why}")
+    return differs

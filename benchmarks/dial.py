@@ -1,0 +1,220 @@
+"""Does the dial do along mini-batches what it says, against the exact one, and what does it cost?
+
+Fixed before its one run. Adam (0.9, 0.999), batch 32, a new order of the batches each epoch, lr 3e-4 and 1e-3; the digits MLP
+(56 batches, 1,000 steps, two seeds), a small CNN (15 batches, 600 steps) and a small GPT (6 batches, 300 steps), strength -1
+and +1. The exact dial replays every batch at every step:
+
+    F[n](theta; same batches) = Phi(sum_k K1[k] g_{b[n-k]}(theta), sum_k K2[k] g_{b[n-k]}(theta)^2)
+
+* share: of the exact shift of all the data's log-loss from the undialled run, the dial's; 1 is perfect, .85 to 1.15 wanted.
+* distance: |theta_dial - theta_exact| / |theta_exact - theta_undialled|; at most .3 wanted from step 300 on.
+* placebo: share of the same shift by the permuted term at -1; at most .1 wanted.
+* effect: what a dialled step does to the gradient's 1-norm beyond F of the same batches, over what the undialled does; 1 + s.
+* cost: processor time of a loop with the dial over one without; 1.05 full batch, 2.1 mini-batch wanted; vectors kept.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import memoryless as ml
+from measuring import ratio, rounds
+from memoryless.experiments.problems import Problem, cross_entropy, digits_batches, digits_cnn, text_gpt
+from memoryless.flat import Layout, flat
+from memoryless.live.dial import Dial
+from memoryless.loss.batches import cut
+from networks import NETWORKS
+from output import save, show
+
+BETAS, EPS = (0.9, 0.999), 1e-8
+
+
+def problem(name: str, seed: int) -> tuple[Problem, int]:
+    """The problem and its steps."""
+    if name == "MLP":
+        return digits_batches(seed), 1000
+    made = digits_cnn(seed, 480, torch.float32) if name == "CNN" else text_gpt(seed, count=192, dtype=torch.float32)
+    return Problem(made.model, made.criterion, cut(made.batches[0], 32)), 600 if name == "CNN" else 300
+
+
+RUNS = [("MLP", 0), ("MLP", 1), ("CNN", 0), ("GPT", 0)]
+
+
+class Exact:
+    """Every batch's gradient at any theta, and the weights of the past in them."""
+
+    def __init__(self, made: Problem, order: list[int]):
+        self.made, self.order = made, order
+        self.layout = Layout(dict(made.model.named_parameters()))
+        self.names, self.together = self.layout.names, isinstance(made.model, nn.Sequential) and len(made.batches) > 20
+        self.w = [np.zeros(len(made.batches)) for _ in BETAS]
+        self.n = 0
+
+    def gradients(self, theta: Tensor) -> Tensor:
+        """Shape (batches, d)."""
+        if not self.together:
+            loss = self.made.loss
+            return torch.stack([loss.gradient(theta, i) for i in range(len(self.made.batches))])
+
+        def value(theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
+            parts = dict(zip(self.names, self.layout.views(theta), strict=True))
+            return nn.functional.cross_entropy(torch.func.functional_call(self.made.model, parts, (x,)), y)
+
+        x, y = (torch.stack(each) for each in zip(*self.made.batches, strict=True))
+        return torch.func.vmap(torch.func.grad(value), (None, 0, 0))(theta, x, y)
+
+    def feed(self) -> None:
+        """Weights of the step that is about to be taken."""
+        for w, beta in zip(self.w, BETAS, strict=True):
+            w *= beta
+            w[self.order[self.n]] += 1 - beta
+        self.n += 1
+
+    def F(self, g: Tensor) -> Tensor:
+        """Of the same batches, from the gradients of all at theta."""
+        m, v = (torch.from_numpy(w / (1 - b**self.n)).to(g) @ x for w, b, x in zip(self.w, BETAS, (g, g * g), strict=True))
+        return m / (v.sqrt() + EPS)
+
+
+def order(made: Problem, steps: int, seed: int) -> list[int]:
+    rng, B = np.random.default_rng(seed), len(made.batches)
+    return np.concatenate([rng.permutation(B) for _ in range(steps // B + 1)])[:steps].tolist()
+
+
+def exact(made: Problem, steps: int, lr: float, s: float, batches: list[int], stops: list[int]) -> dict[int, Tensor]:
+    """The path of the exact same-batch dial at the stops."""
+    replay, theta, path = Exact(made, batches), made.loss.theta, {}
+    m, v = torch.zeros_like(theta), torch.zeros_like(theta)
+    for n in range(steps):
+        replay.feed()
+        g = replay.gradients(theta)
+        own = g[batches[n]]
+        m, v = BETAS[0] * m + (1 - BETAS[0]) * own, BETAS[1] * v + (1 - BETAS[1]) * own * own
+        u = m / (1 - BETAS[0] ** (n + 1)) / ((v / (1 - BETAS[1] ** (n + 1))).sqrt() + EPS)
+        theta = theta - lr * (u + s * (u - replay.F(g)))
+        if n + 1 in stops:
+            path[n + 1] = theta
+    return path
+
+
+def dialled(
+    name: str, seed: int, lr: float, s: float, stops: list[int], placebo: str | None = None
+) -> tuple[dict[int, Tensor], dict[int, float], Dial]:
+    """The path of the dial at the stops, and what its next step does to the 1-norm over what the undialled one does there."""
+    made, steps = problem(name, seed)
+    batches = order(made, steps, seed)
+    optimizer = torch.optim.Adam(made.model.parameters(), lr, BETAS, EPS)
+    dial = ml.dial(optimizer, s, model=made.model, criterion=cross_entropy, placebo=placebo)
+    replay, loss, path, effects = Exact(made, batches), made.loss, {}, {}
+    parameters = list(made.model.parameters())
+    for n, b in enumerate(batches):
+        replay.feed()
+        dial.zero_grad()
+        cross_entropy(made.model, made.batches[b]).backward()
+        theta = flat(parameters).detach().clone()
+        dial.step(batch=made.batches[b])
+        if n + 1 in stops:
+            after = flat(parameters).detach().clone()
+            path[n + 1] = after
+            if placebo is None and s:
+                states = [optimizer.state[p] for p in parameters]
+                m, v = (flat(state[key] for state in states) for key in ("exp_avg", "exp_avg_sq"))
+                u = m / (1 - BETAS[0] ** (n + 1)) / ((v / (1 - BETAS[1] ** (n + 1))).sqrt() + EPS)
+                F = replay.F(replay.gradients(theta))
+                norms = [float(loss.gradient(x).abs().sum()) for x in (after, theta - lr * u, theta - lr * F)]
+                effects[n + 1] = (norms[0] - norms[2]) / (norms[1] - norms[2])
+    assert dial.off is None, dial.off
+    return path, effects, dial
+
+
+def compared(name: str, seed: int, lr: float) -> dict[str, Any]:
+    made, steps = problem(name, seed)
+    loss, batches = made.loss, order(made, steps, seed)
+    stops = [n for n in (100, 200, 300, 600, 1000) if n <= steps]
+
+    def log_loss(theta: Tensor) -> float:
+        return math.log(float(loss(theta)))
+
+    plain, *_ = dialled(name, seed, lr, 0.0, stops)
+    placebo, *_ = dialled(name, seed, lr, -1.0, stops, "permuted")
+    figures: dict[str, Any] = {"network": name, "seed": seed, "lr": lr, "stops": stops}
+    for s in (-1.0, 1.0):
+        there = exact(made, steps, lr, s, batches, stops)
+        found, effects, dial = dialled(name, seed, lr, s, stops)
+        shift = {n: log_loss(there[n]) - log_loss(plain[n]) for n in stops}
+        figures[f"{s:+g}"] = {
+            "shift": list(shift.values()),
+            "share": [(log_loss(found[n]) - log_loss(plain[n])) / shift[n] for n in stops],
+            "distance": [float((found[n] - there[n]).norm() / (there[n] - plain[n]).norm()) for n in stops],
+            "effect": [effects[n] for n in stops],
+            "counts": dial.counts,
+            "notes": dial.notes,
+        }
+        if s < 0:
+            figures["placebo"] = [(log_loss(placebo[n]) - log_loss(plain[n])) / shift[n] for n in stops]
+    return figures
+
+
+def cost(name: str) -> dict[str, float]:
+    """Ratios of processor time, and the vectors that the dial keeps and the optimizer keeps."""
+    made, figures = NETWORKS[name](), {}
+    batch = made.batches[0]
+
+    def loop(strength: float | None, mini: bool) -> tuple[Callable[[], None], Any, int]:
+        own = NETWORKS[name]()
+        optimizer: Any = torch.optim.Adam(own.model.parameters(), 1e-4)
+        given = {"model": own.model, "criterion": own.criterion} if mini else {}
+        if strength is not None:
+            optimizer = ml.dial(optimizer, strength, **given)
+
+        def work() -> None:
+            optimizer.zero_grad()
+            own.criterion(own.model, batch).backward()
+            optimizer.step(**({"batch": batch} if mini and strength is not None else {}))
+
+        return work, optimizer, sum(p.numel() for p in own.model.parameters())
+
+    for mini in (False, True):
+        (without, *_), (with_dial, dial, d) = loop(None, mini), loop(-1.0, mini)
+        seconds = rounds({"without": without, "with": with_dial}, clock=time.process_time)
+        key = "mini-batch" if mini else "full batch"
+        figures[key] = ratio(seconds["with"], seconds["without"])
+        kept = [x for memory in dial.state_dict()["dial"]["memories"] for x in (memory["before"], *memory["M"])]
+        figures[f"{key}, vectors kept"] = sum(x.numel() for x in kept) / d
+    return figures
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    found = []
+    for lr in (3e-4, 1e-3):
+        for name, seed in RUNS:
+            each = compared(name, seed, lr)
+            found.append(each)
+            rows = [
+                [
+                    f"{n}",
+                    *(each[s][key][k] for s in ("-1", "+1") for key in ("shift", "share", "distance", "effect")),
+                    each["placebo"][k],
+                ]
+                for k, n in enumerate(each["stops"])
+            ]
+            columns = [
+                "step",
+                *(f"{key} {s}" for s in ("-1", "+1") for key in ("shift", "share", "distance", "effect")),
+                "placebo",
+            ]
+            show(f"{name}, seed {seed}, lr {lr:g}", columns, rows)
+            save("dial", {"runs": found})
+    costs = {name: cost(name) for name in NETWORKS}
+    show("Cost", ["network", *next(iter(costs.values()))], [[name, *each.values()] for name, each in costs.items()])
+    save("dial", {"runs": found, "cost": costs})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""The gradient of a step's own batch at other points: the previous one, and the one to which the batch itself pushes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from memoryless.errors import BadInput
+from memoryless.flat import Layout, flat
+from memoryless.isolation import isolated
+from memoryless.live.monitoring.ranks import Ranks, inside
+from memoryless.live.monitoring.replay import Criterion, Recorder, Replay, Step, Transform, held, require_same
+from memoryless.live.transport import Memory
+from memoryless.loss.loss import Loss
+
+MODE = "; noise that is drawn elsewhere is switched off by model.eval(), or fixed by seeding it where the criterion begins"
+
+
+class Again:
+    """Takes the gradients of a step again.
+
+    Args:
+        model: trained.
+        criterion: (model, batch) -> mean loss.
+        gradient: what the loop does to a step's gradient before the optimizer gets it.
+        parameters: of the optimizer.
+
+    Raises:
+        BadType: a parameter of the model is of a type that is not taken.
+        BadInput: the optimizer holds parameters that are not the model's.
+    """
+
+    def __init__(self, model: nn.Module, criterion: Criterion, gradient: Transform | None, parameters: Sequence[Tensor]):
+        model = inside(model)
+        Loss(model, criterion, [None])  # refuses what it cannot take, in its own words
+        self._layout = Layout({name: p for name, p in model.named_parameters() if p.requires_grad})
+        where = self._layout.used
+        if missing := [p for p in parameters if id(p) not in where]:
+            raise BadInput(
+                f"{len(missing)} of the optimizer's {len(parameters)} parameters are no trainable ones of the model (a copy, "
+                f"on {missing[0].device}?); build both from one model"
+            )
+        self._model, self._recorder = model, Recorder(model, self._layout.device, lambda: None)
+        self._recorder.wanted = True
+        self._replay = Replay(model, criterion, self._recorder, gradient, Ranks())
+        self.passes, self._number = 0, 0
+        self._step, self._buffers = Step(), dict[str, Tensor]()
+        self.theta, self.there = torch.empty(0), None
+
+    def take(self, batch: Any, memories: Sequence[Memory], number: int) -> Tensor | None:
+        """A step is about to be taken: its gradient at the previous point, of the whole model.
+
+        Before the first step nothing has moved yet, and it must be the step's own: whether a gradient can be had again shows.
+
+        Args:
+            batch: of the step.
+            memories: of the tensors, which know where these were.
+            number: of the dial's step.
+
+        Returns:
+            Shape (d,), d of the whole model; None before the first step.
+
+        Raises:
+            BadInput: it cannot be had again; says why.
+        """
+        self._number = number
+        batches, seen = held(batch), self._recorder.taken()
+        # Passes of a step that was skipped (by a scaler) may be left over: the last ones are this step's.
+        self.passes = self.passes or max(1, len(seen) // len(batches))
+        self._step = Step(seen[-self.passes * len(batches) :])
+        self._step.hold(batches)
+        self._buffers = {name: buffer.clone() for name, buffer in self._model.named_buffers()}
+        self.theta = self._layout.theta()
+        moved = [memory for memory in memories if memory.before is not None and memory.at == number - 1]
+        if not moved:
+            self.there = None
+            own = [p for memory in memories for p in memory.tensors if p.grad is not None]
+            require_same(self.of(self.at(self.theta), own), flat(p.grad for p in own if p.grad is not None), MODE)
+            return None
+        self.there = self.theta.clone()
+        for memory in moved:
+            assert memory.before is not None
+            self._put(self.there, memory, memory.before)
+        return self.at(self.there)
+
+    def skip(self) -> None:
+        """A step that nothing is carried along."""
+        self._recorder.taken()
+
+    def at(self, theta: Tensor) -> Tensor:
+        """The step's gradient at some point, as the optimizer would have got it there."""
+        with isolated(theta.device), torch.enable_grad():
+            return self._replay.transformed(self._replay.raw(self._number, self._step, theta, self._buffers))
+
+    def pushed(self, memories: Sequence[Memory], shifts: Sequence[Tensor | None]) -> Tensor:
+        """The step's gradient where the tensors are shifted.
+
+        Args:
+            memories: of those.
+            shifts: of each; None for none.
+        """
+        theta = self.theta.clone()
+        for memory, shift in zip(memories, shifts, strict=True):
+            if shift is not None and memory.before is not None:
+                self._put(theta, memory, memory.before + shift)
+        return self.at(theta)
+
+    def of(self, vector: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+        """The part of some tensors, end to end."""
+        return torch.cat([vector[self._layout.used[id(p)]] for p in tensors])
+
+    def _put(self, theta: Tensor, memory: Memory, values: Tensor) -> None:
+        for p, x in zip(memory.tensors, values.split([p.numel() for p in memory.tensors]), strict=True):
+            theta[self._layout.used[id(p)]] = x
