@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from memoryless.formulas.derive import derive
     from memoryless.formulas.modified_loss import modified_loss
     from memoryless.live.batch_sizes import audit_batch_sizes
+    from memoryless.live.check.checking import check_step
     from memoryless.live.monitor import Monitor
     from memoryless.live.run import audit_run
     from memoryless.loss.loss import Loss
@@ -52,6 +53,7 @@ _HOME = {
     "errors": "NoModifiedLoss",
     "formulas.modified_loss": "modified_loss",
     "live.batch_sizes": "audit_batch_sizes",
+    "live.check.checking": "check_step",
     "live.monitor": "Monitor",
     "live.run": "audit_run",
     "loss.loss": "Loss",
@@ -88,6 +90,7 @@ __all__ = [
     "audit_batch_sizes",
     "audit_run",
     "beta_map",
+    "check_step",
     "compare",
     "correction",
     "derive",

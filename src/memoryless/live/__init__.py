@@ -13,6 +13,7 @@ It may import `audits` and every room below it. In reading order:
 * `run`: `audit_run(optimizer, loss, ...)`: audits at some of the steps, other methods' memories on its gradients, beta maps.
 * `batch_sizes`: `audit_batch_sizes(optimizer, loss, sizes, ...)`: which betas at which batch size.
 * `advice`: the answer to that in words, with its uncertainty.
+* `check`: `check_step(optimizer, ...)`: was that step the documented one, and if not, why.
 * `monitor`: `Monitor(model, criterion, optimizer, ...)`: in a training loop, by hooks of the optimizer's step; its parts are
 * `schedule`: when to measure,
 * `draws`: which past steps to replay, with which weights,

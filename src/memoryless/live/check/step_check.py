@@ -1,0 +1,93 @@
+"""The answer: was the step that was taken the documented one, and if not, why."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from memoryless.render.numbers import plain, share
+from memoryless.render.result import Result
+
+
+@dataclass(frozen=True)
+class Cause:
+    """A likely cause.
+
+    Attributes:
+        name: in a few words.
+        text: what it says of this step.
+        tensors: names of those that it is about.
+        explains: share of the deviation that is gone when the step is taken again with the cause put in, of 1.
+        tied: whether another cause, beside it in the list, explains as much.
+    """
+
+    name: str
+    text: str
+    tensors: tuple[str, ...]
+    explains: float
+    tied: bool = False
+
+
+@dataclass(frozen=True)
+class OffTensor:
+    """A tensor that is off by more than rounding can explain.
+
+    Attributes:
+        name: of the tensor.
+        what: "parameters", or the buffer.
+        times: largest deviation over what rounding can explain there.
+        factor: of the documented displacement, by least squares; None where that is 0.
+    """
+
+    name: str
+    what: str
+    times: float
+    factor: float | None
+
+
+@dataclass(frozen=True)
+class StepCheck(Result):
+    """Was that step the documented one for its gradient and state?
+
+    Attributes:
+        step: number of the checked step in its run, from 0.
+        reference: what the step was compared with.
+        tensors: what is off.
+        causes: likely ones, the best first.
+        shares: of the step, by tensor and on the "whole": gradient, memory, decay; None where they cannot be told.
+        noise: share of the gradient's squared norm that is noise of the batches; None where fewer than two were given.
+        notes: what could not be checked.
+    """
+
+    step: int
+    reference: str
+    tensors: tuple[OffTensor, ...] = ()
+    causes: tuple[Cause, ...] = ()
+    shares: dict[str, dict[str, float]] | None = None
+    noise: float | None = None
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is off."""
+        return not self.tensors and not self.causes
+
+    @property
+    def verdict(self) -> str:
+        """One sentence."""
+        if self.ok:
+            return f"Step {self.step} is the documented one: {self.reference}, to rounding."
+        if not self.causes:
+            names = ", ".join(dict.fromkeys(t.name for t in self.tensors))
+            return f"Step {self.step} is not the documented one ({self.reference}); {names} is off; no cause that was tried explains it."
+        first = self.causes[0]
+        ties = [c.name for c in self.causes[1:] if c.tied and first.tied]
+        beside = f" (or {', or '.join(ties)}, which explains as much)" if ties else ""
+        where = f", {share(first.explains)} explained" if first.explains < 0.995 else ""
+        return f"Step {self.step} is not the documented one: {first.name}{beside}: {first.text}{where}."
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain numbers and text."""
+        found = {name: getattr(self, name) for name in ("step", "ok", "verdict", "reference", "noise", "shares")}
+        return plain(found | {"causes": [vars(c) for c in self.causes], "tensors": [vars(t) for t in self.tensors], "notes": self.notes})
+
+    def __str__(self) -> str:
+        return self.verdict
