@@ -16,11 +16,12 @@ MOVES = "betas", "momentum", "alpha"
 
 
 class Try(NamedTuple):
-    """A step with a cause put in: its name, what it says, and what it would have led to."""
+    """A step with a cause put in: its name, what it says, what it would have led to, and whether a factor was fitted for it."""
 
     name: str
     text: str
     redone: Redone
+    fitted: bool = False
 
 
 @dataclass
@@ -32,7 +33,6 @@ class Case:
         at: the documented step.
         lrs: learning rates that the run knew before, latest last.
         counts: of steps, that the run had or other tensors have.
-        shared: settings of the previous step's groups.
         off: the tensors that are off.
     """
 
@@ -93,8 +93,11 @@ def tied(case: Case) -> Iterator[Try]:
         return
     thetas = [t.clone() for t in case.at.thetas]
     for same in places.values():
-        for k in same:
-            thetas[k] = case.held[k].theta.double() + sum((_moved(case, j) for j in same), torch.zeros(()))  # type: ignore[operator]
+        there = case.held[same[0]].theta.double()
+        for k in same if len(same) > 1 else ():  # each steps from where the one before it led
+            there = case.redo(lambda groups, held, k=k, there=there: setattr(held[k], "theta", there)).thetas[k]
+        for k in same if len(same) > 1 else ():
+            thetas[k] = there
     yield Try("tied parameters stepped twice", "tensors that share their memory were each stepped", Redone(thetas, case.at.states))
 
 
@@ -247,9 +250,10 @@ def scaled(case: Case) -> Iterator[Try]:
         for h in held:
             if h.gradient is not None:
                 h.gradient = c * h.gradient
-    yield Try("gradient scaled inside the step", f"by {c:.3g}", case.redo(scale))
+    yield Try("gradient scaled inside the step", f"by {c:.3g}", case.redo(scale), fitted=True)
     thetas = [h.theta.double() + c * (t - h.theta.double()) for h, t in zip(case.held, case.at.thetas, strict=True)]
-    yield Try("a factor on the step", f"{c:.3g} times the documented step (averaged weights in place of the trained, another lr)", Redone(thetas, case.at.states))
+    text = f"{c:.3g} times the documented step (averaged weights in place of the trained, or another lr)"
+    yield Try("a factor on the step", text, Redone(thetas, case.at.states), fitted=True)
 
 
 def factor(case: Case) -> float | None:
@@ -269,10 +273,6 @@ CAUSES = (without_gradient, tied, nothing_moved, twice, direction, decay, moment
 
 def _lr(case: Case, h: Held) -> float:
     return float(case.groups[h.group].get("lr", 0.0))
-
-
-def _moved(case: Case, k: int) -> Tensor:
-    return case.at.thetas[k] - case.held[k].theta.double()
 
 
 def _wide(state: dict[str, Any]) -> dict[str, Any]:

@@ -116,7 +116,8 @@ class Checking:
 
     def __enter__(self) -> Self:
         self._record, self._calls, self._expected = None, 0, None
-        self._first = before(self.optimizer, self._names)
+        patched = "step" in vars(self.optimizer)  # by a schedule, which calls the class's own, or by the user
+        self._first = before(self.optimizer, self._names) if patched else None
         self._template = None
         if self.reference is None and torchs(type(self.optimizer)) is None:
             self._template = copy.deepcopy(self.optimizer)
@@ -140,8 +141,10 @@ class Checking:
         self._hook.remove()
         if kind is not None:
             return
-        if self._record is None:  # a step patched in, which calls no hooks
-            self._record = self._first
+        if self._record is None:
+            if self._first is None:
+                raise BadInput("no step was seen within the block; expected optimizer.step() in it, after backward()")
+            self._record = self._first  # a step patched in, which calls no hooks
             for h, p in zip(self._record.held, self._tensors(), strict=True):
                 h.gradient = None if p.grad is None else p.grad.detach().clone()
             if all(h.gradient is None for h in self._record.held):
@@ -168,9 +171,13 @@ class Checking:
             causes += explained(Case(reference, at, where, lrs, [*counts, *(h.count for h in record.held if h.count is not None)]), bound)
         if reference.documented is None:
             notes.append(f"{name} is not torch's: only what a copy of it does again can be told")
-        found = None if self.result is not None and self.steps and off else shares(reference, at)
-        parts = None if found is None else dict(zip([*(h.name for h in record.held), "whole"], found, strict=True))
-        return StepCheck(self.steps, said, tuple(off), tuple(causes), parts, self._noise(), tuple(notes))
+
+        def parts() -> dict[str, dict[str, float]] | None:
+            with torch.no_grad():
+                found = shares(reference, at)
+            return None if found is None else dict(zip([*(h.name for h in record.held), "whole"], found, strict=True))
+
+        return StepCheck(self.steps, said, tuple(off), tuple(causes), self._noise(), tuple(notes), parts)
 
     def _of_gradient(self, record: Record) -> list[Cause]:
         """Why the gradient is another than that of the batches, where it is."""

@@ -76,9 +76,10 @@ def explained(case: Case, bound: Bound) -> list[Cause]:
         share = 1 - _gap(case, each.redone) / base if base else float(states)
         if fits or share > HARDLY:
             found.append((fits, states, share, order, each))
-    found.sort(key=lambda f: (-(f[0] and f[1]), -f[0], -round(f[2], 3), f[3]))
+    # What has a factor fitted to the step comes after what explains it as well without.
+    found.sort(key=lambda f: (-(f[0] and f[1]), -f[0], -round(f[2], 3), f[4].fitted, f[3]))
     names = tuple(case.held[k].name for k in case.off)
-    best = [f for f in found if f[:2] == found[0][:2] and abs(f[2] - found[0][2]) < 1e-3] if found else []
+    best = [f for f in found if f[:2] == found[0][:2] and abs(f[2] - found[0][2]) < 1e-3 and f[4].fitted == found[0][4].fitted]
     seen: dict[str, Cause] = {}
     for f in found:
         seen.setdefault(f[4].name, Cause(f[4].name, f[4].text, names, f[2], f in best and len({b[4].name for b in best}) > 1))

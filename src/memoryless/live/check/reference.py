@@ -4,7 +4,7 @@ What rounding can explain: a step of k operations in a format of precision eps i
 k eps (every rounding is moved into an operand), so the result is within sum_i |f(x_i (1 + k eps)) - f(x_i)|, the larger of both
 signs, which is found by taking the step again; the stored result adds its own rounding. k = 16 covers the longest path through
 an elementwise step of torch (average, square, correction, root, eps, quotient, product, sum: 12), 4 the ways theta itself goes.
-Where bias corrections are computed in float32 (capturable, fused), the betas are inputs too.
+Where bias corrections are computed in float32 (capturable, fused, an lr that is a tensor), the betas and the lr are inputs too.
 """
 
 import copy
@@ -186,10 +186,12 @@ class Reference:
                         group[key] = tuple(min(x * shift, 1 - 1e-12) for x in value)
                     elif isinstance(value, float):
                         group[key] = value * shift
+                group["lr"] = float(group["lr"]) * shift
             return
         generator = torch.Generator().manual_seed(0)
         for h, own in zip(held, self.record.held, strict=True):
-            eps = torch.finfo(own.theta.dtype).eps
+            lr = self.record.groups[own.group].get("lr")  # a tensor: what is multiplied by it has its precision
+            eps = max(torch.finfo(x.dtype).eps for x in (own.theta, lr) if isinstance(x, Tensor) and x.is_floating_point())
             if what == "theta":
                 h.theta = h.theta * self._factor(h.theta, sign * OF_THETA * eps, generator)
             elif what == "gradient" and h.gradient is not None:

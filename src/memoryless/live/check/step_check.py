@@ -1,6 +1,8 @@
 """The answer: was the step that was taken the documented one, and if not, why."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from memoryless.render.numbers import plain, share
@@ -52,7 +54,6 @@ class StepCheck(Result):
         reference: what the step was compared with.
         tensors: what is off.
         causes: likely ones, the best first.
-        shares: of the step, by tensor and on the "whole": gradient, memory, decay; None where they cannot be told.
         noise: share of the gradient's squared norm that is noise of the batches; None where fewer than two were given.
         notes: what could not be checked.
     """
@@ -61,9 +62,17 @@ class StepCheck(Result):
     reference: str
     tensors: tuple[OffTensor, ...] = ()
     causes: tuple[Cause, ...] = ()
-    shares: dict[str, dict[str, float]] | None = None
     noise: float | None = None
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
+    _shares: Callable[[], dict[str, dict[str, float]] | None] = field(default=lambda: None, repr=False, compare=False)
+
+    @cached_property
+    def shares(self) -> dict[str, dict[str, float]] | None:
+        """Of the documented step, by tensor and on the "whole": gradient, memory, decay, which add up to 1; None if unknown.
+
+        Each is <part, step> / |step|^2; found when first asked for, by two more steps, so that a check at every step stays cheap.
+        """
+        return self._shares()
 
     @property
     def ok(self) -> bool:
