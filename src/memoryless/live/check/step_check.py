@@ -100,3 +100,40 @@ class StepCheck(Result):
 
     def __str__(self) -> str:
         return self.verdict
+
+
+@dataclass(frozen=True)
+class StepChecks(Result):
+    """Were the steps of a run the documented ones?
+
+    Attributes:
+        steps: how many were checked.
+        off: numbers of those that were not.
+        first: the first of these, else the last step.
+        about: the run in words.
+    """
+
+    steps: int
+    off: tuple[int, ...]
+    first: StepCheck
+    about: dict[str, str]
+
+    @property
+    def ok(self) -> bool:
+        """Whether all were."""
+        return not self.off
+
+    @property
+    def verdict(self) -> str:
+        """One sentence, or two."""
+        if self.ok:
+            return f"All {self.steps} steps are the documented ones: {self.first.reference}, to rounding."
+        return f"{len(self.off)} of {self.steps} steps are not the documented ones. {self.first.verdict}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain numbers and text."""
+        found = {"ok": self.ok, "verdict": self.verdict, "steps": self.steps, "off": self.off, "about": self.about}
+        return plain(found) | {"step": self.first.as_dict()}
+
+    def __str__(self) -> str:
+        return self.verdict
