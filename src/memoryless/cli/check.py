@@ -63,8 +63,9 @@ class Check:
                     criterion(model, batch).backward()
                     optimizer.step()
                 assert check.result is not None
-                if not check.result.ok:
+                if check.result.ok is False:
                     off.append(n)
+                if not check.result.ok:
                     first = first or check.result
                 on_step(n + 1, self.steps)
         assert check.result is not None

@@ -60,7 +60,7 @@ def check_step(
 
     Raises:
         BadType: no optimizer.
-        BadInput: batches without model and criterion; within the block: no step, or several where one was told.
+        BadInput: batches without model and criterion.
 
     Example:
         >>> import memoryless as ml
@@ -80,6 +80,17 @@ def check_step(
     if reference is not None and not (isinstance(reference, type) and issubclass(reference, Optimizer)):
         raise BadType(f"reference must be a class of optimizer such as torch.optim.AdamW, got {reference!r}")
     return Checking(optimizer, model, criterion, reference, (window, ranks, averaged, scaler), batches, scheduler, gradient)
+
+
+def copied_optimizer(optimizer: Optimizer) -> Optimizer | None:
+    """A copy without hooks; None where it cannot be copied."""
+    try:
+        found = copy.deepcopy(optimizer)
+    except Exception:
+        return None
+    for hooks in ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"):
+        getattr(found, hooks).clear()
+    return found
 
 
 class Checking:
@@ -115,14 +126,11 @@ class Checking:
         return self
 
     def __enter__(self) -> Self:
-        self._record, self._calls, self._expected = None, 0, None
+        self._record, self._expected, self._template = None, None, None
         patched = "step" in vars(self.optimizer)  # by a schedule, which calls the class's own, or by the user
         self._first = before(self.optimizer, self._names) if patched else None
-        self._template = None
         if self.reference is None and torchs(type(self.optimizer)) is None:
-            self._template = copy.deepcopy(self.optimizer)
-            for hooks in ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"):
-                getattr(self._template, hooks).clear()
+            self._template = copied_optimizer(self.optimizer)
         if self.batches is not None and self.model is not None and self.criterion is not None:
             self._expected = gradients.expect(self.model, self.criterion, self.batches, self._tensors(), self.averaged)
             self._expected.previous = None if self._previous is None else [h.gradient for h in self._previous.held]
@@ -133,7 +141,6 @@ class Checking:
         return list({id(p): p for group in self.optimizer.param_groups for p in group["params"]}.values())
 
     def _seen(self, *_: Any) -> None:
-        self._calls += 1
         if self._record is None:
             self._record = before(self.optimizer, self._names)
 
@@ -141,26 +148,31 @@ class Checking:
         self._hook.remove()
         if kind is not None:
             return
-        if self._record is None:
-            if self._first is None:
-                raise BadInput("no step was seen within the block; expected optimizer.step() in it, after backward()")
-            self._record = self._first  # a step patched in, which calls no hooks
-            for h, p in zip(self._record.held, self._tensors(), strict=True):
+        record = self._record
+        if record is None and self._first is not None:
+            record = self._first  # a step patched in, which calls no hooks
+            for h, p in zip(record.held, self._tensors(), strict=True):
                 h.gradient = None if p.grad is None else p.grad.detach().clone()
-            if all(h.gradient is None for h in self._record.held):
-                raise BadInput("no step was seen within the block; expected optimizer.step() in it, after backward()")
-        record, record.calls = self._record, max(1, self._calls)
-        after(record, self.optimizer)
-        with torch.no_grad():
-            self.result = self._judge(record)
+        if record is None:
+            self.result = self._not("no step was taken in the block, as where a GradScaler skips one")
+            return
+        try:
+            after(record, self.optimizer)
+            with torch.no_grad():
+                self.result = self._judge(record)
+        except Exception as error:  # whatever a copy of an optimizer may fail at: the run goes on
+            self.result = self._not(" ".join(str(error).split()) or type(error).__name__)
         self._previous = record
         self._lrs = [*self._lrs, *(float(g["lr"]) for g in record.groups if "lr" in g)][-KEPT:]
         self.steps += 1
 
+    def _not(self, why: str) -> StepCheck:
+        return StepCheck(self.steps, type(self.optimizer).__name__, unchecked=why)
+
     def _judge(self, record: Record) -> StepCheck:
         reference = Reference(record, self.reference, self._template)
         name = record.cls.__name__ if reference.documented is None else reference.documented.__name__
-        said = f"{name}, {'a copy of it' if reference.documented is None else 'single-tensor path'} in float64"
+        said = f"{name}, {'a copy of it' if reference.documented is None else 'single-tensor path in float64'}"
         at, bound, off, where = deviations(reference)
         causes, notes = of_history(record, self._previous, at, self.scheduler), []
         if self._expected is not None:
@@ -170,14 +182,14 @@ class Checking:
             counts = [int(h.state_after["step"]) for h in self._previous.held if "step" in h.state_after] if self._previous else []
             causes += explained(Case(reference, at, where, lrs, [*counts, *(h.count for h in record.held if h.count is not None)]), bound)
         if reference.documented is None:
-            notes.append(f"{name} is not torch's: only what a copy of it does again can be told")
+            notes.append(f"{name} is not torch's: only what a copy of it does again can be told; reference= names what it should be")
 
         def parts() -> dict[str, dict[str, float]] | None:
             with torch.no_grad():
                 found = shares(reference, at)
             return None if found is None else dict(zip([*(h.name for h in record.held), "whole"], found, strict=True))
 
-        return StepCheck(self.steps, said, tuple(off), tuple(causes), self._noise(), tuple(notes), parts)
+        return StepCheck(self.steps, said, tuple(off), tuple(causes), self._noise(), tuple(notes), _shares=parts)
 
     def _of_gradient(self, record: Record) -> list[Cause]:
         """Why the gradient is another than that of the batches, where it is."""

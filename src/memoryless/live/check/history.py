@@ -8,6 +8,7 @@ from torch import Tensor
 
 from memoryless.live.check.record import Held, Record
 from memoryless.live.check.reference import Redone, buffers
+from memoryless.render.numbers import share
 
 
 class Found(NamedTuple):
@@ -38,8 +39,6 @@ def of_state(now: Record, previous: Record | None, scheduler: Any) -> Iterator[F
     if low:
         kinds = sorted({str(b.dtype) for k in low for b in _large(now.held[k].state_after, now.held[k])})
         yield Found(f"buffers of lower precision ({kinds[0].removeprefix('torch.')})", "than the parameters'", low, 1.0)
-    counts = {h.count for h in now.held if h.gradient is not None and h.count is not None}
-    del counts
     lost = [k for k, h in enumerate(now.held) if not now.groups[h.group].get("amsgrad", True)
             and ("max_exp_avg_sq" in h.state or now.defaults.get("amsgrad"))]  # fmt: skip
     if lost:
@@ -88,7 +87,9 @@ def _between(now: list[Held], before: list[Held]) -> Iterator[Found]:
 
 
 def swallowed(now: Record, at: Redone) -> Iterator[Found]:
-    """Parameters or averages of a precision that swallows what is added: more than half of the step is lost.
+    """Parameters or averages of half precision that swallow what is added: more than half of the step is lost.
+
+    In float32 that is what a run that has converged looks like.
 
     Args:
         now: this step.
@@ -103,6 +104,8 @@ def swallowed(now: Record, at: Redone) -> Iterator[Found]:
         where, shares = [], []
         for k, triples in enumerate(pairs):
             for old, new, ours in triples:
+                if _eps(old) <= torch.finfo(torch.float32).eps:
+                    continue
                 step = ours - old.double()
                 lost = float((new.double() - ours).norm()) / max(float(step.norm()), torch.finfo(torch.float64).tiny)
                 # Half a unit in the last place of the old value: what may be lost at all.
@@ -111,7 +114,7 @@ def swallowed(now: Record, at: Redone) -> Iterator[Found]:
                     shares.append(min(lost, 1.0))
         if where and max(float(now.held[k].theta.abs().max()) for k in where) > 0:
             dtype = str(now.held[where[0]].after.dtype).removeprefix("torch.")
-            yield Found(what, f"{max(shares):.0%} of it is lost to rounding in {dtype}", sorted(set(where)), max(shares))
+            yield Found(what, f"{share(max(shares))} of it is lost to rounding in {dtype}", sorted(set(where)), max(shares))
 
 
 def _eps(x: Tensor) -> float:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from memoryless.errors import BadInput
+from memoryless.isolation import Standing, standing
 
 
 def mapped(f: Any, tree: Any) -> Any:
@@ -75,7 +76,7 @@ class Record:
         groups_after: when the block ended, after a scheduler's step.
         defaults: what the optimizer was built with.
         cls: the optimizer's class.
-        calls: of step() within the block.
+        noise: where the generators stood.
     """
 
     held: list[Held]
@@ -83,7 +84,7 @@ class Record:
     defaults: dict[str, Any]
     cls: type[Optimizer]
     groups_after: list[dict[str, Any]] = field(default_factory=list)
-    calls: int = 1
+    noise: Standing | None = None
 
 
 def before(optimizer: Optimizer, names: Mapping[int, str]) -> Record:
@@ -111,7 +112,8 @@ def before(optimizer: Optimizer, names: Mapping[int, str]) -> Record:
             name = names.get(id(p), f"tensor {len(held)}")
             state = copied(dict(optimizer.state.get(p, {})))
             held.append(Held(name, number, p.data_ptr(), p.requires_grad, p.detach().clone(), gradient, state))
-    return Record(held, settings(optimizer), dict(optimizer.defaults), type(optimizer))
+    noise = standing(held[0].theta.device)
+    return Record(held, settings(optimizer), dict(optimizer.defaults), type(optimizer), noise=noise)
 
 
 def after(record: Record, optimizer: Optimizer) -> None:

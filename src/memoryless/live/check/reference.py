@@ -1,4 +1,7 @@
-"""The step that an optimizer documents, in float64: its class's single-tensor path, or a copy of it, from the recorded state.
+"""The step that an optimizer documents: its class's single-tensor path in float64, from the recorded state.
+
+Of an optimizer that is not torch's a copy steps, in its own precision and from the same random numbers: it may round, draw and
+switch by its type, so that the two agree but for what their storing rounds.
 
 What rounding can explain: a step of k operations in a format of precision eps is the exact step from inputs each off by at most
 k eps (every rounding is moved into an operand), so the result is within sum_i |f(x_i (1 + k eps)) - f(x_i)|, the larger of both
@@ -10,7 +13,7 @@ Where bias corrections are computed in float32 (capturable, fused, an lr that is
 import copy
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -77,21 +80,28 @@ class Reference:
             times: steps to take.
         """
         groups = [self._plain(group) for group in copied(self.record.groups)]
+        wide: Callable[[Tensor], Tensor] = torch.clone if self.documented is None else _double
         held = [
-            Held(h.name, h.group, h.place, h.trained, _double(h.theta), None if h.gradient is None else _double(h.gradient),
-                 {key: value if key == "step" else mapped(_double, value) for key, value in copied(h.state).items()})
+            replace(
+                h,
+                theta=wide(h.theta),
+                gradient=None if h.gradient is None else wide(h.gradient),
+                state={key: value if key == "step" else mapped(wide, value) for key, value in copied(h.state).items()},
+            )
             for h in self.record.held
-        ]  # fmt: skip
+        ]
         if edit is not None:
             edit(groups, held)
         tensors = [torch.nn.Parameter(h.theta.clone()) for h in held]
         optimizer = self._optimizer(groups, held, tensors)
-        with isolated(tensors[0].device):
+        with isolated(tensors[0].device, self.record.noise):
             for _ in range(times):
                 for p, h in zip(tensors, held, strict=True):
                     p.grad = None if h.gradient is None else h.gradient.clone()
-                optimizer.step()
-        return Redone([p.detach() for p in tensors], [dict(optimizer.state.get(p, {})) for p in tensors])
+                with torch.enable_grad():
+                    optimizer.step()
+        states = [{k: mapped(_double, v) for k, v in optimizer.state.get(p, {}).items()} for p in tensors]
+        return Redone([p.detach().double() for p in tensors], states)
 
     def _plain(self, group: dict[str, Any]) -> dict[str, Any]:
         """A group on the single-tensor path; what float64 would change by itself is kept (Adafactor's eps is its dtype's)."""
@@ -211,10 +221,15 @@ STATED = {torch.optim.Adagrad}
 
 
 def torchs(cls: type[Optimizer]) -> type[Optimizer] | None:
-    """The nearest class of torch that an optimizer's class is or derives from."""
+    """The nearest class of torch that an optimizer's class is, or derives from without options of its own; None if there is none.
+
+    Args:
+        cls: one with further options documents a step of its own.
+    """
     for base in cls.__mro__:
         if base.__module__.startswith("torch.optim") and base is not Optimizer:
-            return base
+            own = set(inspect.signature(cls).parameters) - {"args", "kwargs"}
+            return base if own <= set(inspect.signature(base).parameters) else None
     return None
 
 

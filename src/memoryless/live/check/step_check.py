@@ -56,6 +56,7 @@ class StepCheck(Result):
         causes: likely ones, the best first.
         noise: share of the gradient's squared norm that is noise of the batches; None where fewer than two were given.
         notes: what could not be checked.
+        unchecked: why the step could not be checked; empty where it was.
     """
 
     step: int
@@ -64,6 +65,7 @@ class StepCheck(Result):
     causes: tuple[Cause, ...] = ()
     noise: float | None = None
     notes: tuple[str, ...] = ()
+    unchecked: str = ""
     _shares: Callable[[], dict[str, dict[str, float]] | None] = field(default=lambda: None, repr=False, compare=False)
 
     @cached_property
@@ -75,13 +77,15 @@ class StepCheck(Result):
         return self._shares()
 
     @property
-    def ok(self) -> bool:
-        """Whether nothing is off."""
-        return not self.tensors and not self.causes
+    def ok(self) -> bool | None:
+        """Whether nothing is off; None where that could not be checked."""
+        return None if self.unchecked else not self.tensors and not self.causes
 
     @property
     def verdict(self) -> str:
         """One sentence."""
+        if self.unchecked:
+            return f"Step {self.step} could not be checked: {self.unchecked}."
         if self.ok:
             return f"Step {self.step} is the documented one: {self.reference}, to rounding."
         if not self.causes:
@@ -95,7 +99,7 @@ class StepCheck(Result):
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers and text."""
-        found = {name: getattr(self, name) for name in ("step", "ok", "verdict", "reference", "noise", "shares")}
+        found = {name: getattr(self, name) for name in ("step", "ok", "verdict", "reference", "noise", "shares", "unchecked")}
         return plain(found | {"causes": [vars(c) for c in self.causes], "tensors": [vars(t) for t in self.tensors], "notes": self.notes})
 
     def __str__(self) -> str:
@@ -119,13 +123,15 @@ class StepChecks(Result):
     about: dict[str, str]
 
     @property
-    def ok(self) -> bool:
-        """Whether all were."""
-        return not self.off
+    def ok(self) -> bool | None:
+        """Whether all were; None where that could not be checked."""
+        return None if self.first.unchecked else not self.off
 
     @property
     def verdict(self) -> str:
         """One sentence, or two."""
+        if self.first.unchecked:
+            return self.first.verdict
         if self.ok:
             return f"All {self.steps} steps are the documented ones: {self.first.reference}, to rounding."
         return f"{len(self.off)} of {self.steps} steps are not the documented ones. {self.first.verdict}"
