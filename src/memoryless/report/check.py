@@ -20,7 +20,9 @@ def print_checks(checks: StepChecks, console: Console) -> None:
         checks: of a run.
         console: where to.
     """
-    console.print(Text(checks.verdict, style=f"bold {TERMINAL['holds' if checks.ok else 'doubt' if checks.ok is None else 'fails']}"))
+    console.print(
+        Text(checks.verdict, style=f"bold {TERMINAL['holds' if checks.ok else 'doubt' if checks.ok is None else 'fails']}")
+    )
     print_check(checks.first, console)
 
 

@@ -399,7 +399,9 @@ def stale_tensor() -> StepCheck:
         lr = torch.tensor(LR, dtype=torch.float64)
         return wrapped(torch.optim.AdamW, around)(model.parameters(), lr=lr, foreach=True, capturable=False)
 
-    loop = Loop(lambda m: wrapped(torch.optim.SGD, around)(m.parameters(), lr=torch.tensor(LR, dtype=torch.float64), foreach=True))
+    loop = Loop(
+        lambda m: wrapped(torch.optim.SGD, around)(m.parameters(), lr=torch.tensor(LR, dtype=torch.float64), foreach=True)
+    )
     return loop.steps(3, lambda batches: (loop.plain(batches), loop.optimizer.param_groups[0]["lr"].mul_(0.8)))
 
 

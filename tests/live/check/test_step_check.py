@@ -46,7 +46,11 @@ CLEAN: dict[str, tuple[Any, dict[str, Any]]] = {
     "Rprop": (O.Rprop, {}),
     "Adafactor": (O.Adafactor, {}),
 }
-PATHS: dict[str, dict[str, Any]] = {"single": {"foreach": False}, "foreach": {"foreach": True}, "lr tensor": {"lr": torch.tensor(LR)}}
+PATHS: dict[str, dict[str, Any]] = {
+    "single": {"foreach": False},
+    "foreach": {"foreach": True},
+    "lr tensor": {"lr": torch.tensor(LR)},
+}
 FUSED = {"heavy ball", "Nesterov", "Adam", "amsgrad", "AdamW", "Adagrad"}
 
 
@@ -147,7 +151,10 @@ def test_noise_is_the_scatter_of_the_batches_over_their_mean():
     batches = loop.check.batches
     assert batches is not None
     fresh = Loop(sgd)  # the parameters before the step
-    each = [flat(torch.autograd.grad((fresh.model(b) - b[:, :2].sin()).square().mean(), list(fresh.model.parameters()))) for b in batches]
+    each = [
+        flat(torch.autograd.grad((fresh.model(b) - b[:, :2].sin()).square().mean(), list(fresh.model.parameters())))
+        for b in batches
+    ]
     scatter = torch.stack(each).var(0).sum() / 4
     assert result.noise == pytest.approx(float(scatter / torch.stack(each).mean(0).square().sum()), rel=1e-9)
 

@@ -79,7 +79,9 @@ def without_gradient(case: Case) -> Iterator[Try]:
 
     decayed = [h.theta.double() * (1 - _lr(case, h) * case.groups[h.group].get("weight_decay", 0.0)) for h in case.held]
     frozen = all(not case.held[k].trained for k in case.off)
-    alone = Try("frozen layer decays", "no gradient, yet weight decay was applied", Redone(decayed, [_wide(h.state) for h in case.held]))
+    alone = Try(
+        "frozen layer decays", "no gradient, yet weight decay was applied", Redone(decayed, [_wide(h.state) for h in case.held])
+    )
     zeros = Try("gradient None treated as zero", "it has no gradient, and was stepped with a gradient of 0", case.redo(zero))
     yield from (alone, zeros) if frozen else (zeros, alone)
 
@@ -98,7 +100,9 @@ def tied(case: Case) -> Iterator[Try]:
             there = case.redo(lambda groups, held, k=k, there=there: setattr(held[k], "theta", there)).thetas[k]
         for k in same if len(same) > 1 else ():
             thetas[k] = there
-    yield Try("tied parameters stepped twice", "tensors that share their memory were each stepped", Redone(thetas, case.at.states))
+    yield Try(
+        "tied parameters stepped twice", "tensors that share their memory were each stepped", Redone(thetas, case.at.states)
+    )
 
 
 def twice(case: Case) -> Iterator[Try]:
@@ -132,7 +136,9 @@ def decay(case: Case) -> Iterator[Try]:
     said = ("coupled", "into the gradient") if any(decoupled) else ("decoupled", "apart from it")
     reverse = "decoupled" if any(decoupled) else "coupled into the gradient"
     yield Try(f"weight decay {said[0]}", f"documented {reverse}, taken {said[1]}", case.redo(other))
-    yield Try("no weight decay", "the group's weight decay was left out", case.with_settings(lambda g: g.update(weight_decay=0.0)))
+    yield Try(
+        "no weight decay", "the group's weight decay was left out", case.with_settings(lambda g: g.update(weight_decay=0.0))
+    )
 
 
 def correction(case: Case) -> Iterator[Try]:
@@ -163,7 +169,12 @@ def eps_inside(case: Case) -> Iterator[Try]:
     seen = False
     for k, (h, s) in enumerate(zip(case.held, case.at.states, strict=True)):
         group = case.groups[h.group]
-        if "exp_avg_sq" not in s and "square_avg" not in s or "eps" not in group or h.gradient is None or group.get("amsgrad"):
+        if (
+            ("exp_avg_sq" not in s and "square_avg" not in s)
+            or "eps" not in group
+            or h.gradient is None
+            or group.get("amsgrad")
+        ):
             continue
         n, lr, eps = float(s.get("step", 0)), _lr(case, h), group["eps"]
         if "exp_avg_sq" in s and "betas" in group and "exp_avg" in s:
@@ -205,14 +216,22 @@ def other_lr(case: Case) -> Iterator[Try]:
     for lr in dict.fromkeys(reversed(case.lrs)):
         if lr not in own:
             name = "stale lr tensor" if held else "lr read before the scheduler"
-            yield Try(name, f"stepped with lr {lr:.3g}, which the group had before", case.with_settings(lambda g, lr=lr: g.update(lr=lr)))
+            yield Try(
+                name,
+                f"stepped with lr {lr:.3g}, which the group had before",
+                case.with_settings(lambda g, lr=lr: g.update(lr=lr)),
+            )
     for lr in dict.fromkeys(own):
         if len(set(own)) > 1:
             yield Try("lr of another group", f"stepped with lr {lr:.3g}", case.with_settings(lambda g, lr=lr: g.update(lr=lr)))
     later = [float(g["lr"]) for g in case.reference.record.groups_after if "lr" in g]
     for lr in dict.fromkeys(later):
         if lr not in own:
-            yield Try("lr read after the scheduler", f"stepped with lr {lr:.3g} of the next step", case.with_settings(lambda g, lr=lr: g.update(lr=lr)))
+            yield Try(
+                "lr read after the scheduler",
+                f"stepped with lr {lr:.3g} of the next step",
+                case.with_settings(lambda g, lr=lr: g.update(lr=lr)),
+            )
 
 
 def momentum(case: Case) -> Iterator[Try]:
@@ -235,9 +254,11 @@ def momentum(case: Case) -> Iterator[Try]:
 def memory(case: Case) -> Iterator[Try]:
     """The step of empty memory."""
     if any(buffers(h.state) for h in case.held):
+
         def empty(groups: list[dict[str, Any]], held: list[Held]) -> None:
             for h in held:
                 h.state = {}
+
         yield Try("memory not used", "the step of an empty state", case.redo(empty))
 
 
@@ -246,10 +267,12 @@ def scaled(case: Case) -> Iterator[Try]:
     c = factor(case)
     if c is None or abs(c) > 1e6:
         return
+
     def scale(groups: list[dict[str, Any]], held: list[Held]) -> None:
         for h in held:
             if h.gradient is not None:
                 h.gradient = c * h.gradient
+
     yield Try("gradient scaled inside the step", f"by {c:.3g}", case.redo(scale), fitted=True)
     thetas = [h.theta.double() + c * (t - h.theta.double()) for h, t in zip(case.held, case.at.thetas, strict=True)]
     text = f"{c:.3g} times the documented step (averaged weights in place of the trained, or another lr)"

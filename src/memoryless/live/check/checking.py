@@ -179,10 +179,16 @@ class Checking:
             causes += self._of_gradient(record)
         if bound is not None and off:
             lrs = [*self._lrs, *(float(g["initial_lr"]) for g in record.groups if "initial_lr" in g)]
-            counts = [int(h.state_after["step"]) for h in self._previous.held if "step" in h.state_after] if self._previous else []
-            causes += explained(Case(reference, at, where, lrs, [*counts, *(h.count for h in record.held if h.count is not None)]), bound)
+            counts = (
+                [int(h.state_after["step"]) for h in self._previous.held if "step" in h.state_after] if self._previous else []
+            )
+            causes += explained(
+                Case(reference, at, where, lrs, [*counts, *(h.count for h in record.held if h.count is not None)]), bound
+            )
         if reference.documented is None:
-            notes.append(f"{name} is not torch's: only what a copy of it does again can be told; reference= names what it should be")
+            notes.append(
+                f"{name} is not torch's: only what a copy of it does again can be told; reference= names what it should be"
+            )
 
         def parts() -> dict[str, dict[str, float]] | None:
             with torch.no_grad():

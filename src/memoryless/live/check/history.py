@@ -83,7 +83,12 @@ def _restored(now: list[Held], before: list[Held]) -> Iterator[Found]:
 def _between(now: list[Held], before: list[Held]) -> Iterator[Found]:
     moved = [k for k, (h, b) in enumerate(zip(now, before, strict=True)) if not torch.equal(h.theta, b.after)]
     if moved:
-        yield Found("parameters changed between steps", "they are not what the last step left (averaged weights swapped in, say)", moved, 1.0)
+        yield Found(
+            "parameters changed between steps",
+            "they are not what the last step left (averaged weights swapped in, say)",
+            moved,
+            1.0,
+        )
 
 
 def swallowed(now: Record, at: Redone) -> Iterator[Found]:
@@ -109,7 +114,11 @@ def swallowed(now: Record, at: Redone) -> Iterator[Found]:
                 step = ours - old.double()
                 lost = float((new.double() - ours).norm()) / max(float(step.norm()), torch.finfo(torch.float64).tiny)
                 # Half a unit in the last place of the old value: what may be lost at all.
-                if lost > 0.5 and float((new.double() - ours).norm()) <= 2 * _eps(old) * float(ours.norm()) and bool(step.any()):
+                if (
+                    lost > 0.5
+                    and float((new.double() - ours).norm()) <= 2 * _eps(old) * float(ours.norm())
+                    and bool(step.any())
+                ):
                     where.append(k)
                     shares.append(min(lost, 1.0))
         if where and max(float(now.held[k].theta.abs().max()) for k in where) > 0:

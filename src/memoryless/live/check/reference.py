@@ -131,7 +131,10 @@ class Reference:
                 own.update(group)
             tensors[:] = olds
             return optimizer
-        parts = [group | {"params": [p for p, h in zip(tensors, held, strict=True) if h.group == k]} for k, group in enumerate(groups)]
+        parts = [
+            group | {"params": [p for p, h in zip(tensors, held, strict=True) if h.group == k]}
+            for k, group in enumerate(groups)
+        ]
         where = [part for part in parts if part["params"]]
         accepted = inspect.signature(self.documented).parameters
         given = {key: value for key, value in where[0].items() if key in accepted and key != "params"}

@@ -100,7 +100,9 @@ class StepCheck(Result):
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers and text."""
         found = {name: getattr(self, name) for name in ("step", "ok", "verdict", "reference", "noise", "shares", "unchecked")}
-        return plain(found | {"causes": [vars(c) for c in self.causes], "tensors": [vars(t) for t in self.tensors], "notes": self.notes})
+        return plain(
+            found | {"causes": [vars(c) for c in self.causes], "tensors": [vars(t) for t in self.tensors], "notes": self.notes}
+        )
 
     def __str__(self) -> str:
         return self.verdict
