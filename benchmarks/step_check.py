@@ -78,7 +78,8 @@ def clean(minutes: float) -> dict[str, Any]:
                 del loops[name]
     return {
         "subjects": len(taken), "steps": sum(taken.values()), "fewest": min(taken[name] for name in loops),
-        "alarms": {k: v for k, v in alarms.items() if v}, "unchecked": {k: v for k, v in unchecked.items() if v}, "failed": failed,
+        "alarms": {k: v for k, v in alarms.items() if v}, "unchecked": {k: v for k, v in unchecked.items() if v},
+        "failed": failed,
     }  # fmt: skip
 
 

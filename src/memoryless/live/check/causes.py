@@ -178,10 +178,9 @@ def eps_inside(case: Case) -> Iterator[Try]:
             continue
         n, lr, eps = float(s.get("step", 0)), _lr(case, h), group["eps"]
         if "exp_avg_sq" in s and "betas" in group and "exp_avg" in s:
-            b1, b2 = (float(b) for b in group["betas"])
-            v = s["exp_avg_sq"] / (1 - b2**n)
+            v = s["exp_avg_sq"] / (1 - float(group["betas"][1]) ** n)
         elif "square_avg" in s and not group.get("momentum") and not group.get("centered"):
-            b1, v = None, s["square_avg"]
+            v = s["square_avg"]
         else:
             continue
         seen = True
@@ -202,9 +201,10 @@ def betas_swapped(case: Case) -> Iterator[Try]:
 def moved_betas(case: Case) -> Iterator[Try]:
     """Betas or momentum of the optimizer's defaults: a schedule moved them, the step did not follow."""
     defaults = case.reference.record.defaults
-    if any(group.get(k) != defaults.get(k) for group in case.groups for k in MOVES if k in group and k in defaults):
+    known = [k for k in MOVES if k in defaults]
+    if any(group[k] != defaults[k] for group in case.groups for k in known if k in group):
         yield Try("momentum cycled by a schedule", "stepped with the optimizer's initial betas or momentum",
-                  case.with_settings(lambda g: g.update({k: defaults[k] for k in MOVES if k in g and k in defaults})))  # fmt: skip
+                  case.with_settings(lambda g: g.update({k: defaults[k] for k in known if k in g})))  # fmt: skip
 
 
 def other_lr(case: Case) -> Iterator[Try]:

@@ -12,7 +12,6 @@ from memoryless.isolation import isolated, standing
 
 PASSES = 16
 """Roundings of each weight's way through forward and backward pass, as of a step (`reference`)."""
-SAME = 1.0
 Gradients = list[Tensor | None]
 
 
@@ -79,18 +78,16 @@ def expect(
     sizes = [_size(batch) for batch in batches]
     found = Expected(each, sizes, [], leftover)
     mean = found.mean()
-    with torch.no_grad(), _moved(tensors, lambda k, p: p * (1 + torch.finfo(p.dtype).eps * _signs(p, k))):
-        with torch.enable_grad():
-            moved = Expected(gradients(), sizes, [], leftover).mean()
+    with _moved(tensors, lambda k, p: p * (1 + torch.finfo(p.dtype).eps * _signs(p, k))):
+        moved = Expected(gradients(), sizes, [], leftover).mean()
     for k, (a, b) in enumerate(zip(mean, moved, strict=True)):
         eps = torch.finfo(tensors[k].dtype).eps
         found.doubt.append(0.0 if a is None or b is None else PASSES * float((a - b).norm() + eps * a.norm()))
     if averaged is not None:
         theirs = {name.removeprefix("module."): p for name, p in averaged.named_parameters()}
         values = [theirs.get(own.get(id(p), "")) for p in tensors]
-        with torch.no_grad(), _moved(tensors, lambda k, p: p if values[k] is None else values[k].detach()):
-            with torch.enable_grad():
-                found.averaged = Expected(gradients(), sizes, [], leftover).mean()
+        with _moved(tensors, lambda k, p: p if values[k] is None else values[k].detach()):
+            found.averaged = Expected(gradients(), sizes, [], leftover).mean()
     return found
 
 

@@ -48,7 +48,7 @@ def of_state(now: Record, previous: Record | None, scheduler: Any) -> Iterator[F
             moved = [j for j, group in enumerate(now.groups) if key in group and _moved(j, key, now, previous)]
             if moved:
                 where = [k for k, h in enumerate(now.held) if h.group in moved]
-                text = f"{key} {now.groups[moved[0]][key]} is not what the optimizer was built with: give scheduler= if a schedule moves it"
+                text = f"{key} {now.groups[moved[0]][key]} is not as built; give scheduler= if a schedule moves it"
                 yield Found("momentum cycled by a schedule", text, where, 1.0)
 
 
@@ -68,7 +68,8 @@ def _restored(now: list[Held], before: list[Held]) -> Iterator[Found]:
     if none:
         yield Found("state not restored", "empty, and it was not after the last step", none, 1.0)
     others = [k for k in differs if k not in none and any(
-        j != k and buffers(b.state_after) and _same_buffers(now[k].state, b.state_after) for j, b in enumerate(before))]  # fmt: skip
+        j != k and buffers(b.state_after) and _same_buffers(now[k].state, b.state_after)
+        for j, b in enumerate(before))]  # fmt: skip
     if others:
         yield Found("state restored to other parameters", "it is another tensor's of the last step", others, 1.0)
     counts = [k for k in differs if k not in none + others and _same_buffers(now[k].state, before[k].state_after)]
@@ -103,7 +104,8 @@ def swallowed(now: Record, at: Redone) -> Iterator[Found]:
     for what, pairs in (
         ("parameters swallow the step", [[(h.theta, h.after, t)] for h, t in zip(now.held, at.thetas, strict=True)]),
         ("averages swallow what is added", [
-            [(h.state[k], h.state_after[k], s[k]) for k in buffers(h.state) if k in s and k in h.state_after and h.state[k].numel() > 1]
+            [(h.state[k], h.state_after[k], s[k]) for k in buffers(h.state)
+             if k in s and k in h.state_after and h.state[k].numel() > 1]
             for h, s in zip(now.held, at.states, strict=True)]),
     ):  # fmt: skip
         where, shares = [], []

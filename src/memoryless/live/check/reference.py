@@ -168,7 +168,8 @@ class Reference:
                     most = gaps, kept
                 else:
                     most = ([torch.maximum(a, b) for a, b in zip(most[0], gaps, strict=True)],
-                            [{k: torch.maximum(a[k], b[k]) for k in a} for a, b in zip(most[1], kept, strict=True)])  # fmt: skip
+                            [{k: torch.maximum(a[k], b[k]) for k in a}
+                             for a, b in zip(most[1], kept, strict=True)])  # fmt: skip
             assert most is not None
             thetas = [a + b for a, b in zip(thetas, most[0], strict=True)]
             states = [{k: a[k] + b.get(k, 0) for k in a} for a, b in zip(states, most[1], strict=True)]
@@ -224,7 +225,7 @@ STATED = {torch.optim.Adagrad}
 
 
 def torchs(cls: type[Optimizer]) -> type[Optimizer] | None:
-    """The nearest class of torch that an optimizer's class is, or derives from without options of its own; None if there is none.
+    """The nearest class of torch that an optimizer's class is, or derives from without options of its own; else None.
 
     Args:
         cls: one with further options documents a step of its own.

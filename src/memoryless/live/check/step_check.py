@@ -72,7 +72,7 @@ class StepCheck(Result):
     def shares(self) -> dict[str, dict[str, float]] | None:
         """Of the documented step, by tensor and on the "whole": gradient, memory, decay, which add up to 1; None if unknown.
 
-        Each is <part, step> / |step|^2; found when first asked for, by two more steps, so that a check at every step stays cheap.
+        Each is <part, step> / |step|^2; found when first asked for, by two more steps, which spares a check at every step.
         """
         return self._shares()
 
@@ -90,7 +90,8 @@ class StepCheck(Result):
             return f"Step {self.step} is the documented one: {self.reference}, to rounding."
         if not self.causes:
             names = ", ".join(dict.fromkeys(t.name for t in self.tensors))
-            return f"Step {self.step} is not the documented one ({self.reference}); {names} is off; no cause that was tried explains it."
+            said = f"Step {self.step} is not the documented one ({self.reference})"
+            return f"{said}; {names} is off, and no cause that was tried says why."
         first = self.causes[0]
         ties = [c.name for c in self.causes[1:] if c.tied and first.tied]
         beside = f" (or {', or '.join(ties)}, which explains as much)" if ties else ""
