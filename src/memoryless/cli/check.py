@@ -86,7 +86,8 @@ class Check:
 
         if ":" in self.problem and (device, dtype, self.optimizer, self.checkpoint) == (None, None, None, None):
             # As it is: parameters of half precision, which no audit takes, are what a step may founder on.
-            return (*setup.load_setup(self.problem, self.seed), self.problem)
+            model, criterion, batches, optimizer = setup.load_setup(self.problem, self.seed)
+            return model, criterion, batches, optimizer, self.problem
         work = setup.load(self.problem, self.seed, setup.MINI_BATCHES, device, dtype)
         loss = work.loss
         optimizer = setup.optimizer_of(work, self.optimizer, "adamw", self.checkpoint)

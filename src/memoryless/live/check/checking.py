@@ -1,6 +1,5 @@
 """`check_step`: put around a step of a training loop."""
 
-import copy
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
@@ -13,7 +12,7 @@ from memoryless.live.check import gradients
 from memoryless.live.check.causes import Case
 from memoryless.live.check.judging import deviations, explained, of_history
 from memoryless.live.check.record import Record, after, before
-from memoryless.live.check.reference import Reference, torchs
+from memoryless.live.check.reference import Reference, copied_optimizer, torchs
 from memoryless.live.check.shares import shares
 from memoryless.live.check.step_check import Cause, StepCheck
 from memoryless.methods.wrapped import unwrapped
@@ -80,17 +79,6 @@ def check_step(
     if reference is not None and not (isinstance(reference, type) and issubclass(reference, Optimizer)):
         raise BadType(f"reference must be a class of optimizer such as torch.optim.AdamW, got {reference!r}")
     return Checking(optimizer, model, criterion, reference, (window, ranks, averaged, scaler), batches, scheduler, gradient)
-
-
-def copied_optimizer(optimizer: Optimizer) -> Optimizer | None:
-    """A copy without hooks; None where it cannot be copied."""
-    try:
-        found = copy.deepcopy(optimizer)
-    except Exception:
-        return None
-    for hooks in ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"):
-        getattr(found, hooks).clear()
-    return found
 
 
 class Checking:

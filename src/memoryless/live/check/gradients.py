@@ -86,7 +86,7 @@ def expect(
     if averaged is not None:
         theirs = {name.removeprefix("module."): p for name, p in averaged.named_parameters()}
         values = [theirs.get(own.get(id(p), "")) for p in tensors]
-        with _moved(tensors, lambda k, p: p if values[k] is None else values[k].detach()):
+        with _moved(tensors, lambda k, p: p if (value := values[k]) is None else value.detach()):
             found.averaged = Expected(gradients(), sizes, [], leftover).mean()
     return found
 

@@ -138,7 +138,7 @@ def _large(state: dict[str, Any], h: Held) -> list[Tensor]:
 
 def _same(a: dict[str, Any], b: dict[str, Any]) -> bool:
     counts = (a.get("step"), b.get("step"))
-    same = (counts[0] is None) == (counts[1] is None) and (counts[0] is None or float(counts[0]) == float(counts[1]))
+    same = (counts[0] is None) == (counts[1] is None) and (counts[0] is None or float(counts[0] or 0) == float(counts[1] or 0))
     return same and _same_buffers(a, b)
 
 

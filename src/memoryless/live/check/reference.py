@@ -23,6 +23,7 @@ from torch.optim import Optimizer
 from memoryless.errors import BadInput
 from memoryless.isolation import isolated
 from memoryless.live.check.record import Held, Record, copied, mapped
+from memoryless.methods.black_box.remade import HOOKS
 
 OPERATIONS, OF_THETA = 16, 4
 """Roundings on the way of the gradient and the state, and of theta."""
@@ -120,7 +121,8 @@ class Reference:
 
     def _optimizer(self, groups: list[dict[str, Any]], held: list[Held], tensors: list[Any]) -> Optimizer:
         if self.documented is None:
-            optimizer = copy.deepcopy(self.template)
+            assert self.template is not None
+            optimizer = copied_optimizer(self.template)
             assert optimizer is not None
             olds = list({id(p): p for group in optimizer.param_groups for p in group["params"]}.values())
             for old, new, h in zip(olds, tensors, held, strict=True):
@@ -136,15 +138,16 @@ class Reference:
             for k, group in enumerate(groups)
         ]
         where = [part for part in parts if part["params"]]
-        accepted = inspect.signature(self.documented).parameters
+        documented: Any = self.documented
+        accepted = inspect.signature(documented).parameters
         given = {key: value for key, value in where[0].items() if key in accepted and key != "params"}
-        optimizer = self.documented(where, **{k: v for k, v in given.items() if k == "lr"})
+        optimizer = documented(where, **{k: v for k, v in given.items() if k == "lr"})
         optimizer.state.clear()
         for p, h in zip(tensors, held, strict=True):
             if h.state:
                 optimizer.state[p] = h.state
-            elif self.documented in STATED:
-                optimizer.state[p] = self.documented([p], **{k: v for k, v in given.items() if k == "lr"}).state[p]
+            elif documented in STATED:
+                optimizer.state[p] = documented([p], **{k: v for k, v in given.items() if k == "lr"}).state[p]
         return optimizer
 
     def bound(self, at: Redone) -> Bound:
@@ -222,6 +225,23 @@ class Reference:
 
 STATED = {torch.optim.Adagrad}
 """Whose state is made with the optimizer, not at its first step."""
+
+
+def copied_optimizer(optimizer: Optimizer) -> Optimizer | None:
+    """A copy with all its attributes, which torch's own way of copying drops, and without hooks; else None.
+
+    Args:
+        optimizer: live.
+    """
+    found = object.__new__(type(optimizer))
+    memo: dict[int, Any] = {id(optimizer): found}
+    try:
+        for key, value in vars(optimizer).items():
+            if key != "step":  # bound to the original, by a schedule
+                found.__dict__[key] = type(value)() if key in HOOKS else copy.deepcopy(value, memo)
+    except Exception:
+        return None
+    return found
 
 
 def torchs(cls: type[Optimizer]) -> type[Optimizer] | None:
