@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from memoryless.formulas.derive import derive
     from memoryless.formulas.modified_loss import modified_loss
     from memoryless.live.batch_sizes import audit_batch_sizes
+    from memoryless.live.check.checking import check_step
     from memoryless.live.dial import dial
     from memoryless.live.monitoring.monitor import Monitor
     from memoryless.live.run import audit_run
@@ -53,6 +54,7 @@ _HOME = {
     "errors": "NoModifiedLoss",
     "formulas.modified_loss": "modified_loss",
     "live.batch_sizes": "audit_batch_sizes",
+    "live.check.checking": "check_step",
     "live.dial": "dial",
     "live.monitoring.monitor": "Monitor",
     "live.run": "audit_run",
@@ -90,6 +92,7 @@ __all__ = [
     "audit_batch_sizes",
     "audit_run",
     "beta_map",
+    "check_step",
     "compare",
     "correction",
     "derive",

@@ -12,6 +12,7 @@ Torch and whatever needs it are imported inside `run`, so that --help does not w
 Then one file per command, with the command's name:
 
 * `audit`: what memory does along a run.
+* `check`: was each step the documented one, and if not, why.
 * `compare`: the same loss under several optimizers.
 * `betas`: which betas at which batch size.
 * `map`: which betas, by a checkpoint's own buffers.

@@ -14,6 +14,7 @@ from memoryless.cli import answer, files
 from memoryless.cli.atlas import Atlas
 from memoryless.cli.audit import Audit
 from memoryless.cli.betas import Betas
+from memoryless.cli.check import Check
 from memoryless.cli.compare import Compare
 from memoryless.cli.derive import Derive
 from memoryless.cli.kernel import Kernel
@@ -26,6 +27,7 @@ from memoryless.errors import BadInput, users_line
 
 COMMANDS = {
     "audit": Audit,
+    "check": Check,
     "compare": Compare,
     "betas": Betas,
     "map": Map,
@@ -42,6 +44,7 @@ DESCRIPTION = """What an optimizer's memory does to the loss: measured, predicte
 
 Examples:
   memoryless audit
+  memoryless check train.py:setup
   memoryless compare adamw lion "torch.optim.Muon(lr=1e-3)"
   memoryless betas --batch-sizes 8,32,128,full
   memoryless map train.py:setup --checkpoint run.pt --png map.png

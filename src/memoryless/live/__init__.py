@@ -19,4 +19,5 @@ It may import `audits` and every room below it. In reading order:
 * `again`: a step's gradient at other points,
 * `memories`: which tensors have the same past,
 * `repeated`: the frozen update of an optimizer without a formula.
+* `check`: `check_step(optimizer, ...)`: was that step the documented one, and if not, why.
 """

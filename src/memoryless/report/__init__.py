@@ -4,6 +4,7 @@ It may import any room but `cli`. Colours and marks come from `render.style`, nu
 derivation prints itself (`formulas.printing`). One file per command, with the command's name:
 
 * `audit`: an audited run: effects measured beside predicted, and the verdict.
+* `check`: checked steps: the verdict, likely causes, what a step is made of.
 * `compare`: several optimizers, a line each.
 * `betas`: which betas at which batch size, in words, a table and a picture.
 * `map`: a map over betas, as a table and a picture; `panel`: such a map in a picture, which both share.

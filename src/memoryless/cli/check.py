@@ -1,0 +1,106 @@
+"""memoryless check."""
+
+import itertools
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import tyro
+
+from memoryless.cli import answer
+from memoryless.cli.files import command, writable, write
+from memoryless.cli.options import device_of, dtype_of, progress, there
+from memoryless.errors import BadInput
+
+
+@dataclass
+class Check:
+    """Check the steps of a short run: is each the one that its optimizer documents, and if not, why?
+
+    Such as: memoryless check train.py:setup --steps 20
+    """
+
+    problem: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROBLEM")] = "digits"
+    """SCRIPT.py:FUNCTION such as train.py:setup; setup() returns model, criterion, batches, optimizer. Default: digits, a small
+    GELU network on the digits images that scikit-learn carries."""
+    checkpoint: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None
+    """To start from: a file with the state dicts of model and optimizer, or the folder of a Trainer's checkpoint."""
+    optimizer: Annotated[str | None, tyro.conf.arg(metavar="OPTIMIZER")] = None
+    """Such as "adamw(lr=1e-3)" or torch.optim.Adamax. Default: the script's, or adamw."""
+    reference: Annotated[str | None, tyro.conf.arg(metavar="OPTIMIZER")] = None
+    """Whose step is documented, such as torch.optim.AdamW, for an optimizer of one's own. Default: the nearest of torch's."""
+    steps: int = 20
+    """Steps to take and check, one batch each."""
+    seed: int = 0
+    """Of the initial parameters."""
+    device: str = "cpu"
+    """cpu, cuda, cuda:1, ..."""
+    dtype: Annotated[str | None, tyro.conf.arg(metavar="DTYPE")] = None
+    """float32 or float64. Default: the problem's own."""
+    json: bool = False
+    """Print JSON instead of tables."""
+    html: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
+    """Page to write. Only a page that memoryless wrote is overwritten."""
+
+    def run(self) -> None:
+        """Take the steps, check and show them."""
+        page = writable("--html", self.html)
+        there(self.problem, self.checkpoint)
+        if self.steps < 1:
+            raise BadInput(f"--steps must be at least 1, got {self.steps}")
+
+        with progress("steps") as on_step:
+            device, dtype = device_of(self.device), dtype_of(self.dtype)
+            from memoryless.live.check.checking import check_step
+            from memoryless.live.check.step_check import StepChecks
+
+            model, criterion, batches, optimizer, about = self._work(device, dtype)
+            check = check_step(optimizer, model, criterion, self._reference())
+            off, first = [], None
+            endless = itertools.chain.from_iterable(itertools.repeat(batches))
+            for n, batch in enumerate(itertools.islice(endless, self.steps)):
+                optimizer.zero_grad()
+                with check.at([batch]):
+                    criterion(model, batch).backward()
+                    optimizer.step()
+                assert check.result is not None
+                if check.result.ok is False:
+                    off.append(n)
+                if not check.result.ok:
+                    first = first or check.result
+                on_step(n + 1, self.steps)
+        assert check.result is not None
+        told = {"problem": about, "optimizer": type(optimizer).__name__, "seed": str(self.seed), "command": command()}
+        checks = StepChecks(self.steps, tuple(off), first or check.result, told)
+        if self.json:
+            answer.say(checks.to_json())
+        else:
+            from memoryless.report.check import print_checks
+
+            print_checks(checks, answer.console())
+        if page is not None:
+            write(page, checks.to_html())
+
+    def _work(self, device: Any, dtype: Any) -> tuple[Any, Any, Any, Any, str]:
+        """Model, criterion, batches, optimizer, and the problem in words."""
+        from memoryless.cli import setup
+
+        if ":" in self.problem and (device, dtype, self.optimizer, self.checkpoint) == (None, None, None, None):
+            # As it is: parameters of half precision, which no audit takes, are what a step may founder on.
+            model, criterion, batches, optimizer = setup.load_setup(self.problem, self.seed)
+            return model, criterion, batches, optimizer, self.problem
+        work = setup.load(self.problem, self.seed, setup.MINI_BATCHES, device, dtype)
+        loss = work.loss
+        optimizer = setup.optimizer_of(work, self.optimizer, "adamw", self.checkpoint)
+        return loss.model, loss.criterion, loss.batches.source, optimizer, work.about
+
+    def _reference(self) -> Any:
+        if self.reference is None:
+            return None
+        from torch.optim import Optimizer
+
+        from memoryless.methods.named import found
+
+        cls = found(self.reference)
+        if not (isinstance(cls, type) and issubclass(cls, Optimizer)):
+            raise BadInput(f"--reference {self.reference} is no class of optimizer; expected such as torch.optim.AdamW")
+        return cls

@@ -1,0 +1,235 @@
+"""The gradient that a step should have got, from model, criterion and batches, and why it got another."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from memoryless.isolation import isolated, standing
+
+PASSES = 16
+"""Roundings of each weight's way through forward and backward pass, as of a step (`reference`)."""
+Gradients = list[Tensor | None]
+
+
+@dataclass
+class Expected:
+    """Gradients at the parameters of the step.
+
+    Attributes:
+        each: of every batch.
+        sizes: of the batches.
+        averaged: mean gradients at averaged weights, if those were given.
+        doubt: what rounding makes of the mean, in the norm of each tensor.
+        leftover: what was in .grad when the block began.
+        previous: gradients that the last step saw.
+    """
+
+    each: list[Gradients]
+    sizes: list[int]
+    doubt: list[float]
+    leftover: Gradients
+    averaged: Gradients | None = None
+    previous: Gradients | None = None
+
+    def mean(self, even: bool = False) -> Gradients:
+        """Over all samples of the batches; over batches, if even."""
+        weights = [1.0] * len(self.each) if even else [float(size) for size in self.sizes]
+        return combined(self.each, [w / sum(weights) for w in weights])
+
+
+def combined(each: Sequence[Gradients], weights: Sequence[float]) -> Gradients:
+    """A weighted sum; None where there is none in any."""
+    found: Gradients = []
+    for tensors in zip(*each, strict=True):
+        parts = [w * t.double() for w, t in zip(weights, tensors, strict=True) if t is not None]
+        found.append(torch.stack(parts).sum(0) if parts else None)
+    return found
+
+
+def expect(
+    model: nn.Module,
+    criterion: Callable[[nn.Module, Any], Tensor],
+    batches: Sequence[Any],
+    tensors: Sequence[Tensor],
+    averaged: nn.Module | None,
+) -> Expected:
+    """The gradients of a block that begins: parameters, buffers and generators are left as they are.
+
+    Args:
+        model: in its training mode.
+        criterion: mean loss of a batch.
+        batches: of the step, in their order.
+        tensors: of the optimizer.
+        averaged: a copy of the model with averaged weights.
+    """
+    own = {id(p): name for name, p in model.named_parameters()}
+    kept = [p.grad for p in tensors]
+    leftover = [None if g is None else g.detach().double().clone() for g in kept]
+
+    def gradients() -> list[Gradients]:
+        with _buffers_kept(model), isolated(tensors[0].device, standing(tensors[0].device)):
+            return [_gradient(model, criterion, batch, tensors) for batch in batches]
+
+    each = gradients()
+    sizes = [_size(batch) for batch in batches]
+    found = Expected(each, sizes, [], leftover)
+    mean = found.mean()
+    with _moved(tensors, lambda k, p: p * (1 + torch.finfo(p.dtype).eps * _signs(p, k))):
+        moved = Expected(gradients(), sizes, [], leftover).mean()
+    for k, (a, b) in enumerate(zip(mean, moved, strict=True)):
+        eps = torch.finfo(tensors[k].dtype).eps
+        found.doubt.append(0.0 if a is None or b is None else PASSES * float((a - b).norm() + eps * a.norm()))
+    if averaged is not None:
+        theirs = {name.removeprefix("module."): p for name, p in averaged.named_parameters()}
+        values = [theirs.get(own.get(id(p), "")) for p in tensors]
+        with _moved(tensors, lambda k, p: p if (value := values[k]) is None else value.detach()):
+            found.averaged = Expected(gradients(), sizes, [], leftover).mean()
+    return found
+
+
+def _gradient(
+    model: nn.Module, criterion: Callable[[nn.Module, Any], Tensor], batch: Any, tensors: Sequence[Tensor]
+) -> Gradients:
+    wanted = [p for p in tensors if p.requires_grad]
+    found = iter(torch.autograd.grad(criterion(model, batch), wanted, allow_unused=True))
+    return [next(found) if p.requires_grad else None for p in tensors]
+
+
+@contextlib.contextmanager
+def _moved(tensors: Sequence[Tensor], to: Callable[[int, Tensor], Tensor]) -> Iterator[None]:
+    before = [p.detach().clone() for p in tensors]
+    try:
+        for k, p in enumerate(tensors):
+            p.data.copy_(to(k, p.detach()))
+        yield
+    finally:
+        for p, value in zip(tensors, before, strict=True):
+            p.data.copy_(value)
+
+
+@contextlib.contextmanager
+def _buffers_kept(model: nn.Module) -> Iterator[None]:
+    before = [(b, b.detach().clone()) for b in model.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for b, value in before:
+                b.copy_(value)
+
+
+def _signs(p: Tensor, k: int) -> Tensor:
+    generator = torch.Generator().manual_seed(k)
+    return (2.0 * torch.randint(0, 2, p.shape, generator=generator) - 1).to(p)
+
+
+def _size(batch: Any) -> int:
+    if isinstance(batch, Tensor):
+        return len(batch) if batch.ndim else 1
+    if isinstance(batch, dict):
+        batch = list(batch.values())
+    if isinstance(batch, (list, tuple)):
+        return next((_size(part) for part in batch if isinstance(part, Tensor)), 1)
+    return 1
+
+
+def causes(
+    seen: Gradients,
+    expected: Expected,
+    change: Callable[[Gradients], Gradients],
+    at_end: Gradients,
+    window: int | None,
+    ranks: int | None,
+    scale: float | None,
+) -> list[tuple[str, str, float]]:
+    """Why the optimizer saw another gradient: (name, text, share of the gap that is explained), the best first.
+
+    Args:
+        seen: at the step.
+        expected: from `expect`.
+        change: what the loop should do to the mean gradient.
+        at_end: .grad when the block ended.
+        window: micro-batches that the loop divides by.
+        ranks: processes.
+        scale: of a GradScaler.
+    """
+    want = change(expected.mean())
+    gap = distance(seen, want)
+    k, found = len(expected.each), []
+
+    def test(name: str, text: str, gradient: Gradients) -> None:
+        left = distance(seen, gradient)
+        doubt = sum(d * d for d in expected.doubt) ** 0.5 * max(1.0, norm(gradient) / max(norm(want), 1e-300))
+        found.append((name, text, 1 - left / gap, left <= 4 * doubt))
+
+    raw = expected.mean()
+    if distance(raw, want) > 0:
+        late = distance(at_end, change(seen)) <= 1e-3 * max(norm(at_end), 1e-300) and distance(at_end, seen) > 0
+        name = "gradient clipped after the step read it" if late else "gradient not clipped"
+        test(name, "the step saw the gradient as it is before gradient=", raw)
+        test("gradient clipped twice", "gradient= was applied twice", change(want))
+    if scale not in (None, 1.0):
+        test("scaler's scale not removed", f"the gradient is {scale:g} times too large", times(want, scale))
+        test(
+            "scaler's scale not removed",
+            f"clipped while {scale:g} times too large",
+            times(change(times(raw, scale)), 1 / scale),
+        )
+    if window and window != k:
+        test("last partial window at full weight", f"{k} micro-batches, divided by {window}", change(times(raw, k / window)))
+        test("last partial window at full weight", "a window that is not full counts as one", change(times(raw, window / k)))
+    if ranks and ranks > 1:
+        test("averaged instead of summed across ranks", f"divided by {ranks} ranks once more", change(times(raw, 1 / ranks)))
+        test("summed instead of averaged across ranks", f"{ranks} times the mean", change(times(raw, ranks)))
+    if k > 1:
+        for j, one in enumerate(expected.each):
+            what = f"rank {j}" if ranks == k else f"micro-batch {j}"
+            name = "gradient of one rank only" if ranks == k else "gradient of one micro-batch only"
+            test(name, f"only that of {what}", change(one))
+        test(
+            "last partial window at full weight", "batches of different sizes count the same", change(expected.mean(even=True))
+        )
+        test("loss divided by accumulation twice", f"divided by {k} once more", change(times(raw, 1 / k)))
+        test("loss not divided by accumulation", f"the sum of {k} micro-batches", change(times(raw, k)))
+    for old in (expected.leftover, expected.previous):
+        if old is not None and norm(old) > 0:
+            test("gradient accumulated across zero_grad", "an earlier gradient was still in .grad", change(added(raw, old)))
+    if expected.averaged is not None:
+        test("averaged weights evaluated", "the gradient is that at the averaged (EMA) weights", change(expected.averaged))
+    top = sum(float((a * b.double()).sum()) for a, b in zip(want, seen, strict=True) if a is not None and b is not None)
+    c = top / max(norm(want) ** 2, 1e-300)
+    told = distance(raw, want) > 0
+    name = ("gradient clipped twice" if told else "gradient clipped") if 0 < c < 1 else "gradient scaled"
+    if c > 1 and float(torch.tensor(c).log2().round().sub(torch.tensor(c).log2()).abs()) < 1e-3 and c > 8:
+        name = "scaler's scale not removed"
+    test(name, f"by one factor, {c:.4g}, on all tensors", times(want, c))
+    # Of those that fit within rounding the order in which they were tried counts; the others by how much they explain.
+    ranked = sorted(enumerate(found), key=lambda x: (not x[1][3], 0 if x[1][3] else -x[1][2], x[0]))
+    return [(name, text, share) for _, (name, text, share, fits) in ranked if share > 0.5]
+
+
+def norm(x: Gradients) -> float:
+    """Of all tensors together."""
+    return sum(float(t.double().square().sum()) for t in x if t is not None) ** 0.5
+
+
+def distance(a: Gradients, b: Gradients) -> float:
+    """Norm of the difference; None counts as 0."""
+    return sum(
+        float(((0 if s is None else s.double()) - (0 if t is None else t.double())).square().sum())  # type: ignore[union-attr]
+        for s, t in zip(a, b, strict=True) if s is not None or t is not None
+    ) ** 0.5  # fmt: skip
+
+
+def times(x: Gradients, c: float) -> Gradients:
+    """Each tensor times c."""
+    return [None if t is None else c * t for t in x]
+
+
+def added(a: Gradients, b: Gradients) -> Gradients:
+    """Sum; None counts as 0."""
+    return [s if t is None else t if s is None else s + t for s, t in zip(a, b, strict=True)]

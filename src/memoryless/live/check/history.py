@@ -1,0 +1,147 @@
+"""What a step's state says about the steps before: restored or not, counted or not, of which precision, of which settings."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from memoryless.live.check.record import Held, Record
+from memoryless.live.check.reference import Redone, buffers
+from memoryless.render.numbers import share
+
+
+class Found(NamedTuple):
+    """A cause, what it says, the tensors, and how much of what it is about it explains (of 1)."""
+
+    name: str
+    text: str
+    tensors: list[int]
+    explains: float
+
+
+def of_state(now: Record, previous: Record | None, scheduler: Any) -> Iterator[Found]:
+    """What contradicts the previous step, or itself.
+
+    Args:
+        now: this step.
+        previous: the one before, if it was seen.
+        scheduler: that the user told of.
+    """
+    if previous is not None and len(previous.held) == len(now.held):
+        yield from _restored(now.held, previous.held)
+        yield from _between(now.held, previous.held)
+    else:
+        empty = [k for k, h in enumerate(now.held) if h.count == 0 and any(bool(b.any()) for b in buffers(h.state).values())]
+        if empty:
+            yield Found("step count not restored", "the count is 0 and the averages are not", empty, 1.0)
+    low = [k for k, h in enumerate(now.held) if any(_eps(b) > torch.finfo(h.theta.dtype).eps for b in _large(h.state_after, h))]
+    if low:
+        kinds = sorted({str(b.dtype) for k in low for b in _large(now.held[k].state_after, now.held[k])})
+        yield Found(f"buffers of lower precision ({kinds[0].removeprefix('torch.')})", "than the parameters'", low, 1.0)
+    lost = [k for k, h in enumerate(now.held) if not now.groups[h.group].get("amsgrad", True)
+            and ("max_exp_avg_sq" in h.state or now.defaults.get("amsgrad"))]  # fmt: skip
+    if lost:
+        yield Found("amsgrad dropped", "built or saved with amsgrad, stepped without", lost, 1.0)
+    if scheduler is None:
+        for key in ("betas", "momentum", "alpha"):
+            moved = [j for j, group in enumerate(now.groups) if key in group and _moved(j, key, now, previous)]
+            if moved:
+                where = [k for k, h in enumerate(now.held) if h.group in moved]
+                text = f"{key} {now.groups[moved[0]][key]} is not as built; give scheduler= if a schedule moves it"
+                yield Found("momentum cycled by a schedule", text, where, 1.0)
+
+
+def _moved(j: int, key: str, now: Record, previous: Record | None) -> bool:
+    group = now.groups[j]
+    if previous is not None and j < len(previous.groups) and previous.groups[j].get(key) != group[key]:
+        return True
+    return "base_momentum" in group and key in now.defaults and now.defaults[key] != group[key]
+
+
+def _restored(now: list[Held], before: list[Held]) -> Iterator[Found]:
+    """State before this step against that after the last."""
+    differs = [k for k, (h, b) in enumerate(zip(now, before, strict=True)) if not _same(h.state, b.state_after)]
+    if not differs:
+        return
+    none = [k for k in differs if before[k].state_after and not any(bool(x.any()) for x in buffers(now[k].state).values())]
+    if none:
+        yield Found("state not restored", "empty, and it was not after the last step", none, 1.0)
+    others = [k for k in differs if k not in none and any(
+        j != k and buffers(b.state_after) and _same_buffers(now[k].state, b.state_after)
+        for j, b in enumerate(before))]  # fmt: skip
+    if others:
+        yield Found("state restored to other parameters", "it is another tensor's of the last step", others, 1.0)
+    counts = [k for k in differs if k not in none + others and _same_buffers(now[k].state, before[k].state_after)]
+    if counts:
+        text = f"{now[counts[0]].count}, and {before[counts[0]].state_after.get('step')} after the last step"
+        yield Found("step count not restored", text, counts, 1.0)
+    rest = [k for k in differs if k not in none + others + counts]
+    if rest:
+        yield Found("state changed between steps", "it is not what the last step left", rest, 1.0)
+
+
+def _between(now: list[Held], before: list[Held]) -> Iterator[Found]:
+    moved = [k for k, (h, b) in enumerate(zip(now, before, strict=True)) if not torch.equal(h.theta, b.after)]
+    if moved:
+        yield Found(
+            "parameters changed between steps",
+            "they are not what the last step left (averaged weights swapped in, say)",
+            moved,
+            1.0,
+        )
+
+
+def swallowed(now: Record, at: Redone) -> Iterator[Found]:
+    """Parameters or averages of half precision that swallow what is added: more than half of the step is lost.
+
+    In float32 that is what a run that has converged looks like.
+
+    Args:
+        now: this step.
+        at: the documented one.
+    """
+    for what, pairs in (
+        ("parameters swallow the step", [[(h.theta, h.after, t)] for h, t in zip(now.held, at.thetas, strict=True)]),
+        ("averages swallow what is added", [
+            [(h.state[k], h.state_after[k], s[k]) for k in buffers(h.state)
+             if k in s and k in h.state_after and h.state[k].numel() > 1]
+            for h, s in zip(now.held, at.states, strict=True)]),
+    ):  # fmt: skip
+        where, shares = [], []
+        for k, triples in enumerate(pairs):
+            for old, new, ours in triples:
+                if _eps(old) <= torch.finfo(torch.float32).eps:
+                    continue
+                step = ours - old.double()
+                lost = float((new.double() - ours).norm()) / max(float(step.norm()), torch.finfo(torch.float64).tiny)
+                # Half a unit in the last place of the old value: what may be lost at all.
+                if (
+                    lost > 0.5
+                    and float((new.double() - ours).norm()) <= 2 * _eps(old) * float(ours.norm())
+                    and bool(step.any())
+                ):
+                    where.append(k)
+                    shares.append(min(lost, 1.0))
+        if where and max(float(now.held[k].theta.abs().max()) for k in where) > 0:
+            dtype = str(now.held[where[0]].after.dtype).removeprefix("torch.")
+            yield Found(what, f"{share(max(shares))} of it is lost to rounding in {dtype}", sorted(set(where)), max(shares))
+
+
+def _eps(x: Tensor) -> float:
+    return torch.finfo(x.dtype).eps
+
+
+def _large(state: dict[str, Any], h: Held) -> list[Tensor]:
+    return [b for b in buffers(state).values() if b.shape == h.theta.shape and b.numel() > 1]
+
+
+def _same(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    counts = (a.get("step"), b.get("step"))
+    same = (counts[0] is None) == (counts[1] is None) and (counts[0] is None or float(counts[0] or 0) == float(counts[1] or 0))
+    return same and _same_buffers(a, b)
+
+
+def _same_buffers(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    x, y = buffers(a), buffers(b)
+    return x.keys() == y.keys() and all(x[k].shape == y[k].shape and torch.equal(x[k], y[k]) for k in x)

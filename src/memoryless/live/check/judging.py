@@ -1,0 +1,128 @@
+"""A recorded step judged: taken again as documented, and where it is off, with each likely cause put in."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from memoryless.live.check import history
+from memoryless.live.check.causes import CAUSES, Case, Try
+from memoryless.live.check.record import Record
+from memoryless.live.check.reference import Bound, Redone, Reference, buffers, stored
+from memoryless.live.check.step_check import Cause, OffTensor
+
+HARDLY = 0.5
+"""A cause is named if it explains at least so much."""
+
+
+def deviations(reference: Reference) -> tuple[Redone, Bound | None, list[OffTensor], list[int]]:
+    """The documented step, what rounding can explain, and what is off by more.
+
+    Args:
+        reference: takes the step again.
+
+    Returns:
+        Also the tensors' numbers; no bound where the storing alone explains all.
+    """
+    at, held = reference.redo(), reference.record.held
+    if not any(_over(h.after, t, stored(h.theta.dtype, t)) > 1 for h, t in zip(held, at.thetas, strict=True)) and not any(
+        _over(h.state_after[k], v, stored(h.state_after[k].dtype, v)) > 1
+        for h, s in zip(held, at.states, strict=True) for k, v in buffers(s).items() if k in h.state_after):  # fmt: skip
+        return at, None, [], []
+    bound, off, where = reference.bound(at), [], []
+    for k, (h, t, s) in enumerate(zip(held, at.thetas, at.states, strict=True)):
+        step = t - h.theta.double()
+        size = float(step.square().sum())
+        c = float(((h.after.double() - h.theta.double()) * step).sum()) / size if size else None
+        if (times := _over(h.after, t, bound.thetas[k])) > 1:
+            off.append(OffTensor(h.name, "parameters", times, c))
+        for key, value in buffers(s).items():
+            if key not in h.state_after:
+                off.append(OffTensor(h.name, f"{key} missing", float("inf"), None))
+            elif (times := _over(h.state_after[key], value, bound.states[k][key])) > 1:
+                off.append(OffTensor(h.name, key, times, None))
+        if any(o.name == h.name for o in off):
+            where.append(k)
+    return at, bound, off, where
+
+
+def _over(found: Tensor, documented: Tensor, allowed: Tensor) -> float:
+    """The largest deviation over what is allowed."""
+    if not documented.numel():
+        return 0.0
+    gap = (found.double() - documented).abs()
+    same = torch.eq(found.double(), documented) | (found.isnan() & documented.isnan())
+    return float(torch.where(same, 0.0, gap / allowed).nan_to_num(nan=float("inf")).max())
+
+
+def explained(case: Case, bound: Bound) -> list[Cause]:
+    """Causes of a step that is off, the best first.
+
+    Args:
+        case: the step.
+        bound: what rounding can explain.
+    """
+    found: list[tuple[bool, bool, float, int, Try]] = []
+    tries: list[Try] = []
+    for cause in CAUSES:
+        try:
+            tries += cause(case)
+        except (RuntimeError, ValueError, KeyError, TypeError, ZeroDivisionError):  # a cause that this optimizer cannot have
+            continue
+    base = _gap(case, case.at)
+    for order, each in enumerate(tries):
+        fits, states = _fits(case, each.redone, bound)
+        share = 1 - _gap(case, each.redone) / base if base else float(states)
+        if fits or share > HARDLY:
+            found.append((fits, states, share, order, each))
+    # What has a factor fitted to the step comes after what explains it as well without.
+    found.sort(key=lambda f: (-(f[0] and f[1]), -f[0], -round(f[2], 3), f[4].fitted, f[3]))
+    names = tuple(case.held[k].name for k in case.off)
+    best = [f for f in found if f[:2] == found[0][:2] and abs(f[2] - found[0][2]) < 1e-3 and f[4].fitted == found[0][4].fitted]
+    seen: dict[str, Cause] = {}
+    for f in found:
+        seen.setdefault(f[4].name, Cause(f[4].name, f[4].text, names, f[2], f in best and len({b[4].name for b in best}) > 1))
+    return list(seen.values())
+
+
+def _gap(case: Case, redone: Redone) -> float:
+    """Norm of what a step leaves unexplained of the tensors that are off, each relative to its documented displacement."""
+    total = 0.0
+    for k in case.off:
+        h = case.held[k]
+        size = float((case.at.thetas[k] - h.theta.double()).norm()) or 1.0
+        total += (float((h.after.double() - redone.thetas[k]).norm()) / size) ** 2
+    return total**0.5
+
+
+def _fits(case: Case, redone: Redone, bound: Bound) -> tuple[bool, bool]:
+    """Whether a step explains the tensors that are off to rounding: parameters, buffers."""
+    thetas, states = True, True
+    for k in case.off:
+        h, t = case.held[k], redone.thetas[k]
+        # The bound of the step with a cause put in is that of the documented one in proportion to the two displacements.
+        theta = h.theta.double()
+        ratio = 2 * max(1.0, float((t - theta).norm()) / (float((case.at.thetas[k] - theta).norm()) or 1.0))
+        thetas &= _over(h.after, t, ratio * bound.thetas[k] + stored(h.theta.dtype, t)) <= 1
+        own = buffers(redone.states[k]) if isinstance(redone.states[k], dict) else {}
+        for key, value in own.items():
+            kept = h.state_after.get(key)
+            if isinstance(kept, Tensor) and kept.shape == value.shape:
+                allowed = 4 * bound.states[k].get(key, torch.zeros_like(value)) + 4 * stored(kept.dtype, value)
+                states &= _over(kept, value, allowed) <= 1
+        states &= set(own) <= set(h.state_after)
+    return thetas, states
+
+
+def of_history(now: Record, previous: Record | None, at: Redone, scheduler: Any) -> list[Cause]:
+    """Causes that a step's state and precision tell.
+
+    Args:
+        now: this step.
+        previous: the one before.
+        at: the documented one.
+        scheduler: that the user told of.
+    """
+    found: Sequence[history.Found] = [*history.of_state(now, previous, scheduler), *history.swallowed(now, at)]
+    return [Cause(f.name, f.text, tuple(now.held[k].name for k in f.tensors), f.explains) for f in found]

@@ -1,0 +1,134 @@
+"""A step as it was taken: parameters, gradients, state and groups before it, parameters and state after."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from memoryless.errors import BadInput
+from memoryless.isolation import Standing, standing
+
+
+def mapped(f: Any, tree: Any) -> Any:
+    """A nested state with f of its tensors in their place; what else it holds is shared.
+
+    Args:
+        f: tensor -> tensor.
+        tree: dictionaries, lists and tuples.
+    """
+    if isinstance(tree, Tensor):
+        return f(tree)
+    if isinstance(tree, Mapping):
+        return {key: mapped(f, value) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return type(tree)(mapped(f, value) for value in tree)
+    return tree
+
+
+def copied(tree: Any) -> Any:
+    """A nested state, its tensors copied."""
+    return mapped(lambda x: x.detach().clone(), tree)
+
+
+@dataclass
+class Held:
+    """One tensor at one step.
+
+    Attributes:
+        name: in the model, or its place in the optimizer.
+        group: number of its param group.
+        place: address of its memory: tied tensors share it.
+        trained: whether it requires a gradient.
+        theta: before the step, in its own dtype.
+        gradient: as the optimizer saw it; None where there was none.
+        state: the optimizer's, before.
+        after: the tensor after the step.
+        state_after: the optimizer's, after.
+    """
+
+    name: str
+    group: int
+    place: int
+    trained: bool
+    theta: Tensor
+    gradient: Tensor | None
+    state: dict[str, Any]
+    after: Tensor = field(default_factory=lambda: torch.empty(0))
+    state_after: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int | None:
+        """Steps that its state counts; None where it counts none."""
+        step = self.state.get("step")
+        return None if step is None else int(step)
+
+
+@dataclass
+class Record:
+    """One step.
+
+    Attributes:
+        held: the tensors, each once.
+        groups: hyperparameters at the step.
+        groups_after: when the block ended, after a scheduler's step.
+        defaults: what the optimizer was built with.
+        cls: the optimizer's class.
+        noise: where the generators stood.
+    """
+
+    held: list[Held]
+    groups: list[dict[str, Any]]
+    defaults: dict[str, Any]
+    cls: type[Optimizer]
+    groups_after: list[dict[str, Any]] = field(default_factory=list)
+    noise: Standing | None = None
+
+
+def before(optimizer: Optimizer, names: Mapping[int, str]) -> Record:
+    """Note a step that is about to be taken.
+
+    Args:
+        optimizer: its gradients are in place.
+        names: of tensors by id.
+
+    Raises:
+        BadInput: a gradient is sparse.
+    """
+    held, seen = [], set()
+    scale = getattr(optimizer, "grad_scale", None)
+    for number, group in enumerate(optimizer.param_groups):
+        for p in group["params"]:
+            if id(p) in seen:
+                continue
+            seen.add(id(p))
+            if p.grad is not None and p.grad.is_sparse:
+                raise BadInput("a gradient is sparse; expected dense, use Embedding(sparse=False)")
+            gradient = None if p.grad is None else p.grad.detach().clone()
+            if gradient is not None and scale is not None:
+                gradient /= scale
+            name = names.get(id(p), f"tensor {len(held)}")
+            state = copied(dict(optimizer.state.get(p, {})))
+            held.append(Held(name, number, p.data_ptr(), p.requires_grad, p.detach().clone(), gradient, state))
+    noise = standing(held[0].theta.device)
+    return Record(held, settings(optimizer), dict(optimizer.defaults), type(optimizer), noise=noise)
+
+
+def after(record: Record, optimizer: Optimizer) -> None:
+    """Note what the step led to.
+
+    Args:
+        record: from `before`.
+        optimizer: the same, after.
+    """
+    tensors = {id(p): p for group in optimizer.param_groups for p in group["params"]}
+    for held, p in zip(record.held, tensors.values(), strict=True):
+        held.after, held.state_after = p.detach().clone(), copied(dict(optimizer.state.get(p, {})))
+    record.groups_after = settings(optimizer)
+
+
+def settings(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """Hyperparameters of each group, its tensors copied."""
+    return [{key: copied(value) for key, value in group.items() if key != "params"} for group in optimizer.param_groups]

@@ -1,0 +1,227 @@
+"""`check_step`: every broken step is found with its cause, no clean step is; the run stays bit for bit what it is."""
+
+import copy
+import json
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import memoryless as ml
+from memoryless.errors import BadInput, BadType
+from memoryless.flat import Layout, flat
+from memoryless.live.check import record
+from memoryless.live.check.reference import Reference
+from memoryless.methods.buffers import states_of
+from memoryless.methods.method_optimizer import MethodOptimizer
+from tests.live.check.mutations import LR, MUTATIONS, Loop, Mutation, clip, sgd
+
+O = torch.optim
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda m: m.name)
+def test_every_broken_step_is_found_its_cause_first(mutation: Mutation):
+    result = mutation.run()
+    assert result.ok is False
+    assert result.causes[0].name == mutation.cause
+    assert result.causes[0].name in result.verdict
+    assert result.causes[0].explains > 0.999
+
+
+CLEAN: dict[str, tuple[Any, dict[str, Any]]] = {
+    "heavy ball": (O.SGD, {"lr": LR, "momentum": 0.9, "weight_decay": 0.01, "dampening": 0.1}),
+    "Nesterov": (O.SGD, {"lr": LR, "momentum": 0.9, "nesterov": True}),
+    "Adam": (O.Adam, {"weight_decay": 0.1}),
+    "amsgrad": (O.Adam, {"amsgrad": True}),
+    "AdamW": (O.AdamW, {}),
+    "NAdam": (O.NAdam, {"weight_decay": 0.1}),
+    "RMSprop": (O.RMSprop, {}),
+    "centered RMSprop": (O.RMSprop, {"centered": True, "momentum": 0.9}),
+    "RAdam": (O.RAdam, {}),
+    "Adamax": (O.Adamax, {}),
+    "Adagrad": (O.Adagrad, {}),
+    "Adadelta": (O.Adadelta, {}),
+    "ASGD": (O.ASGD, {}),
+    "Rprop": (O.Rprop, {}),
+    "Adafactor": (O.Adafactor, {}),
+}
+PATHS: dict[str, dict[str, Any]] = {
+    "single": {"foreach": False},
+    "foreach": {"foreach": True},
+    "lr tensor": {"lr": torch.tensor(LR)},
+}
+FUSED = {"heavy ball", "Nesterov", "Adam", "amsgrad", "AdamW", "Adagrad"}
+
+
+def clean(make: Any, dtype: torch.dtype, steps: int = 8, **options: Any) -> None:
+    loop = Loop(make, dtype, tells=True, **options)
+    for _ in range(steps):
+        result = loop.steps(1)
+        assert result.ok, (result.verdict, result.tensors)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("path", [*PATHS, "fused"])
+@pytest.mark.parametrize("name", CLEAN)
+def test_no_alarm_in_clean_steps(name: str, path: str, dtype: torch.dtype):
+    cls, options = CLEAN[name]
+    if path == "fused" and name not in FUSED:
+        pytest.skip("torch has no fused path")
+    more = {"fused": True} if path == "fused" else PATHS[path] | ({"foreach": False} if path == "lr tensor" else {})
+    clean(lambda model: cls(model.parameters(), **options | more), dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    "method", [ml.HeavyBall(), ml.Nesterov(), ml.RMSprop(), ml.Adam(), ml.AdamW(), ml.NAdam(), ml.Lion(), ml.Signum()], ids=str
+)
+def test_no_alarm_in_clean_steps_of_the_catalogue(method: ml.Method, dtype: torch.dtype):
+    clean(lambda model: MethodOptimizer(model.parameters(), method), dtype)
+
+
+def test_no_alarm_where_a_matrix_is_orthogonalized():
+    clean(lambda model: O.Muon([p for p in model.parameters() if p.ndim == 2], lr=LR), torch.float32)
+
+
+@pytest.mark.parametrize("name", ["heavy ball", "Nesterov", "Adam", "AdamW", "NAdam", "RMSprop"])
+def test_the_reference_is_the_catalogues(name: str):
+    """The documented step by torch's single-tensor path and by the momentum form from the buffers, to 1e-14."""
+    cls, options = CLEAN[name]
+    loop = Loop(lambda model: cls(model.parameters(), **options))
+    loop.steps(4)
+    loop.optimizer.zero_grad()
+    loop.backward(loop.batches())
+    tensors = list(loop.model.parameters())
+    layout = Layout(dict(loop.model.named_parameters()))
+    method, (state,) = states_of(loop.optimizer, layout)
+    _, F = method.update((state,) if len(method.parts) > 1 else state, flat(p.grad for p in tensors), layout.theta())
+    redone = Reference(record.before(loop.optimizer, {})).redo()
+    torch.testing.assert_close(flat(redone.thetas), layout.theta() - method.lr * F, rtol=1e-13, atol=1e-14)
+
+
+def test_the_run_is_bit_for_bit_the_one_without():
+    def run(check: bool) -> torch.Tensor:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Dropout(0.3), nn.Linear(5, 2))
+        optimizer = O.AdamW(model.parameters())
+
+        def criterion(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+            return model(x).square().mean()
+
+        around = ml.check_step(optimizer, model, criterion)
+        for _ in range(5):
+            x = torch.randn(8, 6)
+            optimizer.zero_grad()
+            if check:
+                with around.at([x]):
+                    criterion(model, x).backward()
+                    optimizer.step()
+                assert around.result is not None
+                assert around.result.ok, around.result.verdict
+                assert around.result.shares is not None
+            else:
+                criterion(model, x).backward()
+                optimizer.step()
+        return flat([*model.state_dict().values(), torch.randn(3)])
+
+    assert torch.equal(run(True), run(False))
+
+
+def test_shares_add_up_and_are_those_of_heavy_ball_by_hand():
+    theta = nn.Parameter(torch.tensor([2.0, -1.0], dtype=torch.float64))
+    optimizer = O.SGD([theta], lr=0.1, momentum=0.5, weight_decay=0.2)
+    theta.grad = torch.tensor([1.0, 3.0], dtype=torch.float64)
+    optimizer.step()
+    buffer, start = optimizer.state[theta]["momentum_buffer"].clone(), theta.detach().clone()
+    with ml.check_step(optimizer) as check:
+        optimizer.step()
+    assert check.result is not None
+    assert check.result.shares is not None
+    parts = {"gradient": theta.grad, "memory": 0.5 * buffer, "decay": 0.2 * start}
+    step = sum(parts.values())
+    for name, part in parts.items():
+        assert check.result.shares["whole"][name] == pytest.approx(float((part * step).sum() / (step * step).sum()), rel=1e-12)
+    assert sum(check.result.shares["whole"].values()) == pytest.approx(1, rel=1e-12)
+
+
+def test_noise_is_the_scatter_of_the_batches_over_their_mean():
+    loop = Loop(sgd, tells=True)
+    result = loop.steps(1, k=4)
+    batches = loop.check.batches
+    assert batches is not None
+    fresh = Loop(sgd)  # the parameters before the step
+    each = [
+        flat(torch.autograd.grad((fresh.model(b) - b[:, :2].sin()).square().mean(), list(fresh.model.parameters())))
+        for b in batches
+    ]
+    scatter = torch.stack(each).var(0).sum() / 4
+    assert result.noise == pytest.approx(float(scatter / torch.stack(each).mean(0).square().sum()), rel=1e-9)
+
+
+def test_clipping_that_is_told_is_no_alarm():
+    loop = Loop(sgd, tells=True, gradient=clip)
+
+    def body(batches: list[torch.Tensor]) -> None:
+        loop.backward(batches)
+        norm = flat(p.grad for p in loop.model.parameters()).norm()
+        for p in loop.model.parameters():
+            p.grad.mul_(min(1.0, 0.1 / float(norm)))  # type: ignore[union-attr]
+        loop.optimizer.step()
+
+    assert loop.steps(2, body).ok
+
+
+def test_a_schedule_that_is_told_is_no_alarm():
+    loop = Loop(lambda model: O.AdamW(model.parameters()))
+    loop.check.scheduler = scheduler = O.lr_scheduler.OneCycleLR(loop.optimizer, 0.01, total_steps=20)
+    for _ in range(5):
+        assert loop.steps(1, lambda batches: (loop.plain(batches), scheduler.step())).ok
+
+
+def test_a_class_of_ones_own_is_held_to_the_class_that_is_named():
+    class Own(O.Optimizer):
+        def __init__(self, parameters: Any):
+            super().__init__(parameters, {"lr": LR})
+
+        @torch.no_grad()
+        def step(self, closure: Any = None) -> None:
+            for p in self.param_groups[0]["params"]:
+                p.add_(p.grad, alpha=LR)  # ascends
+
+    make = lambda model: Own(model.parameters())  # noqa: E731
+    loop = Loop(make)
+    assert loop.steps(1).ok  # what a copy of it does, too
+    assert "only what a copy of it" in loop.check.result.notes[0]  # type: ignore[union-attr]
+    held = Loop(make, reference=O.SGD).steps(1)
+    assert held.ok is False
+    assert held.tensors[0].factor == pytest.approx(-1)
+
+
+def test_json_and_page():
+    result = next(m for m in MUTATIONS if m.name == "betas swapped").run()
+    plain = json.loads(result.to_json())
+    assert plain["ok"] is False
+    assert plain["causes"][0]["name"] == "betas swapped"
+    assert "betas swapped" in result.to_html()
+
+
+def test_bad_input():
+    model = nn.Linear(2, 1)
+    optimizer = O.AdamW(model.parameters())
+    with pytest.raises(BadType, match="optimizer must be a torch optimizer, got Linear"):
+        ml.check_step(model)  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match="only with model and criterion"):
+        ml.check_step(optimizer, batches=[1])
+    with pytest.raises(BadType, match="reference must be a class"):
+        ml.check_step(optimizer, reference=optimizer)  # type: ignore[arg-type]
+    with ml.check_step(optimizer) as check:
+        pass
+    assert check.result is not None
+    assert check.result.ok is None
+    assert "no step was taken" in check.result.verdict
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ZeroDivisionError), ml.check_step(optimizer):
+        1 / 0  # noqa: B018
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert not optimizer._optimizer_step_pre_hooks
