@@ -29,6 +29,34 @@ def test_nothing_is_said_of_short_work(capsys: pytest.CaptureFixture[str]):
     assert capsys.readouterr().err == ""
 
 
+def test_long_work_says_early_how_long_it_takes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(time, "monotonic", clock := Clock())
+    with options.progress("steps") as on_step:
+        clock.now = 5.0  # torch was waited for
+        for done in range(4):
+            on_step(done, 100)
+            clock.now += 1.0
+    assert capsys.readouterr().err == "steps: 2 of 100, about 98 s left, 7 s so far\n"
+
+
+def test_steps_that_take_longer_are_foreseen(monkeypatch: pytest.MonkeyPatch):
+    """Of four steps the first and third take 5 s more than the others, and so it says when it has seen one of each."""
+    monkeypatch.setattr(time, "monotonic", clock := Clock())
+    told: list[tuple[int, int]] = []
+    on_step = options.even(lambda *at: told.append(at), [1, 3])
+    for done in range(1, 5):
+        clock.now += 6.0 if done in (1, 3) else 1.0
+        on_step(done, 4)
+    assert told == [(1, 4), (7, 14), (13, 14), (14, 14)]
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 def test_it_begins_before_torch_is_waited_for():
     code = """
 import sys

@@ -15,7 +15,7 @@ from sympy import Abs, Rational
 import memoryless as ml
 from memoryless.errors import BadInput, NeverForgets, NotDerivable
 from memoryless.formulas.compiled import compiled
-from memoryless.formulas.symbols import H, g, h, n, w
+from memoryless.formulas.symbols import H, Rate, Step, g, h, n, w
 from tests.formulas.cases import LR, b1, b2, beta, close, derive, eps, is_zero, lam, single, tensors
 from tests.problems import METHODS, norm, reference_loss
 
@@ -117,6 +117,37 @@ def test_geometric_series_are_the_literal_sums(name, step, monkeypatch):
 def test_a_long_past(name):
     method = METHODS[name](LR)
     d, c = ml.derive(method, step=60), ml.correction(method, reference_loss(), step=60)
+    assert close(tensors(d.F, method), c.F, c.F)
+    assert close(tensors(d.M, method), c.M, c.F)
+
+
+# nadam_schedule has weights without a formula in n and is written out: `test_a_long_past`.
+NUMBERS = [name for name in METHODS if name not in ("groups", "nadam_schedule")]
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_for_the_rates_end(name):
+    method = METHODS[name](LR)
+    d, c = ml.derive(method, step=7), ml.correction(method, reference_loss(), step=7)
+    assert close(tensors(d.F, method), c.F, c.F)
+    assert close(tensors(d.M, method), c.M, c.F)
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_for_the_rates_end_far_out(name):
+    d = ml.derive(METHODS[name](LR), step=200)
+    assert d.F.has(g)
+    assert not d.M.atoms(Rate, Step)
+
+
+def test_rates_that_cancel_each_other():
+    """beta_1^2 = beta_2: the series of their ratio has every term alike, with numbers in place of symbols only."""
+    square = lambda g, theta: g**2  # noqa: E731
+    average = {"weight": lambda n: 1.0}
+    method = ml.Method(
+        LR, (ml.Momentum(0.9, **average), ml.Momentum(0.81, square, **average)), lambda f, m, theta: m[0] ** 2 + m[1]
+    )
+    d, c = ml.derive(method, step=9), ml.correction(method, reference_loss(), step=9)
     assert close(tensors(d.F, method), c.F, c.F)
     assert close(tensors(d.M, method), c.M, c.F)
 

@@ -9,7 +9,7 @@ import tyro
 
 from memoryless.cli import answer
 from memoryless.cli.files import command, writable, write
-from memoryless.cli.options import device_of, dtype_of, progress, there
+from memoryless.cli.options import device_of, dtype_of, even, progress, there
 from memoryless.errors import BadInput, Diverged
 
 VECTORS = 74
@@ -78,15 +78,16 @@ class Audit:
             lr = float(optimizer.param_groups[0]["lr"])
             if (needed := VECTORS * loss.layout.d * loss.theta.element_size()) > 2**30:
                 print(f"{loss.layout.d:,} parameters: about {needed / 2**30:.0f} GB beside the network's own", file=sys.stderr)
+            stops = log_spaced(self.steps, self.stops)
             try:
                 run = audit_run(
                     optimizer,
                     loss,
                     self.steps,
-                    stops=log_spaced(self.steps, self.stops),
+                    stops=stops,
                     measures=self.measures,
                     compare=None if self.compare is None else [_rival(text, loss, lr) for text in self.compare],
-                    on_step=on_step,
+                    on_step=even(on_step, stops),
                 )
             except Diverged as error:
                 run, failure = error.so_far, error

@@ -16,6 +16,9 @@ from memoryless.errors import BadInput
 EVERY = 10.0
 """Seconds between two lines of progress where there is no terminal."""
 
+FIRST = 2.0
+"""Seconds after the first step at which a longer work says there how long it takes; a bar says it from its second step on."""
+
 
 @contextmanager
 def progress(what: str) -> Iterator[Callable[..., None]]:
@@ -43,25 +46,78 @@ def _bar(what: str) -> Iterator[Callable[..., None]]:
 
 @contextmanager
 def _lines(what: str) -> Iterator[Callable[..., None]]:
-    begun, state, over = time.monotonic(), (0, 0), threading.Event()
+    begun, state, first, over = time.monotonic(), (0, 0), None, threading.Event()
+
+    def left() -> float | None:
+        """Seconds, by the rate since the first step: before it torch was waited for."""
+        (done, total), (since, at) = state, first or (begun, 0)
+        if done == at:
+            since, at = begun, 0
+        return (time.monotonic() - since) * (total - done) / (done - at) if done and total else None
 
     def tell() -> None:
+        (done, total), ahead, spent = state, left(), time.monotonic() - begun
+        come = "at work" if ahead is None else f"{done:,} of {total:,}, about {duration(ahead)} left"
+        print(f"{what}: {come}, {duration(spent)} so far", file=sys.stderr, flush=True)
+
+    def repeat() -> None:
         while not over.wait(EVERY):
-            (done, total), spent = state, time.monotonic() - begun
-            left = f"{done:,} of {total:,}, about {spent * (total - done) / done:.0f} s left" if done and total else "at work"
-            print(f"{what}: {left}, {spent:.0f} s so far", file=sys.stderr, flush=True)
+            tell()
 
     def on_step(done: int, total: int | None = None) -> None:
-        nonlocal state
-        state = done, total or 0
+        nonlocal state, first, early
+        state, first = (done, total or 0), first or (time.monotonic(), done)
+        if early and time.monotonic() - first[0] >= FIRST:
+            early = False
+            if (left() or 0.0) >= EVERY:
+                tell()
 
-    thread = threading.Thread(target=tell, daemon=True)
+    early = True
+    thread = threading.Thread(target=repeat, daemon=True)
     thread.start()
     try:
         yield on_step
     finally:
         over.set()
         thread.join()
+
+
+def duration(seconds: float) -> str:
+    """In the unit in which one says it.
+
+    Args:
+        seconds: >= 0.
+
+    Example:
+        >>> duration(8.2), duration(200), duration(9000)
+        ('8 s', '3 min', '2.5 h')
+    """
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def even(on_step: Callable[..., None], dear: Iterable[int]) -> Callable[[int, int], None]:
+    """Steps told as work of one pace, where some take longer than the rest: in units of a plain step's time, as measured.
+
+    Args:
+        on_step: told the work done and what it may come to.
+        dear: those that take longer.
+
+    Example:
+        >>> even(print, [])(1, 4)
+        1 4
+    """
+    dear, at, took = set(dear), time.monotonic(), {True: [0.0, 0], False: [0.0, 0]}
+
+    def told(done: int, total: int) -> None:
+        nonlocal at
+        spent, count = took[done in dear]
+        took[done in dear] = [spent + time.monotonic() - at, count + 1]
+        at = time.monotonic()
+        each = {which: spent / count if count else 0.0 for which, (spent, count) in took.items()}
+        extra = max(each[True] / each[False] - 1, 0.0) if each[False] and each[True] else 0.0
+        on_step(round(done + extra * sum(step <= done for step in dear)), round(total + extra * len(dear)))
+
+    return told
 
 
 def there(problem: str, checkpoint: str | None = None) -> None:

@@ -5,22 +5,27 @@
 # pyright: reportAssignmentType=false, reportOperatorIssue=false, reportOptionalOperand=false, reportGeneralTypeIssues=false
 # pyright: reportIncompatibleMethodOverride=false, reportOptionalMemberAccess=false, reportIndexIssue=false
 
+import functools
 import math
 import numbers
 import operator
 from collections.abc import Callable
 from typing import Any
 
+import mpmath
 import sympy
 from sympy import Expr, S
 from sympy.core.relational import Relational
 from sympy.functions.elementary.hyperbolic import HyperbolicFunction
 from sympy.functions.elementary.trigonometric import TrigonometricFunction
 
-from memoryless.formulas.symbols import Exponent, Field, GradK, H, HessK, L, Step, Total, g, theta, w
+from memoryless.formulas.symbols import Exponent, Field, GradK, H, HessK, L, Rate, Step, Total, around_sums, g, theta, w
 
 _MULTIPLIED_OUT = 20
 """The largest exponent that stays an integer of SymPy's."""
+
+TERMS = 300
+"""Of a sum that are written out."""
 
 
 def rational(x: Any) -> Expr:
@@ -36,7 +41,7 @@ def rational(x: Any) -> Expr:
 
 
 def evaluated(expression: Expr) -> Expr:
-    """With the step's number in place of its symbol.
+    """With the numbers of the step and of decay rates in place of their symbols.
 
     Args:
         expression: of any kind.
@@ -44,6 +49,7 @@ def evaluated(expression: Expr) -> Expr:
     if isinstance(expression, Relational):  # which would be decided
         return expression.func(evaluated(expression.lhs), evaluated(expression.rhs), evaluate=False)
     numbers = {step: sympy.Integer(str(step)) for step in expression.atoms(Step)}
+    numbers |= {rate: rate.number for rate in expression.atoms(Rate)}
 
     def power(base: Expr, exponent: Expr) -> Expr:
         exponent = exponent.xreplace(numbers)
@@ -52,6 +58,51 @@ def evaluated(expression: Expr) -> Expr:
         return base ** (sympy.sign(exponent) * Exponent(abs(int(exponent))))
 
     return expression.replace(lambda e: e.is_Pow and e.exp.has(Step), lambda e: power(*e.args)).xreplace(numbers)
+
+
+def number(expression: Expr) -> Expr | None:
+    """`evaluated` where that is a number, its sums over the past added up; None where symbols are left, or a sum is too long.
+
+    Args:
+        expression: of any kind.
+    """
+    value = evaluated(expression)
+    if value.free_symbols:
+        return None
+    if any(last - first >= TERMS for x in value.atoms(sympy.Sum) for _, first, last in x.limits):
+        return None
+
+    return added_up(value)
+
+
+def added_up(expression: Expr) -> Expr:
+    """Its sums over the past written out, in 30 digits: exact, their terms have numbers as long as the past.
+
+    Args:
+        expression: without symbols in the sums' limits.
+    """
+    return expression.replace(sympy.Sum, _added_up)
+
+
+@functools.cache
+def _added_up(term: Expr, ages: sympy.Tuple) -> Expr:
+    index, *ends = ages
+    first, last = map(int, ends)
+    if term.free_symbols - {index}:
+        return sympy.Add(*(approximated(term.subs(index, i), 30, lambda _: True) for i in range(first, last + 1)))
+    with mpmath.workdps(30):
+        at = sympy.lambdify(index, term, "mpmath")
+        return sympy.Float(mpmath.fsum(at(i) for i in range(first, last + 1)), 30)
+
+
+def sign_of_number(number: Expr) -> int:
+    """Its sign, by its digits where they decide it.
+
+    Args:
+        number: without symbols.
+    """
+    digits = number.evalf(15)
+    return int(sympy.sign(digits if digits.is_Float and digits._prec > 1 else sympy.simplify(number)))
 
 
 def approximated(expression: Expr, digits: int, which: Callable[[Expr], bool]) -> Expr:
@@ -82,7 +133,10 @@ def tidy(expression: Expr) -> Expr:
     def collected(sum_: Expr) -> Expr:
         return sympy.collect(sympy.expand_mul(sum_), nodes, func=scalar) if sum_.is_polynomial(*nodes) else sum_
 
-    return _descending(expression.replace(lambda e: e.is_Add, collected))
+    def tidied(e: Expr) -> Expr:
+        return _descending(e.replace(lambda e: e.is_Add, collected))
+
+    return around_sums(expression.replace(sympy.Sum, lambda term, ages: sympy.Sum(tidied(term), ages)), tidied)
 
 
 def shortest(expression: Expr) -> Expr:
@@ -93,7 +147,7 @@ def shortest(expression: Expr) -> Expr:
     """
     if expression.has(TrigonometricFunction, HyperbolicFunction):
         return expression  # SymPy would search their identities for seconds
-    return min(expression, sympy.simplify(expression), key=sympy.count_ops)
+    return min(expression, around_sums(expression, sympy.simplify), key=sympy.count_ops)
 
 
 def equal(a: Expr, b: Expr) -> bool:
@@ -128,7 +182,7 @@ def scalar(coefficient: Expr) -> Expr:
     """
     if coefficient.has(Field):
         return coefficient
-    return _descending(sympy.powsimp(sympy.factor(coefficient), deep=True))
+    return around_sums(coefficient, lambda x: _descending(sympy.powsimp(sympy.factor(x), deep=True)))
 
 
 def _descending(expression: Expr) -> Expr:

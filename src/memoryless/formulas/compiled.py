@@ -15,11 +15,8 @@ from sympy.printing.pytorch import TorchPrinter
 from torch import Tensor
 
 from memoryless.errors import BadInput
-from memoryless.formulas.algebra import approximated, evaluated
+from memoryless.formulas.algebra import TERMS, added_up, approximated, evaluated
 from memoryless.formulas.symbols import L, g, theta, w
-
-_TERMS = 300
-"""Of a sum that are written out."""
 
 
 class _Printer(TorchPrinter):
@@ -60,11 +57,9 @@ def compiled(expression: Expr, K: Callable[[Tensor], Tensor] | None = None) -> C
     if any(S.Infinity in limits for total in expression.atoms(sympy.Sum) for limits in total.limits):
         raise BadInput("the formula holds a sum over infinitely many ages; derive it at a step, or take ml.correction")
     for first, last in (limits[1:] for total in expression.atoms(sympy.Sum) for limits in total.limits):
-        if last - first >= _TERMS:
-            raise BadInput(
-                f"the formula holds a sum of {last - first + 1} terms, expected at most {_TERMS}; take ml.correction"
-            )
-    expression = expression.doit()
+        if last - first >= TERMS:
+            raise BadInput(f"the formula holds a sum of {last - first + 1} terms, expected at most {TERMS}; take ml.correction")
+    expression = added_up(expression)
     # torch's functions take no Python numbers, and no fractions.
     numeric = approximated(expression, 17, lambda number: not (number.is_Integer and abs(number) < 2**31))
     here: dict[str, Any] = {}

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import sympy
 from sympy import Eq, Expr, S, Symbol
 
-from memoryless.formulas.algebra import evaluated, scalar
+from memoryless.formulas.algebra import number, scalar
 from memoryless.formulas.formulas import Formulas
 from memoryless.formulas.hyperparameters import SYMBOLS
 from memoryless.formulas.net_age import NetAge, sign_of
@@ -163,8 +163,8 @@ def _net_age(d: Formulas, a: NetAge) -> Iterator[Sentence | Eq]:
 
 def _valued(a: NetAge, kappa: Expr) -> Expr:
     """An expression in the ages' symbols, with its value if that is a number."""
-    value = evaluated(kappa.subs(a.ages))
-    return _eq(kappa, value) if value.is_number and kappa.free_symbols else kappa
+    value = number(kappa.subs(a.ages))
+    return _eq(kappa, value) if value is not None and kappa.free_symbols else kappa
 
 
 def _modified_loss(d: Formulas, a: NetAge) -> Iterator[Sentence | Eq]:
@@ -309,11 +309,11 @@ def reading(d: Formulas) -> Iterator[Sentence | Eq]:
             ]
     if (crossing := a.crossing) is not None:
         quantity, value = crossing
-        known = evaluated(value.subs(a.ages))
-        if not known.free_symbols and known > 0:
-            yield ["In between, the sign changes at ", _eq(quantity, known), "."]
-        elif known.free_symbols:
+        known = number(value.subs(a.ages))
+        if known is None:
             yield ["In between, the sign changes at ", _eq(quantity, value), ", if that is positive."]
+        elif known > 0:
+            yield ["In between, the sign changes at ", _eq(quantity, known), "."]
 
 
 def _reading_without_anatomy(d: Formulas) -> Iterator[Sentence]:

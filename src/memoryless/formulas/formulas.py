@@ -13,18 +13,18 @@ from typing import Any, Self
 import sympy
 from sympy import Expr, S, Symbol
 
-from memoryless.errors import NotDerivable
+from memoryless.errors import BadInput, NotDerivable
 from memoryless.formulas.algebra import evaluated, rational, tidy
 from memoryless.formulas.lagging import LaggingUpdate, slope_at_0
 from memoryless.formulas.net_age import NetAge
 from memoryless.formulas.stand_in import Functions, Symbolic, formula
-from memoryless.formulas.symbols import Beta, H, Step, g, k, theta
+from memoryless.formulas.symbols import Beta, H, Rate, Step, back, g, k, theta, w
 from memoryless.formulas.variable import Variable
 from memoryless.methods.kernel import require_fading
 from memoryless.methods.method import Method
 
 _LONGEST = 100
-"""Of the sums over the past that are written out; see `_written_out`."""
+"""Of the sums over the past that are written out; see `_at_step`."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,9 @@ class Formulas(LaggingUpdate):
             NeverForgets: steady state of a memory that does not fade.
         """
         method = _made(make, values)
-        variables = tuple(Variable.of(method, l) for l in range(len(method.variables)))
         if isinstance(step, Step):
-            step = _written_out(step, variables)
+            method, step = _at_step(method, make, values, step)
+        variables = _variables(method)
         if step is None:
             for v in method.variables:
                 require_fading(v)
@@ -100,13 +100,16 @@ class Formulas(LaggingUpdate):
     def _moved(self) -> Expr:
         m = {}
         for v, (drift, way) in zip(self.variables, self.drift_of, strict=True):
-            g_l = v.g.subs({g: g + k * drift, theta: theta + k * way}, simultaneous=True)
-            if g_l.is_polynomial(k):
-                powers = sympy.Poly(g_l, k).all_coeffs()[::-1]
-                m[v.m] = sum((term * v.moment(p, self.step) for p, term in enumerate(powers)), S.Zero)
-            else:
-                m[v.m] = v.sum(g_l, self.step)
+            g_l = v.g.subs({g: g + k * w, theta: theta + k * back}, simultaneous=True)
+            m[v.m] = self._remembered(v, g_l).subs({w: drift, back: way}, simultaneous=True)
         return self._uncoupled(tidy(self.readout.subs(m, simultaneous=True)) - tidy(self._shown))
+
+    def _remembered(self, v: Variable, g_l: Expr) -> Expr:
+        """sum_k kernel[k] g_l of k steps ago, by the moments of the age where that is a polynomial in it."""
+        if not g_l.is_polynomial(k):
+            return v.sum(g_l, self.step)
+        powers = sympy.Poly(g_l, k).all_coeffs()[::-1]
+        return sum((term * v.moment(p, self.step) for p, term in enumerate(powers)), S.Zero)
 
     @cached_property
     def flow(self) -> Expr:
@@ -190,21 +193,41 @@ def _made(make: Callable[..., Any], given: Mapping[str, Any]) -> Method:
     return method
 
 
-def _written_out(step: Step, variables: tuple[Variable, ...]) -> Expr:
-    """The step, as a number if a variable's weight has no formula in n: the sums over the past are then written out.
+def _variables(method: Method) -> tuple[Variable, ...]:
+    return tuple(Variable.of(method, l) for l in range(len(method.variables)))
+
+
+def _at_step(method: Method, make: Callable[..., Any], values: Mapping[str, Any], step: Step) -> tuple[Method, Expr]:
+    """The method with symbols for its decay rates where it takes them; n as a number where a weight has no formula in it.
 
     Raises:
-        NotDerivable: for so many steps that would not end.
+        NotDerivable: for so many steps that writing them out would not end.
     """
+    rates = {rate: Rate(rate) for v in method.variables if (rate := rational(v.beta)).is_Rational and 0 < rate < 1}
     try:
-        for v in variables:
+        named = _made(make, {key: _with(rates, value) for key, value in values.items()})
+        for v in _variables(named):
+            v.weight(step)
+    except (NotDerivable, BadInput):
+        pass
+    else:
+        return named, step
+    try:
+        for v in _variables(method):
             v.weight(step)
     except NotDerivable as error:
         if int(str(step)) > _LONGEST:
             way_out = f"give a step of at most {_LONGEST}, or take ml.correction"
             raise NotDerivable(f"{error}; without a formula in n, {way_out}") from error
-        return S(int(str(step)))
-    return step
+        return method, S(int(str(step)))
+    return method, step
+
+
+def _with(symbols: Mapping[Expr, Symbol], value: Any) -> Any:
+    """A hyperparameter with symbols in place of its numbers."""
+    if isinstance(value, tuple):
+        return tuple(_with(symbols, v) for v in value)
+    return symbols.get(value, value) if isinstance(value, Expr) else value
 
 
 def _without_coupling(variables: tuple[Variable, ...]) -> tuple[tuple[Variable, ...], Expr]:

@@ -23,9 +23,9 @@ import sympy
 from sympy import Expr, S, Symbol
 
 from memoryless.errors import NotDerivable
-from memoryless.formulas.algebra import equal, scalar
+from memoryless.formulas.algebra import equal, evaluated, scalar, shortest
 from memoryless.formulas.symbols import Field, H, back, g, magnitude, s, theta, w
-from memoryless.formulas.variable import Variable
+from memoryless.formulas.variable import Variable, series
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class LaggingUpdate:
                 continue
             age = v.mean_age(self.step)
             if self.aligned and not self.settled:
-                age = scalar(sympy.simplify(self._way(v, self._shares) / v.moment(0, self.step)))
+                age = scalar(shortest(self._way(v, self._shares) / v.moment(0, self.step)))
             same = (tau for tau, other in ages.values() if equal(other, age))
             ages[v.m] = next(same, Symbol(f"tau_{l}", positive=True)), age
         return ages
@@ -191,13 +191,40 @@ def _finite(expression: Expr, what: str) -> Expr:
 
 
 def _sum(terms: Expr, start: Expr, end: Expr) -> Expr:
-    """sum_{start <= s < end} of the terms: geometric series in closed form, the rest left as a sum."""
+    """sum_{start <= s < end} of the terms: geometric series in closed form, the rest left as sums."""
+    if not terms.has(Field):
+        terms = shortest(terms)  # where a denominator cancels, a series may be geometric that was none
     total = S.Zero
-    for term in sympy.Add.make_args(sympy.expand(terms, power_exp=True, mul=True)):
+    for term in sympy.Add.make_args(terms):
         outer, inner = term.as_independent(s, as_Add=False)
-        series = sympy.Sum(inner, (s, start, end - 1))
-        if not inner.has(g, theta):
-            # The other branch is a ratio of 1.
-            series = series.doit().replace(sympy.Piecewise, lambda *branches: branches[-1][0])
-        total += outer * series
+        parts = [x.as_independent(s, as_Add=False) for x in sympy.Add.make_args(_distributed(inner))]
+        found = [(factor, _geometric(product, start, end)) for factor, product in parts]
+        if any(series is None for _, series in found):
+            total += outer * sympy.Sum(inner, (s, start, end - 1))
+        else:
+            total += outer * sum((factor * series for factor, series in found), S.Zero)
     return total
+
+
+def _distributed(product: Expr) -> Expr:
+    """Multiplied out but for the sums that it is divided by."""
+    below = [x for x in sympy.Mul.make_args(product) if x.is_Pow and x.base.is_Add]
+    return sympy.expand_mul(sympy.expand_power_exp(product / sympy.Mul(*below)) * sympy.Mul(*below), deep=False)
+
+
+def _geometric(product: Expr, start: Expr, end: Expr) -> Expr | None:
+    """sum_{start <= s < end} of s^p z^s, or None of another product: SymPy's own search for a series need not end."""
+    p, z = S.Zero, S.One
+    for base, exponent in product.as_powers_dict().items():
+        slope = exponent.diff(s)
+        if base == s and exponent.is_Integer and exponent > 0:
+            p += exponent
+        elif not base.has(s) and exponent == slope * s:
+            z *= base**slope
+        elif base == 1:
+            continue
+        else:
+            return None
+    if evaluated(z) == 1:
+        return sympy.summation(s**p, (s, start, end - 1))
+    return z**start * series(int(p), int(start), end - 1, z)

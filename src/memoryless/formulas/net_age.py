@@ -26,9 +26,9 @@ import sympy
 from sympy import Expr, S, Symbol
 
 from memoryless.errors import NotDerivable
-from memoryless.formulas.algebra import equal, evaluated, scalar, shortest, tidy
+from memoryless.formulas.algebra import equal, number, scalar, shortest, sign_of_number, tidy
 from memoryless.formulas.lagging import LaggingUpdate
-from memoryless.formulas.symbols import Beta, GradK, H, HessK, L, Total, g, theta, w
+from memoryless.formulas.symbols import Beta, GradK, H, HessK, L, Rate, Total, g, sums_of, theta, w
 
 x = Symbol("x", positive=True)
 """|g| of one coordinate, of an update that is odd in g."""
@@ -137,10 +137,11 @@ class NetAge:
         """Is kappa the same for every g? Then a modified loss exists."""
         if not self._kappa.has(self.at):
             return True
-        values = {v: S(i + 2) / (2 * i + 7) for i, v in enumerate(sorted(self._kappa.free_symbols - {self.at}, key=str))}
+        kappa = self._kappa.xreplace(sums_of(self._kappa))
+        values = {v: S(i + 2) / (2 * i + 7) for i, v in enumerate(sorted(kappa.free_symbols - {self.at}, key=str))}
         points = [S(3) / 7, S(5) / 3] + ([] if self.at == x else [-S(3) / 7])
-        here, *there = (self._kappa.subs(values | {self.at: point}).evalf() for point in points)
-        return all(abs(here - other) < 1e-9 for other in there) and equal(self._kappa.diff(self.at), S.Zero)
+        here, *there = (kappa.subs(values | {self.at: point}).evalf() for point in points)
+        return all(abs(here - other) < 1e-9 for other in there) and equal(kappa.diff(self.at), S.Zero)
 
     @cached_property
     def R(self) -> Expr | None:
@@ -216,8 +217,8 @@ class NetAge:
     def sign(self, kappa: Expr) -> int | None:
         """Sign of an expression in the ages' symbols; see `sign_of`."""
         value = kappa.subs(self.ages)
-        if (number := evaluated(value)).is_number:
-            return int(sympy.sign(number))
+        if (known := number(value)) is not None:
+            return sign_of_number(known)
         return 1 if kappa.is_positive else -1 if kappa.is_negative else sign_of(value)
 
 
@@ -227,6 +228,7 @@ def sign_of(expression: Expr) -> int | None:
     Args:
         expression: in symbols that are positive.
     """
+    expression = expression.xreplace({rate: rate.number for rate in expression.atoms(Rate)})
     # 1 - beta is positive where beta = 1 / (1 + a), a > 0.
     rates = {beta: 1 / (1 + Symbol(f"a_{beta}", positive=True)) for beta in expression.atoms(Beta)}
     value = sympy.factor(sympy.simplify(expression.subs(rates)))

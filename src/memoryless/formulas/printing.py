@@ -312,7 +312,7 @@ def as_dict(d: Formulas) -> dict[str, Any]:
             {
                 "symbol": str(v.m),
                 "g": both(v.g),
-                "beta": str(v.beta),
+                "beta": str(evaluated(v.beta)),
                 "weight": both(v.moment(0, d.step)),
                 "mean_age": both(v.mean_age(d.step)),
             }

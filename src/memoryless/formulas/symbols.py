@@ -9,6 +9,7 @@ applied to v, Total[r] the sum of r over the coordinates.
 # pyright: reportAssignmentType=false, reportOperatorIssue=false, reportOptionalOperand=false, reportGeneralTypeIssues=false
 # pyright: reportIncompatibleMethodOverride=false, reportOptionalMemberAccess=false, reportIndexIssue=false
 
+from collections.abc import Callable
 from typing import Any
 
 import sympy
@@ -42,6 +43,21 @@ class Step(Symbol):
     def __new__(cls, number: int) -> "Step":
         """Of a number."""
         return Symbol.__new__(cls, str(number), integer=True, positive=True)
+
+
+class Rate(Beta):
+    """A decay rate's number as a symbol, as `Step` is of a step: (9/10)^n 3^(2 n) 10^-n is a search, b^n c^n is a product."""
+
+    number: Expr
+
+    def __new__(cls, number: Expr) -> "Rate":
+        """Of an exact number in (0, 1)."""
+        self = Symbol.__new__(cls, str(number), positive=True)
+        self.number = number
+        return self
+
+    def __reduce__(self) -> Any:
+        return Rate, (self.number,)
 
 
 class Exponent(sympy.NumberSymbol):
@@ -91,6 +107,27 @@ magnitude = Field("|g|", positive=True)
 _grad = Symbol(r"\nabla L", real=True)
 
 
+def sums_of(expression: Expr) -> dict[Expr, Symbol]:
+    """Its sums over the past, and a symbol for each.
+
+    Args:
+        expression: of any kind.
+    """
+    sums = sorted(expression.atoms(sympy.Sum), key=sympy.default_sort_key)
+    return {x: Field(f"sum {i}", real=True) if x.has(Field) else Symbol(f"sum {i}", positive=True) for i, x in enumerate(sums)}
+
+
+def around_sums(expression: Expr, rewritten: Callable[[Expr], Expr]) -> Expr:
+    """Rewritten with its sums over the past as they are: SymPy's search for what they come to need not end.
+
+    Args:
+        expression: of any kind.
+        rewritten: what to do with it.
+    """
+    symbols = sums_of(expression)
+    return rewritten(expression.xreplace(symbols)).xreplace({symbol: x for x, symbol in symbols.items()})
+
+
 class _Linear(sympy.Function):
     """A node linear in its last argument: sums are split, factors that are the same for all coordinates taken out."""
 
@@ -100,7 +137,7 @@ class _Linear(sympy.Function):
         outer, inner = x.as_independent(Field, as_Add=False)
         if outer == 0:
             return S.Zero
-        terms = sympy.Add.make_args(sympy.expand_mul(inner))
+        terms = sympy.Add.make_args(around_sums(inner, sympy.expand_mul))
         if len(terms) > 1:
             return outer * sympy.Add(*(cls(*others, term) for term in terms))
         return outer * cls(*others, inner) if outer != 1 else None

@@ -93,7 +93,7 @@ class Variable:
             return scalar(self.weight(step) * S(self.lag) ** p)
         if self.beta == 1:
             return scalar(self.weight(step) * (sympy.summation(k**p, (k, self.lag, step)) + (self.first - 1) * step**p))
-        total = _series(p, self.lag, step).subs(_z, self.beta)
+        total = series(p, self.lag, step, self.beta)
         if step is not None:
             total += (self.first - 1) * step**p * self.beta ** (step - self.lag)
         return scalar(sympy.simplify(self.weight(step) * total))
@@ -114,6 +114,18 @@ class Variable:
 
 
 _z = Symbol("z", positive=True)
+
+
+def series(p: int, lag: int, step: Expr | None, ratio: Expr) -> Expr:
+    """sum_{k=lag..n} k^p ratio^(k-lag).
+
+    Args:
+        p: >= 0.
+        lag: 0 or more.
+        step: n, or None for the limit.
+        ratio: not 1.
+    """
+    return _series(p, lag, step).subs(_z, ratio)
 
 
 @functools.cache
