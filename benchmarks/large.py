@@ -54,9 +54,11 @@ def main() -> None:
     ways = list(contestants)
     for name, loss in (("", exact), (", difference", differences)):
         for order in ("first", "resummed"):
-            contestants[order + name] = lambda loss=loss, order=order: ml.correction(
-                method, loss, theta, step=STEP, order=order
-            )
+
+            def corrected(loss: ml.Loss = loss, order: Any = order) -> Any:
+                return ml.correction(method, loss, theta, step=STEP, order=order)
+
+            contestants[order + name] = corrected
     contestants |= {"HVP": lambda: exact.curvature(theta, v), "HVP of a new Loss": guarded}
     seconds = rounds(contestants, ROUNDS, time.process_time)
     unit = min(ways, key=lambda way: median(seconds[way]))

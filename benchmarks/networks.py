@@ -38,4 +38,4 @@ def gpt(batch: int = 8) -> Problem:
     return Problem(GPT(128, 128, 4, heads=4, context=128), cross_entropy, [(tokens[0], tokens[1])])
 
 
-NETWORKS: dict[str, Callable[[], Problem]] = {"MLP": mlp, "CNN": cnn, "GPT": gpt}
+NETWORKS: dict[str, Callable[..., Problem]] = {"MLP": mlp, "CNN": cnn, "GPT": gpt}

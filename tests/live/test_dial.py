@@ -3,12 +3,11 @@
 import copy
 import itertools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
-from tests.live.monitored import criterion, noisy_model, plain_model
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Adamax, AdamW, NAdam, Optimizer, RMSprop
 
@@ -17,6 +16,7 @@ from memoryless.flat import flat
 from memoryless.live.dial import Dial
 from memoryless.live.transport import carried
 from memoryless.methods.method_optimizer import MethodOptimizer
+from tests.live.monitoring.monitored import criterion, noisy_model, plain_model
 from tests.problems import FULL_BATCH, THETA
 
 Make = Callable[[Any, float], Optimizer]
@@ -241,7 +241,7 @@ def side_by_side(make: Make, lr: float, s: float, signs: Tensor, **options: Any)
     return model.theta.detach()
 
 
-def same_batches(lr: float, signs: Tensor, betas: tuple[float, ...], eps: float = 0.0) -> Tensor:
+def same_batches(lr: float, signs: Tensor, betas: Sequence[float], eps: float = 0.0) -> Tensor:
     """The literal twin, F[n](theta; same batches): sums over all past batches at the present theta. One beta is heavy ball."""
     theta = START.repeat(len(signs), 1)
     for n in range(signs.shape[1]):
@@ -334,6 +334,8 @@ def test_audit_run_finds_the_effect_that_the_dial_says(s: float):
         if n + 1 in (3, 10):
             undialled = ml.audit(dial.dialled, loss).measured
             measured = run.stops[0 if n == 2 else 1].audit.measured
+            assert measured is not None
+            assert undialled is not None
             assert float((measured - (1 + s) * undialled).norm()) < 1e-9 * float(undialled.norm())
 
 
@@ -379,7 +381,7 @@ def test_it_is_a_torch_optimizer():
     dial.add_param_group({"params": [extra], "lr": 0.1})
     extra.grad = torch.ones(2)
     dial.step()  # a tensor without past beside others
-    net[0].weight.grad = None  # one that is skipped
+    next(net.parameters()).grad = None  # one that is skipped
     dial.step()
     assert [(len(memory.tensors), memory.n) for memory in dial._memories.all] == [(3, 3), (1, 2), (1, 2)]
 
@@ -469,7 +471,7 @@ def test_a_gradient_that_cannot_be_had_again_is_said_and_the_training_goes_on(ca
 def test_a_step_that_is_not_the_methods_is_said(caplog: pytest.LogCaptureFixture):
     p = nn.Parameter(torch.ones(2))
     inner = Adam([p], 0.1)
-    inner.register_step_post_hook(lambda *_: p.data.mul_(2))
+    inner.register_step_post_hook(lambda *_: torch._foreach_mul_([p.data], 2))
     dial = ml.dial(inner)
     for _ in range(2):
         p.grad = torch.ones(2)

@@ -428,9 +428,9 @@ def test_derivatives_are_tested_on_a_part_of_a_batch(samples: int, whole: bool):
     seen = []
 
     class Counted(nn.Linear):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            seen.append(len(x))
-            return super().forward(x).tanh()
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            seen.append(len(input))
+            return super().forward(input).tanh()
 
     model = Counted(3, 1, dtype=torch.float64)
     data = torch.randn(samples, 3, dtype=torch.float64), torch.randn(samples, 1, dtype=torch.float64)
@@ -441,8 +441,8 @@ def test_derivatives_are_tested_on_a_part_of_a_batch(samples: int, whole: bool):
 
 def test_a_model_that_takes_no_smaller_batch_is_tested_on_all_of_it():
     class Fixed(nn.Linear):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return super().forward(x.view(32, 3)).tanh()
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            return super().forward(input.view(32, 3)).tanh()
 
     model = Fixed(3, 1, dtype=torch.float64)
     data = torch.randn(32, 3, dtype=torch.float64), torch.randn(32, 1, dtype=torch.float64)

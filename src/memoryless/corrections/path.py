@@ -130,8 +130,10 @@ def _add(
 ) -> None:
     """Add what a variable remembers of one quadrature node, between gradients g and points x at both ends of its interval."""
 
-    def between(ends: tuple[Tensor, Tensor], part: int) -> Tensor:
-        at = torch.lerp(*ends, reading.share) if reading.share else ends[0]
+    def between(ends: tuple[Tensor | None, Tensor | None], part: int) -> Tensor:
+        start, end = ends
+        assert start is not None and end is not None  # noqa: PT018
+        at = torch.lerp(start, end, reading.share) if reading.share else start
         return at if bend is None else at + bend[part]
 
     at_g = between(g, 0)

@@ -107,7 +107,8 @@ class Memories:
         for each in saved:
             own = [tensors[i] for i in each["tensors"]]
             values: dict[str, Any] = {key: _on(value, own[0]) for key, value in each.items()}
-            self.all.append(Memory(**values | {"tensors": own}))
+            values["tensors"] = own
+            self.all.append(Memory(**values))
 
 
 def _on(value: Any, like: Tensor) -> Any:

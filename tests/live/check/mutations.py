@@ -218,7 +218,7 @@ def without(frozen: bool) -> StepCheck:
 
     def body(batches: list[Tensor]) -> None:
         loop.backward(batches)
-        loop.model[0].weight.grad = None
+        loop.model[0].weight.grad = None  # pyright: ignore[reportArgumentType]
         loop.optimizer.step()
 
     loop.steps(2)

@@ -140,14 +140,14 @@ class Reference:
         where = [part for part in parts if part["params"]]
         documented: Any = self.documented
         accepted = inspect.signature(documented).parameters
-        given = {key: value for key, value in where[0].items() if key in accepted and key != "params"}
-        optimizer = documented(where, **{k: v for k, v in given.items() if k == "lr"})
+        lr: dict[str, Any] = {"lr": where[0]["lr"]} if "lr" in accepted and "lr" in where[0] else {}  # some ask for it
+        optimizer = documented(where, **lr)
         optimizer.state.clear()
         for p, h in zip(tensors, held, strict=True):
             if h.state:
                 optimizer.state[p] = h.state
             elif documented in STATED:
-                optimizer.state[p] = documented([p], **{k: v for k, v in given.items() if k == "lr"}).state[p]
+                optimizer.state[p] = documented([p], **lr).state[p]
         return optimizer
 
     def bound(self, at: Redone) -> Bound:
