@@ -471,7 +471,11 @@ def test_a_gradient_that_cannot_be_had_again_is_said_and_the_training_goes_on(ca
 def test_a_step_that_is_not_the_methods_is_said(caplog: pytest.LogCaptureFixture):
     p = nn.Parameter(torch.ones(2))
     inner = Adam([p], 0.1)
-    inner.register_step_post_hook(lambda *_: torch._foreach_mul_([p.data], 2))
+
+    def doubled(*_: Any) -> None:
+        p.data.mul_(2)
+
+    inner.register_step_post_hook(doubled)
     dial = ml.dial(inner)
     for _ in range(2):
         p.grad = torch.ones(2)
