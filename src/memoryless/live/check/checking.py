@@ -116,7 +116,7 @@ class Checking:
     def __enter__(self) -> Self:
         self._record, self._expected, self._template = None, None, None
         patched = "step" in vars(self.optimizer)  # by a schedule, which calls the class's own, or by the user
-        self._first = before(self.optimizer, self._names) if patched else None
+        self._first = before(self.optimizer, self._names, self._previous) if patched else None
         if self.reference is None and torchs(type(self.optimizer)) is None:
             self._template = copied_optimizer(self.optimizer)
         if self.batches is not None and self.model is not None and self.criterion is not None:
@@ -130,7 +130,7 @@ class Checking:
 
     def _seen(self, *_: Any) -> None:
         if self._record is None:
-            self._record = before(self.optimizer, self._names)
+            self._record = before(self.optimizer, self._names, self._previous)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._hook.remove()
@@ -145,7 +145,6 @@ class Checking:
             self.result = self._not("no step was taken in the block, as where a GradScaler skips one")
             return
         try:
-            after(record, self.optimizer)
             with torch.no_grad():
                 self.result = self._judge(record)
         except Exception as error:  # whatever a copy of an optimizer may fail at: the run goes on
@@ -159,10 +158,13 @@ class Checking:
 
     def _judge(self, record: Record) -> StepCheck:
         reference = Reference(record, self.reference, self._template)
+        after(record, self.optimizer, reference.own)
         name = record.cls.__name__ if reference.documented is None else reference.documented.__name__
-        said = f"{name}, {'a copy of it' if reference.documented is None else 'single-tensor path in float64'}"
-        at, bound, off, where = deviations(reference)
-        causes, notes = of_history(record, self._previous, at, self.scheduler), []
+        bound, off, where = deviations(reference)
+        precision = str(max((h.theta.dtype for h in record.held), key=lambda x: torch.finfo(x).eps)) if reference.settled() else ""
+        path = f"single-tensor path in {precision.removeprefix('torch.') or 'float64'}"
+        said = f"{name}, {'a copy of it' if reference.documented is None else path}"
+        causes, notes = of_history(record, self._previous, reference, self.scheduler), []
         if self._expected is not None:
             causes += self._of_gradient(record)
         if bound is not None and off:
@@ -171,7 +173,7 @@ class Checking:
                 [int(h.state_after["step"]) for h in self._previous.held if "step" in h.state_after] if self._previous else []
             )
             causes += explained(
-                Case(reference, at, where, lrs, [*counts, *(h.count for h in record.held if h.count is not None)]), bound
+                Case(reference, reference.at, where, lrs, [*counts, *(h.count for h in record.held if h.count is not None)]), bound
             )
         if reference.documented is None:
             notes.append(
@@ -180,7 +182,7 @@ class Checking:
 
         def parts() -> dict[str, dict[str, float]] | None:
             with torch.no_grad():
-                found = shares(reference, at)
+                found = shares(reference, reference.at)
             return None if found is None else dict(zip([*(h.name for h in record.held), "whole"], found, strict=True))
 
         return StepCheck(self.steps, said, tuple(off), tuple(causes), self._noise(), tuple(notes), _shares=parts)
