@@ -37,7 +37,8 @@ def check_step(
 ) -> "Checking":
     """Is the step that is taken the one that the optimizer documents for this gradient and this state?
 
-    The step is taken again in float64 from what was there before it, and compared with what came: what is off by more than
+    The step is taken again by the class's single-tensor path from what was there before it, in the step's own precision and,
+    where that does not give the same bits, in float64, and compared with what came: what is off by more than
     rounding can explain is told, with the likely causes, each tried by taking the step again with that cause put in. The run
     is bit for bit the one without.
 
@@ -161,9 +162,9 @@ class Checking:
         after(record, self.optimizer, reference.own)
         name = record.cls.__name__ if reference.documented is None else reference.documented.__name__
         bound, off, where = deviations(reference)
-        precision = str(max((h.theta.dtype for h in record.held), key=lambda x: torch.finfo(x).eps)) if reference.settled() else ""
-        path = f"single-tensor path in {precision.removeprefix('torch.') or 'float64'}"
-        said = f"{name}, {'a copy of it' if reference.documented is None else path}"
+        dtypes = {h.theta.dtype for h in record.held} if reference.settled() else {torch.float64}
+        precision = str(max(dtypes, key=lambda x: torch.finfo(x).eps)).removeprefix("torch.")
+        said = f"{name}, {'a copy of it' if reference.documented is None else f'single-tensor path in {precision}'}"
         causes, notes = of_history(record, self._previous, reference, self.scheduler), []
         if self._expected is not None:
             causes += self._of_gradient(record)
@@ -172,9 +173,8 @@ class Checking:
             counts = (
                 [int(h.state_after["step"]) for h in self._previous.held if "step" in h.state_after] if self._previous else []
             )
-            causes += explained(
-                Case(reference, reference.at, where, lrs, [*counts, *(h.count for h in record.held if h.count is not None)]), bound
-            )
+            counts += [h.count for h in record.held if h.count is not None]
+            causes += explained(Case(reference, reference.at, where, lrs, counts), bound)
         if reference.documented is None:
             notes.append(
                 f"{name} is not torch's: only what a copy of it does again can be told; reference= names what it should be"

@@ -82,7 +82,8 @@ def _restored(now: list[Held], before: list[Held]) -> Iterator[Found]:
 
 
 def _between(now: list[Held], before: list[Held]) -> Iterator[Found]:
-    moved = [k for k, (h, b) in enumerate(zip(now, before, strict=True)) if not (h.theta is b.after or torch.equal(h.theta, b.after))]
+    pairs = enumerate(zip(now, before, strict=True))
+    moved = [k for k, (h, b) in pairs if h.theta is not b.after and not torch.equal(h.theta, b.after)]
     if moved:
         yield Found(
             "parameters changed between steps",
