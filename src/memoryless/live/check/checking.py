@@ -37,7 +37,8 @@ def check_step(
 ) -> "Checking":
     """Is the step that is taken the one that the optimizer documents for this gradient and this state?
 
-    The step is taken again in float64 from what was there before it, and compared with what came: what is off by more than
+    The step is taken again by the class's single-tensor path from what was there before it, in the step's own precision and,
+    where that does not give the same bits, in float64, and compared with what came: what is off by more than
     rounding can explain is told, with the likely causes, each tried by taking the step again with that cause put in. The run
     is bit for bit the one without.
 
@@ -116,7 +117,7 @@ class Checking:
     def __enter__(self) -> Self:
         self._record, self._expected, self._template = None, None, None
         patched = "step" in vars(self.optimizer)  # by a schedule, which calls the class's own, or by the user
-        self._first = before(self.optimizer, self._names) if patched else None
+        self._first = before(self.optimizer, self._names, self._previous) if patched else None
         if self.reference is None and torchs(type(self.optimizer)) is None:
             self._template = copied_optimizer(self.optimizer)
         if self.batches is not None and self.model is not None and self.criterion is not None:
@@ -130,7 +131,7 @@ class Checking:
 
     def _seen(self, *_: Any) -> None:
         if self._record is None:
-            self._record = before(self.optimizer, self._names)
+            self._record = before(self.optimizer, self._names, self._previous)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._hook.remove()
@@ -145,7 +146,6 @@ class Checking:
             self.result = self._not("no step was taken in the block, as where a GradScaler skips one")
             return
         try:
-            after(record, self.optimizer)
             with torch.no_grad():
                 self.result = self._judge(record)
         except Exception as error:  # whatever a copy of an optimizer may fail at: the run goes on
@@ -159,10 +159,13 @@ class Checking:
 
     def _judge(self, record: Record) -> StepCheck:
         reference = Reference(record, self.reference, self._template)
+        after(record, self.optimizer, reference.own)
         name = record.cls.__name__ if reference.documented is None else reference.documented.__name__
-        said = f"{name}, {'a copy of it' if reference.documented is None else 'single-tensor path in float64'}"
-        at, bound, off, where = deviations(reference)
-        causes, notes = of_history(record, self._previous, at, self.scheduler), []
+        bound, off, where = deviations(reference)
+        dtypes = {h.theta.dtype for h in record.held} if reference.settled() else {torch.float64}
+        precision = str(max(dtypes, key=lambda x: torch.finfo(x).eps)).removeprefix("torch.")
+        said = f"{name}, {'a copy of it' if reference.documented is None else f'single-tensor path in {precision}'}"
+        causes, notes = of_history(record, self._previous, reference, self.scheduler), []
         if self._expected is not None:
             causes += self._of_gradient(record)
         if bound is not None and off:
@@ -170,9 +173,8 @@ class Checking:
             counts = (
                 [int(h.state_after["step"]) for h in self._previous.held if "step" in h.state_after] if self._previous else []
             )
-            causes += explained(
-                Case(reference, at, where, lrs, [*counts, *(h.count for h in record.held if h.count is not None)]), bound
-            )
+            counts += [h.count for h in record.held if h.count is not None]
+            causes += explained(Case(reference, reference.at, where, lrs, counts), bound)
         if reference.documented is None:
             notes.append(
                 f"{name} is not torch's: only what a copy of it does again can be told; reference= names what it should be"
@@ -180,7 +182,7 @@ class Checking:
 
         def parts() -> dict[str, dict[str, float]] | None:
             with torch.no_grad():
-                found = shares(reference, at)
+                found = shares(reference, reference.at)
             return None if found is None else dict(zip([*(h.name for h in record.held), "whole"], found, strict=True))
 
         return StepCheck(self.steps, said, tuple(off), tuple(causes), self._noise(), tuple(notes), _shares=parts)
