@@ -61,11 +61,13 @@ def test_clean_steps(folder: Path, capsys: pytest.CaptureFixture[str]):
 
 def test_a_broken_step_and_its_cause(folder: Path, capsys: pytest.CaptureFixture[str]):
     (folder / "coupled.py").write_text(COUPLED)
-    main(["check", "coupled.py:broken", "--steps", "3"])
+    with pytest.raises(SystemExit, match=r"^1$"):
+        main(["check", "coupled.py:broken", "--steps", "3"])
     shown = " ".join(capsys.readouterr().out.split())
     assert shown.startswith("3 of 3 steps are not the documented ones. Step 0 is not the documented one: weight decay coupled")
     assert "Off by more than rounding can explain" in shown
-    main(["check", "coupled.py:half", "--steps", "2", "--json"])
+    with pytest.raises(SystemExit, match=r"^1$"):
+        main(["check", "coupled.py:half", "--steps", "2", "--json"])
     found = json.loads(capsys.readouterr().out)
     assert found["ok"] is False
     assert found["step"]["causes"][0]["name"] == "parameters swallow the step"
@@ -73,7 +75,8 @@ def test_a_broken_step_and_its_cause(folder: Path, capsys: pytest.CaptureFixture
 
 def test_a_step_that_cannot_be_checked_hides_no_wrong_one(folder: Path, capsys: pytest.CaptureFixture[str]):
     (folder / "coupled.py").write_text(COUPLED)
-    main(["check", "coupled.py:late", "--steps", "4", "--json"])
+    with pytest.raises(SystemExit, match=r"^1$"):
+        main(["check", "coupled.py:late", "--steps", "4", "--json"])
     found = json.loads(capsys.readouterr().out)
     assert (found["ok"], found["unchecked"], found["off"], found["step"]["step"]) == (False, [0], [1, 2, 3], 1)
     assert found["verdict"].startswith("3 of 4 steps are not the documented ones, 1 of 4 steps could not be checked. Step 1 is")

@@ -509,3 +509,107 @@ def test_what_cannot_be_held_is_counted_and_said_once(caplog: pytest.LogCaptureF
 def test_a_second_moment_is_carried_for_less_at_a_larger_lr():
     assert [carried(0.999, lr) for lr in (1e-5, 3e-4, 1e-3, 1e-1)] == [0.98, 0.98, 0.95, 0.8]
     assert carried(0.5, 1e-3) == 0.5
+
+
+# ---- what a reviewer broke
+
+
+def linear_run(dial: Any, model: nn.Linear, x: Tensor, y: Tensor, steps: int) -> None:
+    for _ in range(steps):
+        dial.zero_grad()
+        nn.functional.mse_loss(model(x), y).backward()
+        dial.step(batch=(x, y))
+
+
+def mse(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return nn.functional.mse_loss(model(batch[0]), batch[1])
+
+
+def test_what_was_carried_before_a_pause_is_let_go():
+    """The full batch as the batch: m_F = c g exactly, unless something old is carried on."""
+    torch.manual_seed(0)
+    model = nn.Linear(3, 1, dtype=torch.float64)
+    x, y = torch.randn(8, 3, dtype=torch.float64), torch.randn(8, 1, dtype=torch.float64)
+    dial = ml.dial(SGD(model.parameters(), lr=0.02, momentum=0.9), -1.0, model=model, criterion=mse)
+    linear_run(dial, model, x, y, 10)
+    dial.strength = 0.0
+    linear_run(dial, model, x, y, 20)
+    dial.strength = -1.0
+    linear_run(dial, model, x, y, 1)
+    dial.zero_grad()
+    mse(model, (x, y)).backward()
+    before, g = flat(model.parameters()).detach().clone(), flat(p.grad for p in model.parameters() if p.grad is not None)
+    dial.step(batch=(x, y))
+    F = before - flat(model.parameters()).detach()
+    torch.testing.assert_close(F, 0.02 * (1 - 0.9**32) / 0.1 * g, rtol=1e-12, atol=0)
+    assert dial.off is None
+
+
+def test_a_schedule_without_a_formula_is_that_of_each_step():
+    """Rprop with a moving lr, held to its own steps on the present gradient with each step's lr."""
+    theta = nn.Parameter(THETA.clone())
+    dial = ml.dial(torch.optim.Rprop([theta], lr=0.01), -1.0)
+    lrs = [0.01 * 0.8**n for n in range(6)]
+    for n, lr in enumerate(lrs):
+        dial.param_groups[0]["lr"] = lr
+        theta.grad = FULL_BATCH.gradient(theta.detach())
+        g, before = theta.grad.clone(), theta.detach().clone()
+        dial.step()
+        twin = nn.Parameter(before.clone())
+        again = torch.optim.Rprop([twin], lr=lrs[0])
+        for k in range(n + 1):
+            again.param_groups[0]["lr"] = lrs[k]
+            with torch.no_grad():
+                twin.copy_(before)
+            twin.grad = g.clone()
+            again.step()
+        torch.testing.assert_close(theta.detach(), twin.detach(), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("case", ["sparse", "unknown group", "memory", "early pass"])
+def test_training_goes_on_whatever_comes(case: str):
+    torch.manual_seed(0)
+    sparse = case == "sparse"
+    model = nn.Sequential(nn.Embedding(4, 3, sparse=sparse), nn.Dropout(0.5 if case == "early pass" else 0.0), nn.Linear(3, 1))
+    batch = torch.tensor([[0], [1], [2]]), torch.randn(3, 1, 1)
+    runs_out = [False]
+
+    def criterion(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        if runs_out[0]:
+            raise torch.OutOfMemoryError("no more")
+        return mse(model, batch)
+
+    kind = SGD if sparse else Adam
+    dial = ml.dial(kind(model.parameters(), 0.01), -1.0, model=model, criterion=criterion)
+    if case == "early pass":
+        model(batch[0])  # a look at the shapes
+    if case == "unknown group":
+        dial.add_param_group({"params": [nn.Parameter(torch.ones(1))], "amsgrad": True})
+        dial.param_groups[1]["params"][0].grad = torch.ones(1)
+    for n in range(3):
+        dial.zero_grad() if n else None
+        mse(model, batch).backward()
+        runs_out[0] = case == "memory"
+        dial.step(batch=batch)
+        runs_out[0] = False
+    assert dial.steps == 3
+    said = {"sparse": "sparse", "unknown group": "amsgrad", "memory": "no more", "early pass": None}[case]
+    assert (dial.off is None) if said is None else (said in (dial.off or ""))
+
+
+def test_a_dialled_model_is_saved_and_copied(tmp_path: Any):
+    model = nn.Linear(3, 1)
+    dial = ml.dial(SGD(model.parameters(), lr=0.1, momentum=0.9), model=model, criterion=mse)
+    torch.save(model, tmp_path / "model.pt")
+    twin = copy.deepcopy(model)
+    linear_run(dial, model, torch.randn(4, 3), torch.randn(4, 1), 2)
+    twin(torch.randn(2, 3))
+    torch.load(tmp_path / "model.pt", weights_only=False)(torch.randn(2, 3))
+    assert dial.off is None
+
+
+@pytest.mark.parametrize("given", [{"second": 0.5}, {"second": 3}, {"seed": "a"}])
+def test_more_bad_input(given: dict[str, Any]):
+    model = nn.Linear(3, 1)
+    with pytest.raises(ml.errors.BadInput, match=next(iter(given))):
+        ml.dial(SGD(model.parameters(), lr=0.1), model=model, criterion=mse, **given)

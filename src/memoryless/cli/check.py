@@ -17,6 +17,9 @@ class Check:
     """Check the steps of a short run: is each the one that its optimizer documents, and if not, why?
 
     Such as: memoryless check train.py:setup --steps 20
+
+    Exit code: 0 where all steps are the documented ones, 1 where one is not, 2 where the input is bad or a step could not be
+    checked.
     """
 
     problem: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROBLEM")] = "digits"
@@ -81,6 +84,8 @@ class Check:
             print_checks(checks, answer.console())
         if page is not None:
             write(page, checks.to_html())
+        if not checks.ok:
+            raise SystemExit(2 if checks.ok is None else 1)
 
     def _work(self, device: Any, dtype: Any) -> tuple[Any, Any, Any, Any, str]:
         """Model, criterion, batches, optimizer, and the problem in words."""

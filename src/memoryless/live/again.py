@@ -41,7 +41,7 @@ class Again:
                 f"{len(missing)} of the optimizer's {len(parameters)} parameters are no trainable ones of the model (a copy, "
                 f"on {missing[0].device}?); build both from one model"
             )
-        self._model, self._recorder = model, Recorder(model, self._layout.device, lambda: None)
+        self._model, self._recorder = model, Recorder(model, self._layout.device, self._fresh)
         self._recorder.wanted = True
         self._replay = Replay(model, criterion, self._recorder, gradient, Ranks())
         self.passes, self._number = 0, 0
@@ -83,6 +83,17 @@ class Again:
             assert memory.before is not None
             self._put(self.there, memory, memory.before)
         return self.at(self.there)
+
+    def _fresh(self) -> None:
+        """A forward pass begins: where no gradient is accumulated, those before belong to no step."""
+        if all(p.grad is None for p in self._layout.tensors):
+            self._recorder.taken()
+
+    def close(self) -> None:
+        """Stop looking at the model."""
+        self._recorder.remove()
+        self._recorder.wanted = False
+        self._recorder.taken()
 
     def skip(self) -> None:
         """A step that nothing is carried along."""

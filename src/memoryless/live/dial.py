@@ -96,8 +96,11 @@ def dial(
         raise BadInput(f"twin must be 'fresh' or 'same', got {twin!r}")
     if placebo not in (None, "permuted"):
         raise BadInput(f"placebo must be None or 'permuted', got {placebo!r}")
-    if second is not None and not (len(second) == 2 and all(isinstance(x, numbers.Real) and 0 <= x < 1 for x in second)):
+    pair = isinstance(second, (tuple, list)) and len(second) == 2
+    if second is not None and not (pair and all(isinstance(x, numbers.Real) and 0 <= x < 1 for x in second)):
         raise BadInput(f"second must be (b', floor), both in [0, 1), got {second!r}")
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise BadInput(f"seed must be a whole number, got {seed!r}")
     if model is None and (gradient is not None or twin == "same" or second is not None):
         raise BadInput("gradient=, twin='same' and second= are of mini-batches: give model= and criterion=")
     made = Dial.__new__(Dial)
@@ -136,6 +139,8 @@ class Dial(Optimizer):
             raise BadInput(
                 f"{name} evaluates the loss within its step, which cannot be had twice: its memory cannot be dialled"
             )
+        if any(p.is_complex() for p in self._memories.parameters()):
+            raise BadType("a parameter is complex; hold it as torch.view_as_real(w), which the dial takes")
         try:
             methods = [self._memories.method(group) for group in optimizer.param_groups]
         except NotRecognised:
@@ -146,6 +151,9 @@ class Dial(Optimizer):
             self._memories.formula, self._repeated = False, Repeated(optimizer)
             self._say(f"{name} has no formula here: its memoryless update takes n + 1 of its own steps at step n")
             return
+        for group in optimizer.param_groups:  # refuses steps behind it that it does not count
+            for p in group["params"]:
+                self._memories.counted(p, group)
         if bad := next((method for method in methods if not method.elementwise), None):
             raise BadInput(f"{bad} moves a coordinate by the gradients of others, so its memory cannot be dialled")
 
@@ -197,6 +205,7 @@ class Dial(Optimizer):
             "passes": 0 if self._again is None else self._again.passes,
             "tally": {key: int(value) for key, value in self._tally.items()},
             "memories": self._memories.saved(),
+            "past": [] if self._repeated is None else self._repeated.past,
         }
         return self.dialled.state_dict() | {"dial": own}
 
@@ -206,7 +215,7 @@ class Dial(Optimizer):
         Args:
             state_dict: of a dial, or of the dialled optimizer.
         """
-        own = state_dict.get("dial", {"steps": 0, "off": None, "passes": 0, "tally": {}, "memories": []})
+        own = state_dict.get("dial", {"steps": 0, "off": None, "passes": 0, "tally": {}, "memories": [], "past": []})
         if "dial" not in state_dict and self._repeated is not None and state_dict["state"]:
             raise BadInput('without a formula F[n] needs all steps: load the dial\'s own state dict, with its part "dial"')
         self.dialled.load_state_dict({key: value for key, value in state_dict.items() if key != "dial"})
@@ -214,6 +223,10 @@ class Dial(Optimizer):
         self._memories.load(own["memories"])
         if self._again is not None:
             self._again.passes = own["passes"]
+        if self._repeated is not None:
+            self._repeated.past = own["past"]
+        if self.off is not None and self._again is not None:
+            self._again.close()
 
     @property
     def strength(self) -> Strength:
@@ -259,22 +272,27 @@ class Dial(Optimizer):
             with torch.enable_grad():
                 value = closure()
         s = self._now()
-        memories = self._memories.ready() if self.off is None else []
+        memories = self._ready() if self.off is None else []
         carrying = self._again is not None and (callable(self._strength) or s != 0)
         previous = self._taken(batch, memories) if carrying and memories else None
-        if self._again is not None and not carrying:
+        if self.off is not None:
+            memories = []
+        for memory in memories:  # what was not carried on at every step is of another point
+            if not carrying or memory.at != self.steps - 1:
+                memory.drop()
+        if self._again is not None and not carrying and self.off is None:
             self._again.skip()
         # Some optimizers write into the gradient.
         copies = [memory.gradient.clone() for memory in memories] if self._repeated is not None else []
         for memory in memories:
             memory.before, memory.at = flat(memory.tensors).detach().clone(), self.steps
         self.dialled.step()
-        if memories and self.off is None:
+        if memories:
             try:
                 squares = self._repeat(s, memories, copies) if copies else self._turn(s, memories, previous, carrying)
                 self._tally["longer"] = self._tally["longer"] + (squares[0] > squares[1])
-            except BadInput as error:
-                self._stop(str(error))
+            except Exception as error:
+                self._stop(_said(error))
         self.steps += 1
         if self.steps & (self.steps - 1) == 0:  # at powers of two: to look is to wait for the device
             self._tell()
@@ -289,12 +307,19 @@ class Dial(Optimizer):
         self._say(f"the strength of step {self.steps} is {s!r}, no finite number: such steps are the optimizer's own")
         return 0.0
 
+    def _ready(self) -> list[Memory]:
+        try:
+            return self._memories.ready()
+        except Exception as error:
+            self._stop(_said(error))
+            return []
+
     def _taken(self, batch: Any, memories: Sequence[Memory]) -> Tensor | None:
         assert self._again is not None
         try:
             return self._again.take(batch, memories, self.steps)
-        except BadInput as error:
-            self._stop(str(error))
+        except Exception as error:  # whatever it is, the training goes on
+            self._stop(_said(error))
             return None
 
     def _turn(self, s: float, memories: Sequence[Memory], previous: Tensor | None, carrying: bool) -> Tensor:
@@ -374,11 +399,13 @@ class Dial(Optimizer):
         """The same by the optimizer's own steps."""
         assert self._repeated is not None
         squares = torch.zeros(2, dtype=torch.float64)
-        displaced = self._repeated.displacements(memories, gradients)
-        if self._repeated.moved:
-            self._say("a schedule moves hyperparameters: the memoryless update takes the present ones for all of the past")
+        n = memories[0].n
+        self._repeated.note(n)
+        displaced = self._repeated.displacements(memories, gradients) if s or not n else [None] * len(memories)
         for memory, F in zip(memories, displaced, strict=True):
             memory.n += 1
+            if F is None:
+                continue
             assert memory.before is not None
             if memory.n == 1:
                 self._require_first(memory, F, type(self.dialled).__name__)
@@ -403,6 +430,9 @@ class Dial(Optimizer):
 
     def _stop(self, why: str) -> None:
         self.off = why
+        self._memories.all.clear()
+        if self._again is not None:
+            self._again.close()
         self._say(f"memory is not dialled from here on, the steps are the optimizer's own: {why}")
 
     def _say(self, text: str) -> None:
@@ -422,6 +452,10 @@ class Dial(Optimizer):
                 f"in more than {LONG:.0%} of the steps the dialled term is longer than the update: the path may be chaotic, "
                 "which no estimate follows; a smaller strength or lr is to be trusted further"
             )
+
+
+def _said(error: Exception) -> str:
+    return str(error) if isinstance(error, (BadInput, BadType)) else f"{type(error).__name__}: {error}"
 
 
 def _finite(x: Any) -> bool:

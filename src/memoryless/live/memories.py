@@ -62,8 +62,10 @@ class Memories:
         """Those of the tensors that step now: made for tensors without, split where only a part steps.
 
         Raises:
-            BadInput: the optimizer does not count steps that it has behind it.
+            BadInput: the optimizer does not count steps that it has behind it, or a gradient is sparse.
         """
+        if any(p.grad is not None and p.grad.is_sparse for p in self.parameters()):
+            raise BadInput("a gradient is sparse; expected dense, use Embedding(sparse=False)")
         ready, known, kept = list[Memory](), set[int](), list[Memory]()
         for memory in self.all:
             known.update(map(id, memory.tensors))
@@ -77,15 +79,23 @@ class Memories:
         for i, group in enumerate(self._optimizer.param_groups):
             for p in group["params"]:
                 if p.grad is not None and id(p) not in known:
-                    n = self._counted(p, group)
+                    n = self.counted(p, group)
                     new.setdefault((i, n, p.device, p.dtype), Memory([], i, n)).tensors.append(p)
         for memory in new.values() if self.formula else ():
             memory.begin(self.now(memory.group))
         self.all = [*kept, *new.values()]
         return [*ready, *new.values()]
 
-    def _counted(self, p: Tensor, group: dict[str, Any]) -> int:
-        """Steps that a tensor has behind it."""
+    def counted(self, p: Tensor, group: dict[str, Any]) -> int:
+        """Steps that a tensor has behind it.
+
+        Args:
+            p: the tensor.
+            group: its param group.
+
+        Raises:
+            BadInput: they are not counted.
+        """
         state = self._optimizer.state.get(group["params"][0] if isinstance(self._optimizer, MethodOptimizer) else p, {})
         if "step" in state:
             return int(state["step"])

@@ -1,6 +1,7 @@
 """F[n] of an optimizer without a formula, by its own steps: n + 1 from empty memory, the gradient and theta the present ones.
 
-It is exact, and affordable for as long as n + 1 elementwise steps are little beside a gradient.
+Each has the hyperparameters of its own time. It is exact, and affordable for as long as n + 1 elementwise steps are little
+beside a gradient.
 """
 
 from collections.abc import Sequence
@@ -28,6 +29,9 @@ class Repeated:
     Args:
         optimizer: live, without steps behind it; left alone.
 
+    Attributes:
+        past: steps from which on hyperparameters were what they were, by group.
+
     Raises:
         BadInput: its coordinates act on each other, or it cannot be run as a function of gradient and theta.
     """
@@ -36,12 +40,27 @@ class Repeated:
         self._optimizer = optimizer
         tensors = [p for group in optimizer.param_groups for p in group["params"]]
         self._layout = Layout({str(i): p for i, p in enumerate(tensors)})
-        self._hyper, self._method = _hyper(optimizer), TorchMethod.of(optimizer, self._layout)
-        self.moved = False
+        self._method = TorchMethod.of(optimizer, self._layout)
+        self.past: list[tuple[int, list[dict[str, Any]]]] = []
         require_elementwise(self._method)
 
+    def note(self, n: int) -> None:
+        """What the hyperparameters are at step n; asked at every step.
+
+        Args:
+            n: steps taken before.
+
+        Raises:
+            BadInput: those of earlier steps are not known.
+        """
+        hyper = _hyper(self._optimizer)
+        if n and not self.past:
+            raise BadInput("without a formula F[n] needs the hyperparameters of all steps: dial it before its first one")
+        if not self.past or hyper != self.past[-1][1]:
+            self.past.append((n, hyper))
+
     def displacements(self, memories: Sequence[Memory], gradients: Sequence[Tensor]) -> list[Tensor]:
-        """lr F[n](theta) of each memory's tensors, with the present hyperparameters for all of the past.
+        """lr F[n](theta) of each memory's tensors.
 
         Args:
             memories: of the tensors that step.
@@ -50,8 +69,6 @@ class Repeated:
         Raises:
             BadInput: tensors have different n, or came later than the others.
         """
-        if (hyper := _hyper(self._optimizer)) != self._hyper:
-            self._hyper, self._method, self.moved = hyper, TorchMethod.of(self._optimizer, self._layout), True
         if len({memory.n for memory in memories}) > 1 or any(
             id(p) not in self._layout.used for m in memories for p in m.tensors
         ):
@@ -65,8 +82,10 @@ class Repeated:
                 theta[at], gradient[at] = x, y
         F = theta
         with isolated(theta.device):
-            twin = self._method.twin(theta)
-            for _ in range(memories[0].n + 1):
+            twin, moves = self._method.twin(theta), dict(self.past)
+            for k in range(memories[0].n + 1):
+                for group, hyper in zip(twin.optimizer.param_groups, moves.get(k, ()), strict=False):
+                    group.update(hyper)
                 F = self._method.displacement(twin, gradient, theta)
         F = (self._method.lr * F).to(theta)
         return [torch.cat([F[at] for at in where]) for where in own]

@@ -185,6 +185,10 @@ class Memory:
         self.n += 1
         return found
 
+    def drop(self) -> None:
+        """Let go what is carried: steps have been taken without."""
+        self.M, self.own, self.S = [], [], [0.0] * len(self.S)
+
     def carry(self, now: Now, own: bool) -> None:
         """Begin to carry."""
         if not self.M:

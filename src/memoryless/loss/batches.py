@@ -235,8 +235,15 @@ def tensors(tree: Any) -> list[Tensor]:
     return found
 
 
+def _may_point_at_rows(x: Tensor, count: int) -> bool:
+    """Whether its integers may be numbers of rows, some of them beyond `count`: an index error on a GPU is the end of it."""
+    if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
+        return False
+    return count <= int(x.max()) < len(x)
+
+
 def head(data: Any, share: float) -> Any | None:
-    """The first samples of a batch; None where its tensors do not share a first dimension of eight or more.
+    """The first samples of a batch; None where they are fewer than eight, or may speak of each other.
 
     Args:
         data: one batch.
@@ -247,6 +254,8 @@ def head(data: Any, share: float) -> Any | None:
     if len(lengths) != 1 or min(lengths) < 8:
         return None
     count = max(4, math.ceil(share * min(lengths)))
+    if any(_may_point_at_rows(x, count) for x in found):
+        return None
     return map_tensors(lambda x: x[:count], data)
 
 

@@ -39,7 +39,8 @@ def check_step(
 ) -> "Checking":
     """Is the step that is taken the one that the optimizer documents for this gradient and this state?
 
-    The step is taken again in float64 from what was there before it, and compared with what came: what is off by more than
+    The step is taken again by the class's single-tensor path from what was there before it, in the step's own precision and,
+    where that does not give the same bits, in float64, and compared with what came: what is off by more than
     rounding can explain is told, with the likely causes, each tried by taking the step again with that cause put in. The run
     is bit for bit the one without.
 
@@ -141,7 +142,7 @@ class Checking:
     def _prepare(self) -> None:
         """Note what has to be known before the block."""
         patched = "step" in vars(self.optimizer)  # by a schedule, which calls the class's own, or by the user
-        self._first = before(self.optimizer, self._names) if patched else None
+        self._first = before(self.optimizer, self._names, self._previous) if patched else None
         if self.reference is None and torchs(type(self.optimizer)) is None:
             self._template = copied_optimizer(self.optimizer)
         if self.batches is not None and self.model is not None and self.criterion is not None:
@@ -173,7 +174,7 @@ class Checking:
         if self._record is not None or self._failed:
             return
         try:
-            self._record = None if skips(self.optimizer) else before(self.optimizer, self._names)
+            self._record = None if skips(self.optimizer) else before(self.optimizer, self._names, self._previous)
         except Exception as error:  # within the user's step
             self._failed = _line(error)
 
@@ -203,10 +204,16 @@ class Checking:
                 self._previous = previous
             return self._not(self._failed or "no step was taken in the block, as where a GradScaler skips one")
         self._taken = max(int(self._taken), self._start + 1)
-        after(record, self.optimizer)
+        reference, known = None, None
+        try:
+            reference = Reference(record, self.reference, self._template)
+            known = reference.own
+        except Exception as error:  # a copy of an optimizer that fails
+            self._failed = self._failed or _line(error)
+        after(record, self.optimizer, known)
         self._previous = record
         try:
-            return self._not(self._failed) if self._failed else self._judge(record, previous)
+            return self._not(self._failed) if self._failed or not reference else self._judge(record, previous, reference)
         finally:
             self._lrs = [*self._lrs, *(float(g["lr"]) for g in record.groups if "lr" in g)][-KEPT:]
 
@@ -222,12 +229,13 @@ class Checking:
     def _not(self, why: str) -> StepCheck:
         return StepCheck(self._start, type(self.optimizer).__name__, unchecked=why)
 
-    def _judge(self, record: Record, previous: Record | None) -> StepCheck:
-        reference = Reference(record, self.reference, self._template)
+    def _judge(self, record: Record, previous: Record | None, reference: Reference) -> StepCheck:
         name = record.cls.__name__ if reference.documented is None else reference.documented.__name__
-        said = f"{name}, {'a copy of it' if reference.documented is None else 'single-tensor path in float64'}"
-        at, bound, off, where = deviations(reference)
-        causes, notes = of_history(record, previous, at), []
+        bound, off, where = deviations(reference)
+        dtypes = {h.theta.dtype for h in record.held} if reference.settled() else {torch.float64}
+        precision = str(max(dtypes, key=lambda x: torch.finfo(x).eps)).removeprefix("torch.")
+        said = f"{name}, {'a copy of it' if reference.documented is None else f'single-tensor path in {precision}'}"
+        causes, notes = of_history(record, previous, reference), []
         if self._expected is not None and (why := gradients.unlike(self._expected, self._passes)):
             notes.append(f"the gradient was not checked: {why}")
         elif self._expected is not None:
@@ -235,9 +243,8 @@ class Checking:
         if bound is not None and off:
             lrs = [*self._lrs, *(float(g["initial_lr"]) for g in record.groups if "initial_lr" in g)]
             counts = [int(h.state_after["step"]) for h in previous.held if "step" in h.state_after] if previous else []
-            causes += explained(
-                Case(reference, at, where, lrs, [*counts, *(h.count for h in record.held if h.count is not None)]), bound
-            )
+            counts += [h.count for h in record.held if h.count is not None]
+            causes += explained(Case(reference, reference.at, where, lrs, counts), bound)
         if reference.documented is None:
             notes.append(
                 f"{name} is not torch's: only what a copy of it does again can be told; reference= names what it should be"
@@ -245,7 +252,7 @@ class Checking:
 
         def parts() -> dict[str, dict[str, float]] | None:
             with torch.no_grad():
-                found = shares(reference, at)
+                found = shares(reference, reference.at)
             return None if found is None else dict(zip([*(h.name for h in record.held), "whole"], found, strict=True))
 
         return StepCheck(self._start, said, tuple(off), tuple(causes), self._noise(), tuple(notes), _shares=parts)

@@ -1,6 +1,7 @@
 """A recorded step judged: taken again as documented, and where it is off, with each likely cause put in."""
 
 from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -14,20 +15,22 @@ HARDLY = 0.5
 """A cause is named if it explains at least so much."""
 
 
-def deviations(reference: Reference) -> tuple[Redone, Bound | None, list[OffTensor], list[int]]:
-    """The documented step, what rounding can explain, and what is off by more.
+def deviations(reference: Reference) -> tuple[Bound | None, list[OffTensor], list[int]]:
+    """What rounding can explain of the difference from the documented step, and what is off by more.
 
     Args:
         reference: takes the step again.
 
     Returns:
-        Also the tensors' numbers; no bound where the storing alone explains all.
+        Also the tensors' numbers; no bound where a step in the own precision, or the storing alone, explains all.
     """
-    at, held = reference.redo(), reference.record.held
+    if reference.settled():
+        return None, [], []
+    at, held = reference.at, reference.record.held
     if not any(_over(h.after, t, stored(h.theta.dtype, t)) > 1 for h, t in zip(held, at.thetas, strict=True)) and not any(
         _over(h.state_after[k], v, stored(h.state_after[k].dtype, v)) > 1
         for h, s in zip(held, at.states, strict=True) for k, v in buffers(s).items() if k in h.state_after):  # fmt: skip
-        return at, None, [], []
+        return None, [], []
     bound, off, where = reference.bound(at), [], []
     for k, (h, t, s) in enumerate(zip(held, at.thetas, at.states, strict=True)):
         step = t - h.theta.double()
@@ -42,7 +45,7 @@ def deviations(reference: Reference) -> tuple[Redone, Bound | None, list[OffTens
                 off.append(OffTensor(h.name, key, times, None))
         if any(o.name == h.name for o in off):
             where.append(k)
-    return at, bound, off, where
+    return bound, off, where
 
 
 def _over(found: Tensor, documented: Tensor, allowed: Tensor) -> float:
@@ -113,13 +116,13 @@ def _fits(case: Case, redone: Redone, bound: Bound) -> tuple[bool, bool]:
     return thetas, states
 
 
-def of_history(now: Record, previous: Record | None, at: Redone) -> list[Cause]:
+def of_history(now: Record, previous: Record | None, reference: Reference) -> list[Cause]:
     """Causes that a step's state and precision tell.
 
     Args:
         now: this step.
         previous: the one before.
-        at: the documented one.
+        reference: takes it again.
     """
-    found: Sequence[history.Found] = [*history.of_state(now, previous), *history.swallowed(now, at)]
+    found: Sequence[history.Found] = [*history.of_state(now, previous), *history.swallowed(now, reference)]
     return [Cause(f.name, f.text, tuple(now.held[k].name for k in f.tensors), f.explains) for f in found]

@@ -33,6 +33,22 @@ def copied(tree: Any) -> Any:
     return mapped(lambda x: x.detach().clone(), tree)
 
 
+def kept(x: Any, known: Any) -> Any:
+    """A copy of a nested state; where a tensor is the known one bit for bit that itself, which spares the copy.
+
+    Args:
+        x: live.
+        known: what is likely there; never changed in place.
+    """
+    if isinstance(x, Tensor):
+        same = isinstance(known, Tensor) and (x.dtype, x.device, x.shape) == (known.dtype, known.device, known.shape)
+        return known if same and x.layout == known.layout and torch.equal(x.detach(), known) else x.detach().clone()
+    if isinstance(x, Mapping):
+        there = known if isinstance(known, Mapping) else {}
+        return {key: kept(value, there.get(key)) for key, value in x.items()}
+    return copied(x)
+
+
 @dataclass
 class Held:
     """One tensor at one step.
@@ -87,12 +103,13 @@ class Record:
     noise: Standing | None = None
 
 
-def before(optimizer: Optimizer, names: Mapping[int, str]) -> Record:
+def before(optimizer: Optimizer, names: Mapping[int, str], previous: Record | None = None) -> Record:
     """Note a step that is about to be taken.
 
     Args:
         optimizer: its gradients are in place.
         names: of tensors by id.
+        previous: the step before; what it left and is still there is not copied again.
 
     Raises:
         BadInput: a gradient is sparse.
@@ -110,8 +127,10 @@ def before(optimizer: Optimizer, names: Mapping[int, str]) -> Record:
             if gradient is not None and scale is not None:
                 gradient /= scale
             name = names.get(id(p), f"tensor {len(held)}")
-            state = copied(dict(optimizer.state.get(p, {})))
-            held.append(Held(name, number, p.data_ptr(), p.requires_grad, p.detach().clone(), gradient, state))
+            left = previous.held[len(held)] if previous is not None and len(held) < len(previous.held) else None
+            theta = kept(p, None if left is None else left.after)
+            state = kept(dict(optimizer.state.get(p, {})), None if left is None else left.state_after)
+            held.append(Held(name, number, p.data_ptr(), p.requires_grad, theta, gradient, state))
     noise = standing(held[0].theta.device)
     return Record(held, settings(optimizer), dict(optimizer.defaults), type(optimizer), noise=noise)
 
@@ -126,16 +145,18 @@ def skips(optimizer: Optimizer) -> bool:
     return infinite is not None and float(infinite) != 0
 
 
-def after(record: Record, optimizer: Optimizer) -> None:
+def after(record: Record, optimizer: Optimizer, known: tuple[list[Tensor], list[dict[str, Any]]] | None = None) -> None:
     """Note what the step led to.
 
     Args:
         record: from `before`.
         optimizer: the same, after.
+        known: parameters and states that it likely led to.
     """
     tensors = {id(p): p for group in optimizer.param_groups for p in group["params"]}
-    for held, p in zip(record.held, tensors.values(), strict=True):
-        held.after, held.state_after = p.detach().clone(), copied(dict(optimizer.state.get(p, {})))
+    thetas, states = known or ([None] * len(tensors), [None] * len(tensors))
+    for held, p, theta, state in zip(record.held, tensors.values(), thetas, states, strict=True):
+        held.after, held.state_after = kept(p, theta), kept(dict(optimizer.state.get(p, {})), state)
     record.groups_after = settings(optimizer)
 
 

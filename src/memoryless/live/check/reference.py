@@ -14,6 +14,7 @@ import copy
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -36,7 +37,7 @@ Edit = Callable[[list[dict[str, Any]], list[Held]], object]
 
 
 class Redone(NamedTuple):
-    """A step taken again: parameters and states of each tensor, float64."""
+    """A step taken again: parameters and states of each tensor, float64 but for `Reference.own`."""
 
     thetas: list[Tensor]
     states: list[dict[str, Any]]
@@ -80,28 +81,56 @@ class Reference:
             edit: changes groups and tensors in place before it.
             times: steps to take.
         """
+        return self._redone(torch.clone if self.documented is None else _double, edit, times)
+
+    @cached_property
+    def at(self) -> Redone:
+        """The documented step in float64."""
+        return self.redo()
+
+    @cached_property
+    def own(self) -> Redone | None:
+        """The documented step in the step's own precision; None in half precision, or where no class documents it.
+
+        A step that is this one bit for bit is the documented one to rounding, which is what this is away from float64.
+        """
+        tensors = [x for h in self.record.held for x in (h.theta, h.gradient, *buffers(h.state).values()) if x is not None]
+        if self.documented is None or any(x.dtype not in (torch.float32, torch.float64) for x in tensors):
+            return None
+        return self._redone(torch.clone, None, 1, wide=False)
+
+    def settled(self) -> bool:
+        """Whether the step that was taken is `own`, bit for bit: then no difference from float64 need be looked at."""
+        return self.own is not None and all(
+            h.after is t and bool(t.sum().isfinite()) and all(h.state_after.get(k) is v for k, v in buffers(s).items())
+            for h, t, s in zip(self.record.held, *self.own, strict=True)
+        )
+
+    def _redone(self, copy_of: Callable[[Tensor], Tensor], edit: Edit | None, times: int, wide: bool = True) -> Redone:
+        """The step from copies of what was recorded; a gradient is only read."""
         groups = [self._plain(group) for group in copied(self.record.groups)]
-        wide: Callable[[Tensor], Tensor] = torch.clone if self.documented is None else _double
         held = [
             replace(
                 h,
-                theta=wide(h.theta),
-                gradient=None if h.gradient is None else wide(h.gradient),
-                state={key: value if key == "step" else mapped(wide, value) for key, value in copied(h.state).items()},
+                theta=copy_of(h.theta),
+                gradient=None if h.gradient is None else copy_of(h.gradient) if wide else h.gradient,
+                state={key: mapped(torch.clone if key == "step" else copy_of, value) for key, value in h.state.items()},
             )
             for h in self.record.held
         ]
         if edit is not None:
             edit(groups, held)
-        tensors = [torch.nn.Parameter(h.theta.clone()) for h in held]
+        tensors = [torch.nn.Parameter(h.theta if edit is None else h.theta.clone()) for h in held]
         optimizer = self._optimizer(groups, held, tensors)
         with isolated(tensors[0].device, self.record.noise):
             for _ in range(times):
                 for p, h in zip(tensors, held, strict=True):
-                    p.grad = None if h.gradient is None else h.gradient.clone()
+                    p.grad = None if h.gradient is None else h.gradient.clone() if times > 1 else h.gradient
                 with torch.enable_grad():
                     optimizer.step()
-        states = [{k: mapped(_double, v) for k, v in optimizer.state.get(p, {}).items()} for p in tensors]
+        if not wide:
+            return Redone([p.detach() for p in tensors], [dict(optimizer.state.get(p, {})) for p in tensors])
+        states = [{k: mapped(_widened, v) for k, v in optimizer.state.get(p, {}).items()} for p in tensors]
         return Redone([p.detach().double() for p in tensors], states)
 
     def _plain(self, group: dict[str, Any]) -> dict[str, Any]:
@@ -139,7 +168,7 @@ class Reference:
         ]
         where = [part for part in parts if part["params"]]
         documented: Any = self.documented
-        accepted = inspect.signature(documented).parameters
+        accepted = _options(documented)
         lr: dict[str, Any] = {"lr": where[0]["lr"]} if "lr" in accepted and "lr" in where[0] else {}  # some ask for it
         optimizer = documented(where, **lr)
         optimizer.state.clear()
@@ -244,6 +273,7 @@ def copied_optimizer(optimizer: Optimizer) -> Optimizer | None:
     return found
 
 
+@lru_cache(64)
 def torchs(cls: type[Optimizer]) -> type[Optimizer] | None:
     """The nearest class of torch that an optimizer's class is, or derives from without options of its own; else None.
 
@@ -252,9 +282,13 @@ def torchs(cls: type[Optimizer]) -> type[Optimizer] | None:
     """
     for base in cls.__mro__:
         if base.__module__.startswith("torch.optim") and base is not Optimizer:
-            own = set(inspect.signature(cls).parameters) - {"args", "kwargs"}
-            return base if own <= set(inspect.signature(base).parameters) else None
+            return base if _options(cls) - {"args", "kwargs"} <= _options(base) else None
     return None
+
+
+@lru_cache(64)
+def _options(cls: type[Optimizer]) -> frozenset[str]:
+    return frozenset(inspect.signature(cls).parameters)
 
 
 def stored(dtype: torch.dtype, x: Tensor) -> Tensor:
@@ -264,7 +298,11 @@ def stored(dtype: torch.dtype, x: Tensor) -> Tensor:
 
 
 def _double(x: Tensor) -> Tensor:
-    return x.detach().double().clone() if x.is_floating_point() else x.clone()
+    return x.detach().to(torch.float64, copy=True) if x.is_floating_point() else x.clone()
+
+
+def _widened(x: Tensor) -> Tensor:
+    return x.detach().double() if x.is_floating_point() else x
 
 
 def _buffers(state: dict[str, Any]) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ What stands between the batch and the optimizer is a function of theta too: the 
 loop does, and `gradient` does what else it does (clipping by norm, say).
 """
 
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -84,6 +85,21 @@ def held(batch: Any) -> list[Any]:
     return batch if several else [batch]
 
 
+class _Begins:
+    """A hook that does not hold its recorder, and is none in a copy of the model or a file."""
+
+    def __init__(self, recorder: "Recorder | None"):
+        self._recorder = None if recorder is None else weakref.ref(recorder)
+
+    def __call__(self, *_: Any) -> None:
+        recorder = None if self._recorder is None else self._recorder()
+        if recorder is not None:
+            recorder.begin()
+
+    def __reduce__(self) -> tuple[type, tuple[None]]:
+        return _Begins, (None,)
+
+
 class Recorder:
     """Looks at the model's forward passes as they happen, and puts the generators back when one is taken again.
 
@@ -100,7 +116,7 @@ class Recorder:
         self.buffers_wanted = False
         self._again: Iterator[Seen] | None = None
         self._model = model
-        self._hook = model.register_forward_pre_hook(lambda *_: self.begin())
+        self._hook = model.register_forward_pre_hook(_Begins(self))
 
     def begin(self) -> None:
         """A forward pass begins here."""
