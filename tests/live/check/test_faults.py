@@ -95,6 +95,16 @@ def test_the_gradient_of_a_closure_is_the_one_it_leaves(named: bool):
 
     for _ in range(3):
         assert loop.steps(1, body).ok, loop.check.result
+
+    class Own(O.Optimizer):
+        @torch.no_grad()
+        def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+            with torch.enable_grad():
+                closure()
+
+    loop.check = ml.check_step(own := Own(loop.model.parameters(), {}))
+    result = loop.steps(1, lambda batches: own.step(lambda: criterion(loop.model, batches[0])))
+    assert "could not be checked: its gradient comes from a closure" in result.verdict
     with pytest.raises(BadInput, match="LBFGS evaluates the loss within its step"):
         ml.check_step(O.LBFGS(loop.model.parameters()))
 

@@ -128,7 +128,7 @@ class Checking:
 
     def __enter__(self) -> Self:
         self._record, self._first, self._expected, self._template = None, None, None, None
-        self._failed, self._passes, self._handles = "", [], []
+        self._failed, self._passes, self._handles, self._closed = "", [], [], ""
         self._start = self._taken = int(self._taken)
         if self._start != self._known:
             self._previous = None  # others were taken since
@@ -163,6 +163,8 @@ class Checking:
             self._note()
             return None
 
+        self._closed = "its gradient comes from a closure, without which a copy may not step: "
+
         def then() -> Any:
             value = closure()
             self._note()
@@ -194,7 +196,7 @@ class Checking:
                 with torch.no_grad():
                     self.result = self._answer(previous)
             except Exception as error:  # whatever a copy of an optimizer may fail at: the run goes on
-                self.result = self._not(_line(error))
+                self.result = self._not(self._closed + _line(error))
         self._known = self._taken = int(self._taken)
 
     def _answer(self, previous: Record | None) -> StepCheck:
