@@ -81,9 +81,20 @@ def draws(action: Callable[[], Any], device: torch.device) -> bool:
         before = standing(device)
         action()
         after = standing(device)
-    return (
-        before.python != after.python
-        or repr(before.numpy) != repr(after.numpy)
-        or not torch.equal(before.torch, after.torch)
-        or (before.cuda is not None and after.cuda is not None and not torch.equal(before.cuda, after.cuda))
-    )
+    return bool(moved(before, after))
+
+
+def moved(before: Standing, after: Standing) -> set[str]:
+    """Which of the generators stand elsewhere: "python", "numpy", "torch", "cuda".
+
+    Args:
+        before: from `standing`.
+        after: the same, at another time.
+    """
+    found = {
+        "python": before.python != after.python,
+        "numpy": repr(before.numpy) != repr(after.numpy),
+        "torch": not torch.equal(before.torch, after.torch),
+        "cuda": before.cuda is not None and after.cuda is not None and not torch.equal(before.cuda, after.cuda),
+    }
+    return {name for name, differs in found.items() if differs}

@@ -45,6 +45,10 @@ def one_shot():
     model, criterion, batches, optimizer = setup()
     return model, criterion, iter(batches), optimizer
 
+def three_once():
+    model, criterion, batches, optimizer = setup()
+    return model, criterion, (batch for batch in [*batches, batches[0]]), optimizer
+
 def nan_loss():
     model, criterion, batches, optimizer = setup()
     batches[1][1][3] = float("nan")

@@ -58,8 +58,8 @@ class Check:
 
             model, criterion, batches, optimizer, about = self._work(device, dtype)
             check = check_step(optimizer, model, criterion, self._reference())
-            off, first = [], None
-            endless = itertools.chain.from_iterable(itertools.repeat(batches))
+            off, unchecked, wrong, open_ = [], [], None, None
+            endless = (batch for _ in itertools.repeat(None) for _, batch in batches.select(None))
             for n, batch in enumerate(itertools.islice(endless, self.steps)):
                 optimizer.zero_grad()
                 with check.at([batch]):
@@ -68,12 +68,14 @@ class Check:
                 assert check.result is not None
                 if check.result.ok is False:
                     off.append(n)
-                if not check.result.ok:
-                    first = first or check.result
+                    wrong = wrong or check.result
+                elif check.result.ok is None:
+                    unchecked.append(n)
+                    open_ = open_ or check.result
                 on_step(n + 1, self.steps)
         assert check.result is not None
         told = {"problem": about, "optimizer": type(optimizer).__name__, "seed": str(self.seed), "command": command()}
-        checks = StepChecks(self.steps, tuple(off), first or check.result, told)
+        checks = StepChecks(self.steps, tuple(off), wrong or open_ or check.result, told, tuple(unchecked))
         if self.json:
             answer.say(checks.to_json())
         else:
@@ -87,16 +89,20 @@ class Check:
 
     def _work(self, device: Any, dtype: Any) -> tuple[Any, Any, Any, Any, str]:
         """Model, criterion, batches, optimizer, and the problem in words."""
+        import torch
+
         from memoryless.cli import setup
+        from memoryless.loss.batches import Batches
 
         if ":" in self.problem and (device, dtype, self.optimizer, self.checkpoint) == (None, None, None, None):
             # As it is: parameters of half precision, which no audit takes, are what a step may founder on.
             model, criterion, batches, optimizer = setup.load_setup(self.problem, self.seed)
-            return model, criterion, batches, optimizer, self.problem
+            device = next((p.device for group in optimizer.param_groups for p in group["params"]), torch.device("cpu"))
+            return model, criterion, Batches(batches, device), optimizer, self.problem
         work = setup.load(self.problem, self.seed, setup.MINI_BATCHES, device, dtype)
         loss = work.loss
         optimizer = setup.optimizer_of(work, self.optimizer, "adamw", self.checkpoint)
-        return loss.model, loss.criterion, loss.batches.source, optimizer, work.about
+        return loss.model, loss.criterion, loss.batches, optimizer, work.about
 
     def _reference(self) -> Any:
         if self.reference is None:
@@ -105,7 +111,7 @@ class Check:
 
         from memoryless.methods.named import found
 
-        cls = found(self.reference)
+        cls = found(self.reference) if {".", ":"} & set(self.reference) else None
         if not (isinstance(cls, type) and issubclass(cls, Optimizer)):
             raise BadInput(f"--reference {self.reference} is no class of optimizer; expected such as torch.optim.AdamW")
         return cls

@@ -405,9 +405,14 @@ def stale_tensor() -> StepCheck:
     return loop.steps(3, lambda batches: (loop.plain(batches), loop.optimizer.param_groups[0]["lr"].mul_(0.8)))
 
 
-@mutation("momentum cycled by the scheduler unknown to the log", "momentum cycled by a schedule")
+@mutation("momentum cycled by a scheduler, and the step did not follow", "momentum cycled by a schedule")
 def cycled() -> StepCheck:
-    loop = Loop(lambda m: torch.optim.AdamW(m.parameters()))
+    def around(self: Any, step: Callable[[], Any]) -> None:
+        own, self.param_groups[0]["betas"] = self.param_groups[0]["betas"], self.defaults["betas"]
+        step()
+        self.param_groups[0]["betas"] = own
+
+    loop = Loop(lambda m: wrapped(torch.optim.AdamW, around)(m.parameters()))
     scheduler = torch.optim.lr_scheduler.OneCycleLR(loop.optimizer, 0.01, total_steps=20)
     return loop.steps(4, lambda batches: (loop.plain(batches), scheduler.step()))
 

@@ -205,13 +205,6 @@ def test_clipping_that_is_told_is_no_alarm():
     assert loop.steps(2, body).ok
 
 
-def test_a_schedule_that_is_told_is_no_alarm():
-    loop = Loop(lambda model: O.AdamW(model.parameters()))
-    loop.check.scheduler = scheduler = O.lr_scheduler.OneCycleLR(loop.optimizer, 0.01, total_steps=20)
-    for _ in range(5):
-        assert loop.steps(1, lambda batches: (loop.plain(batches), scheduler.step())).ok
-
-
 def test_a_class_of_ones_own_is_held_to_the_class_that_is_named():
     class Own(O.Optimizer):
         def __init__(self, parameters: Any):

@@ -1,5 +1,6 @@
 """`check_step`: put around a step of a training loop."""
 
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
@@ -10,11 +11,13 @@ from torch.optim import Optimizer
 from memoryless.errors import BadInput, BadType
 from memoryless.live.check import gradients
 from memoryless.live.check.causes import Case
+from memoryless.live.check.history import equal, same
 from memoryless.live.check.judging import deviations, explained, of_history
-from memoryless.live.check.record import Record, after, before
+from memoryless.live.check.record import Record, after, before, skips
 from memoryless.live.check.reference import Reference, copied_optimizer, torchs
 from memoryless.live.check.shares import shares
 from memoryless.live.check.step_check import Cause, StepCheck
+from memoryless.methods.black_box.snapshot import insists_on_closure
 from memoryless.methods.wrapped import unwrapped
 
 KEPT = 16
@@ -32,7 +35,6 @@ def check_step(
     scaler: Any = None,
     *,
     batches: Sequence[Any] | None = None,
-    scheduler: Any = None,
     gradient: Callable[[Tensor], Tensor] | None = None,
 ) -> "Checking":
     """Is the step that is taken the one that the optimizer documents for this gradient and this state?
@@ -52,7 +54,6 @@ def check_step(
         averaged: a copy of the model with averaged weights.
         scaler: the GradScaler.
         batches: of the step; those of a further step are given by `at`.
-        scheduler: that changes the groups; without it only the lr may change.
         gradient: what the loop does to the mean gradient, as one vector over the optimizer's tensors: clips it, say.
 
     Returns:
@@ -60,7 +61,7 @@ def check_step(
 
     Raises:
         BadType: no optimizer.
-        BadInput: batches without model and criterion.
+        BadInput: batches without model and criterion, or none in them; a step that evaluates the loss itself.
 
     Example:
         >>> import memoryless as ml
@@ -79,7 +80,10 @@ def check_step(
         raise BadInput("batches= tell the gradient only with model and criterion; give these, or leave batches out")
     if reference is not None and not (isinstance(reference, type) and issubclass(reference, Optimizer)):
         raise BadType(f"reference must be a class of optimizer such as torch.optim.AdamW, got {reference!r}")
-    return Checking(optimizer, model, criterion, reference, (window, ranks, averaged, scaler), batches, scheduler, gradient)
+    if insists_on_closure(optimizer):
+        name = type(optimizer).__name__
+        raise BadInput(f"{name} evaluates the loss within its step, which cannot be taken again from one gradient: not checked")
+    return Checking(optimizer, model, criterion, reference, (window, ranks, averaged, scaler), batches, gradient)
 
 
 class Checking:
@@ -97,82 +101,150 @@ class Checking:
         reference: type[Optimizer] | None,
         loop: tuple[int | None, int | None, nn.Module | None, Any],
         batches: Sequence[Any] | None,
-        scheduler: Any,
         gradient: Callable[[Tensor], Tensor] | None,
     ):
         self.optimizer, self.model, self.criterion, self.reference = optimizer, model, criterion, reference
         self.window, self.ranks, self.averaged, self.scaler = loop
-        self.batches, self.scheduler, self.gradient = batches, scheduler, gradient
+        self.batches, self.gradient = _some(batches), gradient
         self.result: StepCheck | None = None
-        self.steps = 0
+        self._taken: int | Tensor = 0  # steps, those outside of the block too
+        self._known, self._depth = 0, 0
+        counted = weakref.WeakMethod(self._counted)
+
+        def count(*_: Any) -> None:
+            if (own := counted()) is not None:
+                own()
+
+        count.counts = True  # pyright: ignore[reportFunctionMemberAccess]
+        weakref.finalize(self, optimizer.register_step_post_hook(count).remove).atexit = False
         self._previous: Record | None = None
         self._lrs: list[float] = []
         self._names = {} if model is None else {id(p): name for name, p in model.named_parameters()}
 
     def at(self, batches: Sequence[Any]) -> Self:
         """The same, for a step on these batches."""
-        self.batches = batches
+        self.batches = _some(batches)
         return self
 
     def __enter__(self) -> Self:
-        self._record, self._expected, self._template = None, None, None
+        self._record, self._first, self._expected, self._template = None, None, None, None
+        self._failed, self._passes, self._handles, self._closed = "", [], [], ""
+        self._start = self._taken = int(self._taken)
+        if self._start != self._known:
+            self._previous = None  # others were taken since
+        try:
+            self._prepare()
+        except Exception as error:  # a criterion that fails on the batch, say: the run goes on
+            self._failed = _line(error)
+        self._handles.append(self.optimizer.register_step_pre_hook(self._seen))
+        return self
+
+    def _prepare(self) -> None:
+        """Note what has to be known before the block."""
         patched = "step" in vars(self.optimizer)  # by a schedule, which calls the class's own, or by the user
         self._first = before(self.optimizer, self._names, self._previous) if patched else None
         if self.reference is None and torchs(type(self.optimizer)) is None:
             self._template = copied_optimizer(self.optimizer)
         if self.batches is not None and self.model is not None and self.criterion is not None:
-            self._expected = gradients.expect(self.model, self.criterion, self.batches, self._tensors(), self.averaged)
+            tensors = self._tensors()
+            self._expected = gradients.expect(self.model, self.criterion, self.batches, tensors, self.averaged)
             self._expected.previous = None if self._previous is None else [h.gradient for h in self._previous.held]
-        self._hook = self.optimizer.register_step_pre_hook(self._seen)
-        return self
+            self._passes, hook = gradients.listened(self.model, tensors[0].device)
+            self._handles.append(hook)
 
     def _tensors(self) -> list[Tensor]:
         return list({id(p): p for group in self.optimizer.param_groups for p in group["params"]}.values())
 
-    def _seen(self, *_: Any) -> None:
-        if self._record is None:
-            self._record = before(self.optimizer, self._names, self._previous)
+    def _seen(self, _: Optimizer, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+        """Before a step; where the gradient comes from a closure, after that has been called for the first time."""
+        self._depth += 1
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if not callable(closure):
+            self._note()
+            return None
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._hook.remove()
-        if kind is not None:
-            return
-        record = self._record
-        if record is None and self._first is not None:
-            record = self._first  # a step patched in, which calls no hooks
-            for h, p in zip(record.held, self._tensors(), strict=True):
-                h.gradient = None if p.grad is None else p.grad.detach().clone()
-        if record is None:
-            self.result = self._not("no step was taken in the block, as where a GradScaler skips one")
+        self._closed = "its gradient comes from a closure, without which a copy may not step: "
+
+        def then() -> Any:
+            value = closure()
+            self._note()
+            return value
+
+        return ((*args[:1], *args[2:]), kwargs | {"closure": then})
+
+    def _note(self) -> None:
+        if self._record is not None or self._failed:
             return
         try:
-            with torch.no_grad():
-                self.result = self._judge(record)
-        except Exception as error:  # whatever a copy of an optimizer may fail at: the run goes on
-            self.result = self._not(" ".join(str(error).split()) or type(error).__name__)
+            self._record = None if skips(self.optimizer) else before(self.optimizer, self._names, self._previous)
+        except Exception as error:  # within the user's step
+            self._failed = _line(error)
+
+    def _counted(self) -> None:
+        """A step was taken, in the block or outside; one that was called within another counts with that."""
+        self._depth = max(0, self._depth - 1)
+        if not self._depth:
+            infinite = getattr(self.optimizer, "found_inf", None)  # `skips`, without waiting for the device
+            self._taken = self._taken + (1 if infinite is None else (infinite == 0).long())
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._depth, previous, self._previous = 0, self._previous, None
+        if kind is None:
+            try:
+                with torch.no_grad():
+                    self.result = self._answer(previous)
+            except Exception as error:  # whatever a copy of an optimizer may fail at: the run goes on
+                self.result = self._not(self._closed + _line(error))
+        self._known = self._taken = int(self._taken)
+
+    def _answer(self, previous: Record | None) -> StepCheck:
+        record = self._record if self._failed else self._record or self._patched()
+        if record is None:
+            if int(self._taken) == self._start:
+                self._previous = previous
+            return self._not(self._failed or "no step was taken in the block, as where a GradScaler skips one")
+        self._taken = max(int(self._taken), self._start + 1)
+        reference, known = None, None
+        try:
+            reference = Reference(record, self.reference, self._template)
+            known = reference.own
+        except Exception as error:  # a copy of an optimizer that fails
+            self._failed = self._failed or _line(error)
+        after(record, self.optimizer, known)
         self._previous = record
-        self._lrs = [*self._lrs, *(float(g["lr"]) for g in record.groups if "lr" in g)][-KEPT:]
-        self.steps += 1
+        try:
+            return self._not(self._failed) if self._failed or not reference else self._judge(record, previous, reference)
+        finally:
+            self._lrs = [*self._lrs, *(float(g["lr"]) for g in record.groups if "lr" in g)][-KEPT:]
+
+    def _patched(self) -> Record | None:
+        """The step of a method patched in, which calls no hooks; None where nothing changed."""
+        if (record := self._first) is None:
+            return None
+        for h, p in zip(record.held, self._tensors(), strict=True):
+            h.gradient = None if p.grad is None else p.grad.detach().clone()
+        after(record, self.optimizer)
+        return None if all(equal(h.theta, h.after) and same(h.state, h.state_after) for h in record.held) else record
 
     def _not(self, why: str) -> StepCheck:
-        return StepCheck(self.steps, type(self.optimizer).__name__, unchecked=why)
+        return StepCheck(self._start, type(self.optimizer).__name__, unchecked=why)
 
-    def _judge(self, record: Record) -> StepCheck:
-        reference = Reference(record, self.reference, self._template)
-        after(record, self.optimizer, reference.own)
+    def _judge(self, record: Record, previous: Record | None, reference: Reference) -> StepCheck:
         name = record.cls.__name__ if reference.documented is None else reference.documented.__name__
         bound, off, where = deviations(reference)
         dtypes = {h.theta.dtype for h in record.held} if reference.settled() else {torch.float64}
         precision = str(max(dtypes, key=lambda x: torch.finfo(x).eps)).removeprefix("torch.")
         said = f"{name}, {'a copy of it' if reference.documented is None else f'single-tensor path in {precision}'}"
-        causes, notes = of_history(record, self._previous, reference, self.scheduler), []
-        if self._expected is not None:
+        causes, notes = of_history(record, previous, reference), []
+        if self._expected is not None and (why := gradients.unlike(self._expected, self._passes)):
+            notes.append(f"the gradient was not checked: {why}")
+        elif self._expected is not None:
             causes += self._of_gradient(record)
         if bound is not None and off:
             lrs = [*self._lrs, *(float(g["initial_lr"]) for g in record.groups if "initial_lr" in g)]
-            counts = (
-                [int(h.state_after["step"]) for h in self._previous.held if "step" in h.state_after] if self._previous else []
-            )
+            counts = [int(h.state_after["step"]) for h in previous.held if "step" in h.state_after] if previous else []
             counts += [h.count for h in record.held if h.count is not None]
             causes += explained(Case(reference, reference.at, where, lrs, counts), bound)
         if reference.documented is None:
@@ -185,7 +257,7 @@ class Checking:
                 found = shares(reference, reference.at)
             return None if found is None else dict(zip([*(h.name for h in record.held), "whole"], found, strict=True))
 
-        return StepCheck(self.steps, said, tuple(off), tuple(causes), self._noise(), tuple(notes), _shares=parts)
+        return StepCheck(self._start, said, tuple(off), tuple(causes), self._noise(), tuple(notes), _shares=parts)
 
     def _of_gradient(self, record: Record) -> list[Cause]:
         """Why the gradient is another than that of the batches, where it is."""
@@ -197,7 +269,7 @@ class Checking:
         ratio = gradients.norm(want) / max(gradients.norm(expected.mean()), 1e-300)
         gap = gradients.distance(seen, want)
         doubt = sum(d * d for d in expected.doubt) ** 0.5
-        if gap <= doubt * max(ratio, 1.0 if self.gradient else 0.0):
+        if not gap > doubt * max(ratio, 1.0 if self.gradient else 0.0):  # nor one that is not finite, which is told by itself
             return []
         ends = [None if p.grad is None else p.grad.detach().double() for p in self._tensors()]
         scale = None if self.scaler is None else float(self.scaler.get_scale())
@@ -227,3 +299,13 @@ class Checking:
         mean = self._expected.mean(even=True)
         scatter = sum(gradients.distance(g, mean) ** 2 for g in self._expected.each) / (k * (k - 1))
         return min(1.0, scatter / max(gradients.norm(mean) ** 2, 1e-300))
+
+
+def _some(batches: Sequence[Any] | None) -> Sequence[Any] | None:
+    if batches is not None and not len(batches):
+        raise BadInput("batches is empty; expected those of the step, such as [batch]")
+    return batches
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

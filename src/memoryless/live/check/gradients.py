@@ -2,17 +2,40 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from memoryless.isolation import isolated, standing
+from memoryless.isolation import Standing, isolated, moved, standing
 
 PASSES = 16
 """Roundings of each weight's way through forward and backward pass, as of a step (`reference`)."""
 Gradients = list[Tensor | None]
+
+
+class Pass(NamedTuple):
+    """A forward pass of the model: where the generators stood at its start, and the type that autocast computed in."""
+
+    standing: Standing
+    autocast: torch.dtype | None
+
+
+def listened(model: nn.Module, device: torch.device) -> tuple[list[Pass], Any]:
+    """The forward passes from now on, as they come, and the hook that notes them.
+
+    Args:
+        model: whose.
+        device: of its parameters.
+    """
+    passes: list[Pass] = []
+
+    def note(*_: Any) -> None:
+        dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+        passes.append(Pass(standing(device), dtype))
+
+    return passes, model.register_forward_pre_hook(note)
 
 
 @dataclass
@@ -26,6 +49,8 @@ class Expected:
         doubt: what rounding makes of the mean, in the norm of each tensor.
         leftover: what was in .grad when the block began.
         previous: gradients that the last step saw.
+        passes: forward passes that `each` took.
+        drawn: generators that it drew from.
     """
 
     each: list[Gradients]
@@ -34,11 +59,30 @@ class Expected:
     leftover: Gradients
     averaged: Gradients | None = None
     previous: Gradients | None = None
+    passes: list[Pass] = field(default_factory=list)
+    drawn: set[str] = field(default_factory=set)
 
     def mean(self, even: bool = False) -> Gradients:
         """Over all samples of the batches; over batches, if even."""
         weights = [1.0] * len(self.each) if even else [float(size) for size in self.sizes]
         return combined(self.each, [w / sum(weights) for w in weights])
+
+
+def unlike(expected: Expected, passes: Sequence[Pass]) -> str:
+    """Why the gradient of the block cannot be told from the batches; empty where it can.
+
+    Args:
+        expected: from `expect`.
+        passes: forward passes of the block.
+    """
+    if not all(bool(g.isfinite().all()) for g in expected.mean() if g is not None):
+        return "that of the batches is not finite"
+    if passes and expected.passes and passes[0].autocast != expected.passes[0].autocast:
+        return "autocast is on in the block alone; put it into the criterion"
+    pairs = list(zip(passes, expected.passes, strict=False))
+    if len(pairs) < len(expected.passes) or any(expected.drawn & moved(a.standing, b.standing) for a, b in pairs):
+        return "criterion or model draws random numbers, and not from where the block began" if expected.drawn else ""
+    return ""
 
 
 def combined(each: Sequence[Gradients], weights: Sequence[float]) -> Gradients:
@@ -70,23 +114,32 @@ def expect(
     kept = [p.grad for p in tensors]
     leftover = [None if g is None else g.detach().double().clone() for g in kept]
 
-    def gradients() -> list[Gradients]:
-        with _buffers_kept(model), isolated(tensors[0].device, standing(tensors[0].device)):
-            return [_gradient(model, criterion, batch, tensors) for batch in batches]
+    drawn: set[str] = set()
 
-    each = gradients()
+    def gradients() -> list[Gradients]:
+        device = tensors[0].device
+        with _buffers_kept(model), isolated(device, start := standing(device)):
+            found = [_gradient(model, criterion, batch, tensors) for batch in batches]
+            drawn.update(moved(start, standing(device)))
+        return found
+
+    passes, hook = listened(model, tensors[0].device)
+    try:
+        each = gradients()
+    finally:
+        hook.remove()
     sizes = [_size(batch) for batch in batches]
-    found = Expected(each, sizes, [], leftover)
+    found = Expected(each, sizes, [], leftover, passes=passes, drawn=drawn)
     mean = found.mean()
-    with _moved(tensors, lambda k, p: p * (1 + torch.finfo(p.dtype).eps * _signs(p, k))):
-        moved = Expected(gradients(), sizes, [], leftover).mean()
-    for k, (a, b) in enumerate(zip(mean, moved, strict=True)):
+    with _shifted(tensors, lambda k, p: p * (1 + torch.finfo(p.dtype).eps * _signs(p, k))):
+        shifted = Expected(gradients(), sizes, [], leftover).mean()
+    for k, (a, b) in enumerate(zip(mean, shifted, strict=True)):
         eps = torch.finfo(tensors[k].dtype).eps
         found.doubt.append(0.0 if a is None or b is None else PASSES * float((a - b).norm() + eps * a.norm()))
     if averaged is not None:
         theirs = {name.removeprefix("module."): p for name, p in averaged.named_parameters()}
         values = [theirs.get(own.get(id(p), "")) for p in tensors]
-        with _moved(tensors, lambda k, p: p if (value := values[k]) is None else value.detach()):
+        with _shifted(tensors, lambda k, p: p if (value := values[k]) is None else value.detach()):
             found.averaged = Expected(gradients(), sizes, [], leftover).mean()
     return found
 
@@ -100,7 +153,7 @@ def _gradient(
 
 
 @contextlib.contextmanager
-def _moved(tensors: Sequence[Tensor], to: Callable[[int, Tensor], Tensor]) -> Iterator[None]:
+def _shifted(tensors: Sequence[Tensor], to: Callable[[int, Tensor], Tensor]) -> Iterator[None]:
     before = [p.detach().clone() for p in tensors]
     try:
         for k, p in enumerate(tensors):

@@ -20,14 +20,16 @@ class Found(NamedTuple):
     explains: float
 
 
-def of_state(now: Record, previous: Record | None, scheduler: Any) -> Iterator[Found]:
+def of_state(now: Record, previous: Record | None) -> Iterator[Found]:
     """What contradicts the previous step, or itself.
 
     Args:
         now: this step.
         previous: the one before, if it was seen.
-        scheduler: that the user told of.
     """
+    infinite = [k for k, h in enumerate(now.held) if h.gradient is not None and not bool(h.gradient.isfinite().all())]
+    if infinite:
+        yield Found("gradient not finite", "the optimizer was given a NaN or an infinity", infinite, 1.0)
     if previous is not None and len(previous.held) == len(now.held):
         yield from _restored(now.held, previous.held)
         yield from _between(now.held, previous.held)
@@ -43,25 +45,11 @@ def of_state(now: Record, previous: Record | None, scheduler: Any) -> Iterator[F
             and ("max_exp_avg_sq" in h.state or now.defaults.get("amsgrad"))]  # fmt: skip
     if lost:
         yield Found("amsgrad dropped", "built or saved with amsgrad, stepped without", lost, 1.0)
-    if scheduler is None:
-        for key in ("betas", "momentum", "alpha"):
-            moved = [j for j, group in enumerate(now.groups) if key in group and _moved(j, key, now, previous)]
-            if moved:
-                where = [k for k, h in enumerate(now.held) if h.group in moved]
-                text = f"{key} {now.groups[moved[0]][key]} is not as built; give scheduler= if a schedule moves it"
-                yield Found("momentum cycled by a schedule", text, where, 1.0)
-
-
-def _moved(j: int, key: str, now: Record, previous: Record | None) -> bool:
-    group = now.groups[j]
-    if previous is not None and j < len(previous.groups) and previous.groups[j].get(key) != group[key]:
-        return True
-    return "base_momentum" in group and key in now.defaults and now.defaults[key] != group[key]
 
 
 def _restored(now: list[Held], before: list[Held]) -> Iterator[Found]:
     """State before this step against that after the last."""
-    differs = [k for k, (h, b) in enumerate(zip(now, before, strict=True)) if not _same(h.state, b.state_after)]
+    differs = [k for k, (h, b) in enumerate(zip(now, before, strict=True)) if not same(h.state, b.state_after)]
     if not differs:
         return
     none = [k for k in differs if before[k].state_after and not any(bool(x.any()) for x in buffers(now[k].state).values())]
@@ -82,8 +70,7 @@ def _restored(now: list[Held], before: list[Held]) -> Iterator[Found]:
 
 
 def _between(now: list[Held], before: list[Held]) -> Iterator[Found]:
-    pairs = enumerate(zip(now, before, strict=True))
-    moved = [k for k, (h, b) in pairs if h.theta is not b.after and not torch.equal(h.theta, b.after)]
+    moved = [k for k, (h, b) in enumerate(zip(now, before, strict=True)) if not equal(h.theta, b.after)]
     if moved:
         yield Found(
             "parameters changed between steps",
@@ -140,12 +127,20 @@ def _large(state: dict[str, Any], h: Held) -> list[Tensor]:
     return [b for b in buffers(state).values() if b.shape == h.theta.shape and b.numel() > 1]
 
 
-def _same(a: dict[str, Any], b: dict[str, Any]) -> bool:
+def equal(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors hold the same numbers; a NaN counts as equal to a NaN."""
+    return a is b or torch.equal(a, b) or (a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all()))
+
+
+def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Whether two states of a tensor hold the same count and buffers."""
     counts = (a.get("step"), b.get("step"))
-    same = (counts[0] is None) == (counts[1] is None) and (counts[0] is None or float(counts[0] or 0) == float(counts[1] or 0))
-    return same and _same_buffers(a, b)
+    counted = (counts[0] is None) == (counts[1] is None) and (
+        counts[0] is None or float(counts[0] or 0) == float(counts[1] or 0)
+    )
+    return counted and _same_buffers(a, b)
 
 
 def _same_buffers(a: dict[str, Any], b: dict[str, Any]) -> bool:
     x, y = buffers(a), buffers(b)
-    return x.keys() == y.keys() and all(x[k].shape == y[k].shape and (x[k] is y[k] or torch.equal(x[k], y[k])) for k in x)
+    return x.keys() == y.keys() and all(equal(x[k], y[k]) for k in x)

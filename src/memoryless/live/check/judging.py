@@ -1,7 +1,6 @@
 """A recorded step judged: taken again as documented, and where it is off, with each likely cause put in."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -117,14 +116,13 @@ def _fits(case: Case, redone: Redone, bound: Bound) -> tuple[bool, bool]:
     return thetas, states
 
 
-def of_history(now: Record, previous: Record | None, reference: Reference, scheduler: Any) -> list[Cause]:
+def of_history(now: Record, previous: Record | None, reference: Reference) -> list[Cause]:
     """Causes that a step's state and precision tell.
 
     Args:
         now: this step.
         previous: the one before.
         reference: takes it again.
-        scheduler: that the user told of.
     """
-    found: Sequence[history.Found] = [*history.of_state(now, previous, scheduler), *history.swallowed(now, reference)]
+    found: Sequence[history.Found] = [*history.of_state(now, previous), *history.swallowed(now, reference)]
     return [Cause(f.name, f.text, tuple(now.held[k].name for k in f.tensors), f.explains) for f in found]

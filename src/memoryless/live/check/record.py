@@ -135,6 +135,16 @@ def before(optimizer: Optimizer, names: Mapping[int, str], previous: Record | No
     return Record(held, settings(optimizer), dict(optimizer.defaults), type(optimizer), noise=noise)
 
 
+def skips(optimizer: Optimizer) -> bool:
+    """Whether a fused optimizer under a GradScaler, which is called for every step, skips this one for an infinity it met.
+
+    Args:
+        optimizer: in its step.
+    """
+    infinite = getattr(optimizer, "found_inf", None)
+    return infinite is not None and float(infinite) != 0
+
+
 def after(record: Record, optimizer: Optimizer, known: tuple[list[Tensor], list[dict[str, Any]]] | None = None) -> None:
     """Note what the step led to.
 

@@ -50,7 +50,7 @@ class StepCheck(Result):
     """Was that step the documented one for its gradient and state?
 
     Attributes:
-        step: number of the checked step in its run, from 0.
+        step: its number in the run, from 0, where `check_step` was called; steps outside of the block count.
         reference: what the step was compared with.
         tensors: what is off.
         causes: likely ones, the best first.
@@ -87,7 +87,7 @@ class StepCheck(Result):
         if self.unchecked:
             return f"Step {self.step} could not be checked: {self.unchecked}."
         if self.ok:
-            return f"Step {self.step} is the documented one: {self.reference}, to rounding."
+            return "; ".join([f"Step {self.step} is the documented one: {self.reference}, to rounding", *self.notes]) + "."
         if not self.causes:
             names = ", ".join(dict.fromkeys(t.name for t in self.tensors))
             said = f"Step {self.step} is not the documented one ({self.reference})"
@@ -114,35 +114,37 @@ class StepChecks(Result):
     """Were the steps of a run the documented ones?
 
     Attributes:
-        steps: how many were checked.
+        steps: how many were taken.
         off: numbers of those that were not.
-        first: the first of these, else the last step.
+        first: the first of these, else the first that could not be checked, else the last step.
         about: the run in words.
+        unchecked: numbers of those that could not be checked.
     """
 
     steps: int
     off: tuple[int, ...]
     first: StepCheck
     about: dict[str, str]
+    unchecked: tuple[int, ...] = ()
 
     @property
     def ok(self) -> bool | None:
-        """Whether all were; None where that could not be checked."""
-        return None if self.first.unchecked else not self.off
+        """Whether all were; None where no step was found not to be, and some could not be checked."""
+        return False if self.off else None if self.unchecked else True
 
     @property
     def verdict(self) -> str:
         """One sentence, or two."""
-        if self.first.unchecked:
-            return self.first.verdict
         if self.ok:
             return f"All {self.steps} steps are the documented ones: {self.first.reference}, to rounding."
-        return f"{len(self.off)} of {self.steps} steps are not the documented ones. {self.first.verdict}"
+        counts = ((self.off, "are not the documented ones"), (self.unchecked, "could not be checked"))
+        said = ", ".join(f"{len(n)} of {self.steps} steps {what}" for n, what in counts if n)
+        return f"{said}. {self.first.verdict}"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers and text."""
-        found = {"ok": self.ok, "verdict": self.verdict, "steps": self.steps, "off": self.off, "about": self.about}
-        return plain(found) | {"step": self.first.as_dict()}
+        found = {"ok": self.ok, "verdict": self.verdict, "steps": self.steps, "off": self.off}
+        return plain(found | {"unchecked": self.unchecked, "about": self.about}) | {"step": self.first.as_dict()}
 
     def __str__(self) -> str:
         return self.verdict

@@ -39,7 +39,8 @@ def acting(optimizer: Optimizer) -> str | None:
     Args:
         optimizer: live.
     """
-    if any(getattr(optimizer, hooks, None) for hooks in HOOKS):
+    found = (hook for hooks in HOOKS for hook in getattr(optimizer, hooks, {}).values())
+    if any(not getattr(hook, "counts", False) for hook in found):  # one of `check_step` only counts
         return "step hooks"
     patched = vars(optimizer).get("step")
     # A schedule notes whether the optimizer steps before it, and calls the step that it found.
