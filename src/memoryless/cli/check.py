@@ -9,7 +9,7 @@ import tyro
 from memoryless.cli import answer
 from memoryless.cli.files import command, writable, write
 from memoryless.cli.options import device_of, dtype_of, progress, there
-from memoryless.errors import BadInput
+from memoryless.errors import BadInput, BadType
 
 
 @dataclass
@@ -63,7 +63,7 @@ class Check:
             for n, batch in enumerate(itertools.islice(endless, self.steps)):
                 optimizer.zero_grad()
                 with check.at([batch]):
-                    criterion(model, batch).backward()
+                    _scalar(criterion(model, batch)).backward()
                     optimizer.step()
                 assert check.result is not None
                 if check.result.ok is False:
@@ -115,3 +115,16 @@ class Check:
         if not (isinstance(cls, type) and issubclass(cls, Optimizer)):
             raise BadInput(f"--reference {self.reference} is no class of optimizer; expected such as torch.optim.AdamW")
         return cls
+
+
+def _scalar(output: Any) -> Any:
+    """The loss in what a criterion returned, to be differentiated."""
+    from torch import Tensor
+
+    from memoryless.loss.loss import loss_in
+
+    value = loss_in(output)
+    if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
+        got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise BadType(f"criterion must return a scalar that depends on the parameters, got {got}; take the mean over the batch")
+    return value

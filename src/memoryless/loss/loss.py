@@ -55,8 +55,12 @@ class _Scope(nn.Module):
                 now.update({name: value for name, value in then.items() if name not in now})
 
 
-def _loss_in(output: Any) -> Any:
-    """The loss that an output holds; the output itself if there is none, or no telling which."""
+def loss_in(output: Any) -> Any:
+    """The loss that an output holds; the output itself if there is none, or no telling which.
+
+    Args:
+        output: what a criterion returned.
+    """
     if isinstance(output, Tensor):
         return output
     if isinstance(output, Mapping):
@@ -453,7 +457,7 @@ class Loss:
     def _plain_value(self, theta: Tensor, data: Any) -> Tensor:
         """L of a batch without checks, for torch.func's transforms; shape ()."""
         tensors = self.layout.views(theta)
-        return _loss_in(self._at(tensors, lambda: self._function(tensors, data))).reshape(())
+        return loss_in(self._at(tensors, lambda: self._function(tensors, data))).reshape(())
 
     def _value(self, tensors: Sequence[Tensor], data: Any, index: int, noise: Standing | None = None) -> Tensor:
         with isolated(self.device, noise or (None if self.noise is None else index)):
@@ -461,7 +465,7 @@ class Loss:
 
     def _scalar(self, value: Any, tensors: Sequence[Tensor], index: int) -> Tensor:
         """What a criterion returned on a batch, shape (), if it can be a loss."""
-        value = _loss_in(value)
+        value = loss_in(value)
         if not isinstance(value, Tensor) or value.numel() != 1:
             got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise BadType(f"criterion must return a scalar tensor, got {got}; take the mean over the batch")
@@ -589,7 +593,7 @@ class Loss:
             return data
         try:
             with isolated(self.device, 0):
-                value = _loss_in(self._at(views, lambda: self._function(views, found)))
+                value = loss_in(self._at(views, lambda: self._function(views, found)))
             told = isinstance(value, Tensor) and value.numel() == 1 and bool(torch.isfinite(value))
         except Exception:  # whatever a model says to fewer samples than it was made for
             return data
