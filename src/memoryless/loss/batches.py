@@ -253,7 +253,7 @@ def head(data: Any, share: float) -> Any | None:
     lengths = {len(x) if x.ndim else 0 for x in found}
     if len(lengths) != 1 or min(lengths) < 8:
         return None
-    count = max(4, math.ceil(share * min(lengths)))
+    count = max(2, math.ceil(share * min(lengths)))
     if any(_may_point_at_rows(x, count) for x in found):
         return None
     return map_tensors(lambda x: x[:count], data)
