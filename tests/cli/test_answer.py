@@ -73,7 +73,8 @@ def test_a_closed_pipe_is_silent_and_files_are_written(folder: Path):
 def test_standard_output_on_a_full_disk(folder: Path):
     with Path("/dev/full").open("w") as full:
         process = start(folder, "kernel", "lion", stdout=full)
-        assert process.communicate()[1] == "memoryless: standard output cannot be written: No space left on device\n"
+        said = [line for line in process.communicate()[1].splitlines() if ", " not in line or "so far" not in line]  # progress
+        assert said == ["memoryless: standard output cannot be written: No space left on device"]
     assert process.returncode == 2
 
 
