@@ -9,10 +9,53 @@ from memoryless.live.check import history
 from memoryless.live.check.causes import CAUSES, Case, Try
 from memoryless.live.check.record import Record
 from memoryless.live.check.reference import Bound, Redone, Reference, buffers, stored
-from memoryless.live.check.step_check import Cause, OffTensor
+from memoryless.live.check.shares import shares
+from memoryless.live.check.step_check import Cause, OffTensor, StepCheck
 
 HARDLY = 0.5
 """A cause is named if it explains at least so much."""
+
+
+def judged(
+    step: int,
+    reference: Reference,
+    previous: Record | None = None,
+    lrs: Sequence[float] = (),
+    of_gradient: tuple[Sequence[Cause], Sequence[str]] = ((), ()),
+) -> StepCheck:
+    """The answer for a step that was recorded.
+
+    Args:
+        step: its number.
+        reference: takes it again.
+        previous: the one before, if it was seen.
+        lrs: learning rates that the run knew before, latest last.
+        of_gradient: why it got another gradient than it should have, and what could not be checked of that.
+    """
+    record, documented = reference.record, reference.documented
+    name = record.cls.__name__ if documented is None else documented.__name__
+    bound, off, where = deviations(reference)
+    dtypes = {h.theta.dtype for h in record.held} if reference.settled() else {torch.float64}
+    precision = str(max(dtypes, key=lambda x: torch.finfo(x).eps)).removeprefix("torch.")
+    said = f"{name}, {'a copy of it' if documented is None else f'single-tensor path in {precision}'}"
+    causes = [*of_history(record, previous, reference), *of_gradient[0]]
+    if bound is not None and off:
+        known = [*lrs, *(float(g["initial_lr"]) for g in record.groups if "initial_lr" in g)]
+        counts = [int(h.state_after["step"]) for h in previous.held if "step" in h.state_after] if previous else []
+        counts += [h.count for h in record.held if h.count is not None]
+        causes += explained(Case(reference, reference.at, where, known, counts), bound)
+    notes = list(of_gradient[1])
+    if documented is None:
+        notes.append(
+            f"{name} is not torch's: only what a copy of it does again can be told; reference= names what it should be"
+        )
+
+    def parts() -> dict[str, dict[str, float]] | None:
+        with torch.no_grad():
+            found = shares(reference, reference.at)
+        return None if found is None else dict(zip([*(h.name for h in record.held), "whole"], found, strict=True))
+
+    return StepCheck(step, said, tuple(off), tuple(causes), None, tuple(notes), _shares=parts)
 
 
 def deviations(reference: Reference) -> tuple[Bound | None, list[OffTensor], list[int]]:

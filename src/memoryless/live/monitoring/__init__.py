@@ -14,6 +14,7 @@ In reading order:
 * `sample`: the coordinates that maps are made of,
 * `whole`: the live pair's sums over all coordinates,
 * `frozen`: the frozen memory from the replayed steps, with its standard error,
+* `checks`: the run's steps judged, and their gradients at a stop,
 * `measuring`: what is measured at a stop,
 * `log`: where it is written to.
 """

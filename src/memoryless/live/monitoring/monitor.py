@@ -10,7 +10,7 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -20,6 +20,7 @@ from memoryless.errors import BadInput, BadType
 from memoryless.flat import Layout, norm
 from memoryless.isolation import isolated
 from memoryless.live.monitoring.account import Account
+from memoryless.live.monitoring.checks import Checks, of_gradient
 from memoryless.live.monitoring.log import Record, Sinks
 from memoryless.live.monitoring.measuring import Measuring, Upcoming
 from memoryless.live.monitoring.ranks import Here, Ranks, SharedLoss, inside
@@ -74,6 +75,8 @@ class Monitor:
         measures: names, or differentiable functions theta -> scalar.
         start: steps that the run has behind it where watching begins; default what the optimizer has counted there.
         seed: of the draws.
+        check: whether steps are judged as `check_step` does: True those at stops, with their gradients, "every step" all. A
+            broken one is logged and warned of, once for the same cause; shares of the steps at stops are logged.
 
     Attributes:
         stops: the records of this process's stops, as they are logged.
@@ -118,6 +121,7 @@ class Monitor:
     measures: Sequence[str | Differentiable] = ("gradient_1_norm",)
     start: int | None = None
     seed: int = 0
+    check: bool | Literal["every step"] = False
     stops: list[Record] = field(default_factory=list, init=False)
     notes: list[str] = field(default_factory=list, init=False)
 
@@ -144,12 +148,14 @@ class Monitor:
         gradients = self.replays + 1 + 4 * len(self.measures) * PROBED
         self._schedule = Schedule(self.every, self.budget, gradients)
         self._watching = Watching(optimizer, layout, sample, subjects, self._schedule, self.replays, self.seed)
-        self._entered, self._hooks, self._account = False, [], Account()
+        self._entered, self._depth, self._hooks, self._account = False, 0, [], Account()
         self._hooks: list[Any]
         self._probe: list[Any] | Iterable[Any] = [] if self.data is None else self.data
         self._said: set[str] = set()
         if subjects.unknown is not None:
             self._say(f"{subjects.unknown}: its own memory is not measured, only shadows")
+        names = {id(p): name for name, p in model.named_parameters()}
+        self._checks = Checks(optimizer, names, self.check, lambda record: self._sinks.write(record), self._say)
         self._sinks = Sinks(None if self._ranks.rank else self.log, self._head(), self._say)  # one log
 
     def _require_arguments(self) -> None:
@@ -221,7 +227,7 @@ class Monitor:
         self._replay = Replay(self._model, self.criterion, watching.recorder, self.gradient, self._ranks, watching.not_held)
         self._hooks = [
             self._optimizer.register_step_pre_hook(self._hook),
-            self._optimizer.register_step_post_hook(lambda *_: self._guarded(watching.after_step)),
+            self._optimizer.register_step_post_hook(lambda *_: self._guarded(self._after_step)),
         ]
         self._account = Account()
         self._guarded(lambda: watching.plan(self._last))
@@ -245,7 +251,8 @@ class Monitor:
             first = f"a budget of {self.budget:.0%} pays for a first at step {self._schedule.period:,}; "
             why = first if self.every is None else ""
             self._say(f"no stop within {steps:,} steps: {why}give every=, the steps from one to the next")
-        self._sinks.write({"kind": "end", "step": watching.step, "overhead": self._account.overhead})
+        checked = {"checked": self._checks.steps, "off": self._checks.off} if self._checks.on else {}
+        self._sinks.write({"kind": "end", "step": watching.step, "overhead": self._account.overhead} | checked)
         self._sinks.close()
 
     def step(self, batch: Any, *more: Any) -> Record | None:
@@ -305,7 +312,7 @@ class Monitor:
         """Before a step; where the gradients come from a closure, after that has been called for the first time."""
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if closure is None:
-            self._guarded(self._watching.before_step)
+            self._guarded(self._before_step)
             return None
         told = False
 
@@ -314,22 +321,36 @@ class Monitor:
             value = closure()
             if not told:
                 told = True
-                self._guarded(self._watching.before_step)
+                self._guarded(self._before_step)
             return value
 
         return ((*args[:1], *args[2:]), kwargs | {"closure": then})
 
+    def _before_step(self) -> None:
+        self._depth += 1
+        if self._depth > 1:  # called by the step of a class derived from it, which has told already
+            return
+        self._checks.before(self._watching.at_stop)
+        self._watching.before_step()
+
+    def _after_step(self) -> None:
+        self._depth -= 1
+        if self._depth > 0:
+            return
+        self._checks.after(self._watching.step - 1)
+        self._watching.after_step()
+
     def _require_light(self) -> None:
         """Say if what is kept at every step takes more than the budget, which the stops alone go by."""
         share = self._account.watching
-        if self.every is None and share > self.budget:
+        if self.every is None and share > self.budget and not self._checks.every:
             self._say(
                 f"watching takes {share:.0%} of these steps, stops not counted, and the budget is {self.budget:.0%}: give "
                 f"fewer coordinates= than {len(self._sample):,}, or betas=None for no map"
             )
 
     def _told(self, batch: Any, more: Sequence[Any]) -> Record | None:
-        watching, unread = self._watching, None
+        watching, unread, self._depth = self._watching, None, 0
         if watching.past.steps == SETTLED and watching.stepped:
             self._require_light()
         try:
@@ -372,6 +393,8 @@ class Monitor:
         assert watching.recorder is not None
         watching.recorder.wanted = False  # the passes of a measurement are none of the run's
         with account.stop(), isolated(self._layout.device):
+            if self._checks.on:
+                self._checks.with_gradient(of_gradient(self._replay, present, watching.kept.get(present.n)))
             options: Any = {"curvature": "difference", "noise": "fixed"}
             measuring = Measuring(
                 self._sample,
@@ -391,6 +414,8 @@ class Monitor:
             "seconds": account.cost,
         }
         record |= found
+        if self._checks.last is not None:
+            record["check"] = self._checks.record(found["noise_scale"])
         self.stops.append(record)
         self._sinks.write(record)
         return record

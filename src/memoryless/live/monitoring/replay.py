@@ -176,7 +176,7 @@ class Replay:
         others: Sequence[slice] = (),
     ):
         self._model, self._criterion, self._recorder, self._transform = model, criterion, recorder, gradient
-        self._ranks, self._others = ranks, others
+        self.ranks, self._others = ranks, others
 
     def loss(self, batches: Sequence[Any], **options: Any) -> Loss:
         """Of batches that are held."""
@@ -194,10 +194,18 @@ class Replay:
         Raises:
             BadInput: its batch is not known, or was written to since.
         """
-        return self._ranks.mean(lambda: self._own(s, step, theta, buffers), theta)
+        return self.ranks.mean(lambda: self.own(s, step, theta, buffers), theta)
 
-    def _own(self, s: int, step: Step | None, theta: Tensor, buffers: Mapping[str, Tensor]) -> Tensor:
-        """This process's part."""
+    def own(self, s: int, step: Step | None, theta: Tensor, buffers: Mapping[str, Tensor]) -> Tensor:
+        """This process's part of `raw`."""
+        total, count = None, 0
+        for gradient in self.each(s, step, theta, buffers):
+            total, count = gradient if total is None else total.add_(gradient), count + 1
+        assert total is not None
+        return total.div_(count)
+
+    def each(self, s: int, step: Step | None, theta: Tensor, buffers: Mapping[str, Tensor]) -> Iterator[Tensor]:
+        """This process's part of `raw`, micro-batch by micro-batch."""
         if step is None or not step.batches:
             raise BadInput(f"step {s} was taken without monitor.step(batch) after it, so it cannot be replayed")
         for batch, versions in zip(step.batches, step.versions, strict=True):
@@ -206,7 +214,7 @@ class Replay:
                     "a batch was written to after its step (a loader that reuses its buffers?), so it cannot be replayed; give "
                     "monitor.step a copy"
                 )
-        loss, total = self.loss(step.batches), None
+        loss = self.loss(step.batches)
         each = max(1, len(step.passes) // len(step.batches))
         for i in range(len(step.batches)):
             passes = step.passes[i * each : (i + 1) * each]
@@ -214,9 +222,12 @@ class Replay:
             kind = theta.device.type
             with loss.before(buffers), self._recorder.again(passes), torch.autocast(kind, dtype, enabled=dtype is not None):
                 gradient = loss.gradient(theta, i)
-            total = gradient if total is None else total.add_(gradient)
-        assert total is not None
-        return total.div_(len(step.batches))
+            yield gradient
+
+    @property
+    def transforms(self) -> bool:
+        """Whether the loop does something to a gradient that depends on its size, for all that is known."""
+        return self._transform is not None
 
     def transformed(self, gradient: Tensor) -> Tensor:
         """What the optimizer gets of a gradient, shape (d,): what the loop makes of it, where the optimizer holds theta."""

@@ -82,6 +82,11 @@ class Watching:
         return self.before + self.past.steps
 
     @property
+    def at_stop(self) -> bool:
+        """Whether the step that is about to be taken is a stop's."""
+        return self.past.steps in self._upcoming
+
+    @property
     def not_held(self) -> list[slice]:
         """Where the tensors lie that the optimizer does not hold: it gets no gradient there, whatever their .grad is."""
         return [part for part, own in zip(self._layout.slices.values(), self._held, strict=True) if not own]
