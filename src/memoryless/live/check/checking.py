@@ -139,6 +139,7 @@ class Checking:
         self._record, self._first, self._expected, self.template = None, None, None, None
         self.failed, self._passes, self._handles, self._closed = "", [], [], ""
         self._start = self._taken = int(self._taken)
+        self._compiled = False
         if self._start != self._known:
             self._previous = None  # others were taken since
         try:
@@ -165,6 +166,7 @@ class Checking:
     def _seen(self, _: Optimizer, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
         """Before a step; where the gradient comes from a closure, after that has been called for the first time."""
         self._depth += 1
+        self._compiled = torch.compiler.is_compiling()
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if not callable(closure):
             self.note()
@@ -185,6 +187,8 @@ class Checking:
             return
         try:
             self._record = None if skips(self.optimizer) else before(self.optimizer, self.names, self._previous)
+            if self._record is not None:
+                self._record.compiled = self._compiled
         except Exception as error:  # within the user's step
             self.failed = _line(error)
 

@@ -255,6 +255,8 @@ def causes(
     for old in (expected.leftover, expected.previous):
         if old is not None and norm(old) > 0:
             test("gradient accumulated across zero_grad", "an earlier gradient was still in .grad", change(added(raw, old)))
+    if expected.previous is not None:
+        test("gradient of an earlier step", "it is the one that the last step saw", expected.previous)
     if expected.averaged is not None:
         test("averaged weights evaluated", "the gradient is that at the averaged (EMA) weights", change(expected.averaged))
     top = sum(float((a * b.double()).sum()) for a, b in zip(want, seen, strict=True) if a is not None and b is not None)

@@ -30,6 +30,10 @@ def of_state(now: Record, previous: Record | None) -> Iterator[Found]:
     infinite = [k for k, h in enumerate(now.held) if h.gradient is not None and not bool(h.gradient.isfinite().all())]
     if infinite:
         yield Found("gradient not finite", "the optimizer was given a NaN or an infinity", infinite, 1.0)
+    shared = [k for k, h in enumerate(now.held) if any(
+        h.buffers_at & other.buffers_at for other in now.held if other is not h and other.place != h.place)]  # fmt: skip
+    if shared:
+        yield Found("buffer shared by tensors", "what one writes into its memory the other reads", shared, 1.0)
     if previous is not None and len(previous.held) == len(now.held):
         yield from _restored(now.held, previous.held)
         yield from _between(now.held, previous.held)
@@ -117,6 +121,23 @@ def swallowed(now: Record, reference: Reference) -> Iterator[Found]:
         if where and max(float(now.held[k].theta.abs().max()) for k in where) > 0:
             dtype = str(now.held[where[0]].after.dtype).removeprefix("torch.")
             yield Found(what, f"{share(max(shares))} of it is lost to rounding in {dtype}", sorted(set(where)), max(shares))
+
+
+def eps_lost(now: Record) -> Iterator[Found]:
+    """An eps that is 0 in the parameters' type, where the step left the finite numbers.
+
+    Args:
+        now: this step.
+    """
+    where = []
+    for k, h in enumerate(now.held):
+        eps, finite = now.groups[h.group].get("eps"), h.gradient is not None and bool(h.gradient.isfinite().all())
+        zero = isinstance(eps, float) and eps > 0 and float(torch.tensor(eps, dtype=h.theta.dtype)) == 0
+        if zero and finite and bool(h.theta.isfinite().all()) and not bool(h.after.isfinite().all()):
+            where.append(k)
+    if where:
+        dtype = str(now.held[where[0]].theta.dtype).removeprefix("torch.")
+        yield Found(f"eps lost in {dtype}", "it is 0 in that type, and something was divided by it", where, 1.0)
 
 
 def _eps(x: Tensor) -> float:

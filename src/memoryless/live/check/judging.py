@@ -34,6 +34,10 @@ def judged(
     """
     record, documented = reference.record, reference.documented
     name = record.cls.__name__ if documented is None else documented.__name__
+    if documented is None and not any(h.gradient is not None for h in record.held):
+        return StepCheck(
+            step, name, unchecked="no tensor has a gradient: it updates elsewhere than in its step, for all we know"
+        )
     bound, off, where = deviations(reference)
     dtypes = {h.theta.dtype for h in record.held} if reference.settled() else {torch.float64}
     precision = str(max(dtypes, key=lambda x: torch.finfo(x).eps)).removeprefix("torch.")
@@ -118,6 +122,8 @@ def explained(case: Case, bound: Bound) -> list[Cause]:
     for order, each in enumerate(tries):
         fits, states = _fits(case, each.redone, bound)
         share = 1 - _gap(case, each.redone) / base if base else float(states)
+        if share != share:  # where the step is not finite, what explains it does so to the bit or not at all
+            share = float(fits)
         if fits or share > HARDLY:
             found.append((fits, states, share, order, each))
     # What has a factor fitted to the step comes after what explains it as well without.
@@ -167,5 +173,6 @@ def of_history(now: Record, previous: Record | None, reference: Reference) -> li
         previous: the one before.
         reference: takes it again.
     """
-    found: Sequence[history.Found] = [*history.of_state(now, previous), *history.swallowed(now, reference)]
+    found: Sequence[history.Found] = [
+        *history.of_state(now, previous), *history.swallowed(now, reference), *history.eps_lost(now)]  # fmt: skip
     return [Cause(f.name, f.text, tuple(now.held[k].name for k in f.tensors), f.explains) for f in found]

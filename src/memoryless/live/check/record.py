@@ -57,6 +57,7 @@ class Held:
         name: in the model, or its place in the optimizer.
         group: number of its param group.
         place: address of its memory: tied tensors share it.
+        buffers_at: addresses of the state's buffers: no two tensors share one.
         trained: whether it requires a gradient.
         theta: before the step, in its own dtype.
         gradient: as the optimizer saw it; None where there was none.
@@ -72,6 +73,7 @@ class Held:
     theta: Tensor
     gradient: Tensor | None
     state: dict[str, Any]
+    buffers_at: set[int] = field(default_factory=set)
     after: Tensor = field(default_factory=lambda: torch.empty(0))
     state_after: dict[str, Any] = field(default_factory=dict)
 
@@ -93,6 +95,7 @@ class Record:
         defaults: what the optimizer was built with.
         cls: the optimizer's class.
         noise: where the generators stood.
+        compiled: whether the step was traced by torch.compile.
     """
 
     held: list[Held]
@@ -101,6 +104,7 @@ class Record:
     cls: type[Optimizer]
     groups_after: list[dict[str, Any]] = field(default_factory=list)
     noise: Standing | None = None
+    compiled: bool = False
 
 
 def before(optimizer: Optimizer, names: Mapping[int, str], previous: Record | None = None) -> Record:
@@ -130,7 +134,10 @@ def before(optimizer: Optimizer, names: Mapping[int, str], previous: Record | No
             left = previous.held[len(held)] if previous is not None and len(held) < len(previous.held) else None
             theta = kept(p, None if left is None else left.after)
             state = kept(dict(optimizer.state.get(p, {})), None if left is None else left.state_after)
-            held.append(Held(name, number, p.data_ptr(), p.requires_grad, theta, gradient, state))
+            at = {
+                v.data_ptr() for k, v in optimizer.state.get(p, {}).items() if k != "step" and isinstance(v, Tensor) and v.ndim
+            }
+            held.append(Held(name, number, p.data_ptr(), p.requires_grad, theta, gradient, state, at - {0}))
     noise = standing(held[0].theta.device)
     return Record(held, settings(optimizer), dict(optimizer.defaults), type(optimizer), noise=noise)
 

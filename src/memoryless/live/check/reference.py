@@ -7,7 +7,8 @@ What rounding can explain: a step of k operations in a format of precision eps i
 k eps (every rounding is moved into an operand), so the result is within sum_i |f(x_i (1 + k eps)) - f(x_i)|, the larger of both
 signs, which is found by taking the step again; the stored result adds its own rounding. k = 16 covers the longest path through
 an elementwise step of torch (average, square, correction, root, eps, quotient, product, sum: 12), 4 the ways theta itself goes.
-Where bias corrections are computed in float32 (capturable, fused, an lr that is a tensor), the betas and the lr are inputs too.
+Where bias corrections are computed in float32 (capturable, fused, compiled, an lr that is a tensor), the betas and the lr are
+inputs too.
 """
 
 import copy
@@ -67,7 +68,8 @@ class Reference:
     def __post_init__(self) -> None:
         self.documented = self.documented or torchs(self.record.cls)
         if self.documented is None and self.template is None:
-            raise BadInput(f"{self.record.cls.__name__} is none of torch's optimizers; give reference=, the class it should be")
+            raise BadInput(f"{self.record.cls.__name__} is none of torch's optimizers, and there is no copy of it: "
+                           "give reference=, the class it should be")  # fmt: skip
 
     @property
     def mixes(self) -> bool:
@@ -207,6 +209,10 @@ class Reference:
             states = [{k: a[k] + b.get(k, 0) for k in a} for a, b in zip(states, most[1], strict=True)]
         for k, (h, t) in enumerate(zip(record.held, at.thetas, strict=True)):
             thetas[k] += stored(h.theta.dtype, t)
+            if self._in_float32():
+                group, theta = record.groups[h.group], h.theta.double()
+                decay = float(group.get("lr", 0.0)) * group.get("weight_decay", 0.0) * theta.abs()
+                thetas[k] += self._of_corrections(h, at.states[k]) * ((t - theta).abs() + decay)
             for key, value in _buffers(at.states[k]).items():
                 own = h.state_after.get(key)
                 states[k][key] = states[k][key] + stored(own.dtype if isinstance(own, Tensor) else h.theta.dtype, value)
@@ -217,9 +223,23 @@ class Reference:
         return Bound(thetas, states)
 
     def _in_float32(self) -> bool:
+        if self.record.compiled:
+            return True
         return any(group.get(key) for group in self.record.groups for key in ("capturable", "fused")) or any(
             isinstance(group.get("lr"), Tensor) for group in self.record.groups
         )
+
+    def _of_corrections(self, h: Held, state: dict[str, Any]) -> float:
+        """Relative error of an update whose bias corrections 1 - beta^n were computed in float32.
+
+        beta^n off by k eps of it makes 1 - beta^n off by k eps beta^n / (1 - beta^n); the second enters as its root. Moving the
+        betas tells nothing of it at the first steps, where 1 - beta in the average moves along and cancels.
+        """
+        betas, n = self.record.groups[h.group].get("betas"), float(state.get("step", 0))
+        if not isinstance(betas, tuple) or not n:
+            return 0.0
+        decays = [float(beta) ** n for beta in betas]
+        return OF_THETA * torch.finfo(torch.float32).eps * sum(b / (1 - b) for b in decays if b < 1)
 
     def _perturb(self, groups: list[dict[str, Any]], held: list[Held], what: str, sign: float) -> None:
         """Multiply one input by 1 +- k eps; the sign alternates over coordinates at random where they are mixed."""
@@ -262,14 +282,27 @@ def copied_optimizer(optimizer: Optimizer) -> Optimizer | None:
     Args:
         optimizer: live.
     """
-    found = object.__new__(type(optimizer))
-    memo: dict[int, Any] = {id(optimizer): found}
     try:
-        for key, value in vars(optimizer).items():
-            if key != "step":  # bound to the original, by a schedule
-                found.__dict__[key] = type(value)() if key in HOOKS else copy.deepcopy(value, memo)
+        with torch.no_grad():  # in which states are made: their views may be written to
+            return _with_attributes(optimizer, {})
     except Exception:
         return None
+
+
+def _with_attributes(optimizer: Optimizer, memo: dict[int, Any]) -> Optimizer:
+    found = memo[id(optimizer)] = object.__new__(type(optimizer))
+    values = {key: value for key, value in vars(optimizer).items() if key != "step"}  # bound to the original, by a schedule
+    for value in values.values():  # optimizers that it is made of
+        for inner in value if isinstance(value, (list, tuple)) else (value,):
+            if isinstance(inner, Optimizer) and id(inner) not in memo:
+                _with_attributes(inner, memo)
+    for key, value in values.items():
+        found.__dict__[key] = type(value)() if key in HOOKS else copy.deepcopy(value, memo)
+    # What is kept by a tensor's id is kept by that of its copy.
+    own = {id(p): id(memo[id(p)]) for group in optimizer.param_groups for p in group["params"] if id(p) in memo}
+    for key, value in list(found.__dict__.items()):
+        if isinstance(value, dict) and any(isinstance(k, int) and k in own for k in value):
+            found.__dict__[key] = type(value)({own.get(k, k): v for k, v in value.items()})  # pyright: ignore[reportCallIssue]
     return found
 
 
