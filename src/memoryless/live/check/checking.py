@@ -7,9 +7,11 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from memoryless.errors import BadInput, BadType
+from memoryless.flat import local
 from memoryless.live.check import gradients
 from memoryless.live.check.history import equal, same
 from memoryless.live.check.judging import judged
@@ -106,6 +108,8 @@ class Checking:
         batches: Sequence[Any] | None,
         gradient: Callable[[Tensor], Tensor] | None,
     ):
+        self._wrapped = isinstance(model, DistributedDataParallel)
+        model = model.module if isinstance(model, DistributedDataParallel) else model
         self.optimizer, self.model, self.criterion, self.reference = optimizer, model, criterion, reference
         self.window, self.ranks, self.averaged, self.scaler = loop
         self.batches, self.gradient = _some(batches), gradient
@@ -155,10 +159,21 @@ class Checking:
             self.template = copied_optimizer(self.optimizer)
         if self.batches is not None and self.model is not None and self.criterion is not None:
             tensors = self._tensors()
+            if self._spread:
+                return
             self._expected = gradients.expect(self.model, self.criterion, self.batches, tensors, self.averaged)
             self._expected.previous = None if self._previous is None else [h.gradient for h in self._previous.held]
             self._passes, hook = gradients.listened(self.model, tensors[0].device)
             self._handles.append(hook)
+
+    @property
+    def _spread(self) -> str:
+        """Why the gradient cannot be told from this process's batches; empty where it can."""
+        if any(hasattr(p, "to_local") for p in self._tensors()):
+            return "the parameters are sharded, and it is the mean over the processes"
+        if self._wrapped and self.ranks is None:
+            return "it is the mean over the processes; give ranks= and the batches of all of them"
+        return ""
 
     def _tensors(self) -> list[Tensor]:
         return list({id(p): p for group in self.optimizer.param_groups for p in group["params"]}.values())
@@ -260,7 +275,7 @@ class Checking:
         if (record := self._first) is None:
             return None
         for h, p in zip(record.held, self._tensors(), strict=True):
-            h.gradient = None if p.grad is None else p.grad.detach().clone()
+            h.gradient = None if p.grad is None else local(p.grad.detach()).clone()
         after(record, self.optimizer)
         return None if all(equal(h.theta, h.after) and same(h.state, h.state_after) for h in record.held) else record
 
@@ -273,6 +288,8 @@ class Checking:
             notes.append(f"the gradient was not checked: {why}")
         elif self._expected is not None:
             causes = self._of_gradient(record)
+        elif self.batches is not None and self._spread:
+            notes.append(f"the gradient was not checked: {self._spread}")
         return replace(judged(self._start, reference, previous, self._lrs, (causes, notes)), noise=self._noise())
 
     def _of_gradient(self, record: Record) -> list[Cause]:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from memoryless.errors import BadInput
+from memoryless.flat import local
 from memoryless.isolation import Standing, standing
 
 
@@ -47,6 +48,11 @@ def kept(x: Any, known: Any) -> Any:
         there = known if isinstance(known, Mapping) else {}
         return {key: kept(value, there.get(key)) for key, value in x.items()}
     return copied(x)
+
+
+def here(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A tensor's state, of sharded ones this process's part."""
+    return {key: mapped(local, value) for key, value in state.items()}
 
 
 @dataclass
@@ -95,6 +101,7 @@ class Record:
         defaults: what the optimizer was built with.
         cls: the optimizer's class.
         noise: where the generators stood.
+        part: whether the tensors are this process's parts of sharded ones.
         compiled: whether the step was traced by torch.compile.
     """
 
@@ -105,6 +112,7 @@ class Record:
     groups_after: list[dict[str, Any]] = field(default_factory=list)
     noise: Standing | None = None
     compiled: bool = False
+    part: bool = False
 
 
 def before(optimizer: Optimizer, names: Mapping[int, str], previous: Record | None = None) -> Record:
@@ -127,19 +135,21 @@ def before(optimizer: Optimizer, names: Mapping[int, str], previous: Record | No
             seen.add(id(p))
             if p.grad is not None and p.grad.is_sparse:
                 raise BadInput("a gradient is sparse; expected dense, use Embedding(sparse=False)")
-            gradient = None if p.grad is None else p.grad.detach().clone()
+            gradient = None if p.grad is None else local(p.grad.detach()).clone()
             if gradient is not None and scale is not None:
                 gradient /= scale
             name = names.get(id(p), f"tensor {len(held)}")
             left = previous.held[len(held)] if previous is not None and len(held) < len(previous.held) else None
-            theta = kept(p, None if left is None else left.after)
-            state = kept(dict(optimizer.state.get(p, {})), None if left is None else left.state_after)
-            at = {
-                v.data_ptr() for k, v in optimizer.state.get(p, {}).items() if k != "step" and isinstance(v, Tensor) and v.ndim
-            }
-            held.append(Held(name, number, p.data_ptr(), p.requires_grad, theta, gradient, state, at - {0}))
+            own, now = local(p.detach()), here(optimizer.state.get(p, {}))
+            theta = kept(own, None if left is None else left.after)
+            state = kept(now, None if left is None else left.state_after)
+            at = {v.data_ptr() for v in now.values() if isinstance(v, Tensor) and v.ndim} - {0}
+            place = own.data_ptr() or -len(held) - 1  # 0 of all that are empty here
+            held.append(Held(name, number, place, p.requires_grad, theta, gradient, state, at))
     noise = standing(held[0].theta.device)
-    return Record(held, settings(optimizer), dict(optimizer.defaults), type(optimizer), noise=noise)
+    record = Record(held, settings(optimizer), dict(optimizer.defaults), type(optimizer), noise=noise)
+    record.part = any(hasattr(p, "to_local") for group in optimizer.param_groups for p in group["params"])
+    return record
 
 
 def skips(optimizer: Optimizer) -> bool:
@@ -163,7 +173,7 @@ def after(record: Record, optimizer: Optimizer, known: tuple[list[Tensor], list[
     tensors = {id(p): p for group in optimizer.param_groups for p in group["params"]}
     thetas, states = known or ([None] * len(tensors), [None] * len(tensors))
     for held, p, theta, state in zip(record.held, tensors.values(), thetas, states, strict=True):
-        held.after, held.state_after = kept(p, theta), kept(dict(optimizer.state.get(p, {})), state)
+        held.after, held.state_after = kept(local(p.detach()), theta), kept(here(optimizer.state.get(p, {})), state)
     record.groups_after = settings(optimizer)
 
 

@@ -67,6 +67,10 @@ class Reference:
 
     def __post_init__(self) -> None:
         self.documented = self.documented or torchs(self.record.cls)
+        if self.record.part and self.mixes:
+            raise BadInput(
+                f"{self.record.cls.__name__} may mix coordinates, of which each process has a part: not checked under sharding"
+            )
         if self.documented is None and self.template is None:
             raise BadInput(f"{self.record.cls.__name__} is none of torch's optimizers, and there is no copy of it: "
                            "give reference=, the class it should be")  # fmt: skip

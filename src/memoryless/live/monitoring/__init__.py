@@ -8,6 +8,7 @@ In reading order:
 * `account`: what that takes of the wall time,
 * `watching`: what is kept of the run between stops,
 * `ranks`: the processes of a run, and what they agree on,
+* `shards`: parameters that are spread over them,
 * `draws`: which past steps to replay, with which weights,
 * `replay`: those steps, taken again at the present theta,
 * `past_weights`: the weights of past steps in the memory that the optimizer holds, by the hyperparameters of each one's time,

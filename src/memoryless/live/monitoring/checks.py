@@ -168,13 +168,15 @@ def of_gradient(replay: Replay, present: Present, step: Step | None) -> list[Cau
     several = replay.ranks.count > 1
     each = [mean] if several else list(replay.each(n, step, theta, buffers))
     expected = gradients.Expected([[g] for g in each], [1] * len(each), [doubt], [None])
-    if several:
+    if several and not replay.ranks.sharded:
         expected.own = [replay.own(n, step, theta, buffers)]
 
     def change(x: gradients.Gradients) -> gradients.Gradients:
         return [None if t is None else replay.transformed(t.to(theta)) for t in x]
 
-    found = gradients.causes([gradient], expected, change, [gradient], None, replay.ranks.count, None)
+    # Of a part of theta what a loop does to the whole gradient is not tried further.
+    known = replay.ranks.sharded and replay.transforms
+    found = [] if known else gradients.causes([gradient], expected, change, [gradient], None, replay.ranks.count, None)
     text = f"it is not that of the batch, {gap / max(float(norm(want)), 1e-300):.2g} of its norm off"
     unknown = Cause("another gradient", text, ("all",), 0.0)
     return list({name: Cause(name, text, ("all",), share) for name, text, share in reversed(found)}.values())[::-1] or [unknown]

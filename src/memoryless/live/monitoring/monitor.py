@@ -17,7 +17,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from memoryless.errors import BadInput, BadType
-from memoryless.flat import Layout, norm
+from memoryless.flat import Layout, norm, sharded
 from memoryless.isolation import isolated
 from memoryless.live.monitoring.account import Account
 from memoryless.live.monitoring.checks import Checks, of_gradient
@@ -27,9 +27,9 @@ from memoryless.live.monitoring.ranks import Here, Ranks, SharedLoss, inside
 from memoryless.live.monitoring.replay import Criterion, Recorder, Replay, Transform, held
 from memoryless.live.monitoring.sample import Sample
 from memoryless.live.monitoring.schedule import Schedule
+from memoryless.live.monitoring.shards import are_sharded
 from memoryless.live.monitoring.subjects import Betas, Subjects
 from memoryless.live.monitoring.watching import Watching
-from memoryless.loss.loss import Loss
 from memoryless.loss.measures import Differentiable
 from memoryless.methods.live_optimizer import step_of
 from memoryless.methods.method import AnyOptimizer
@@ -58,8 +58,8 @@ class Monitor:
                 monitor.step(batch)
 
     Args:
-        model: trained, float32 or float64; with DistributedDataParallel every process makes a monitor of its own part, effects
-            are of the global batch, and the first process alone writes the log.
+        model: trained, float32 or float64; with DistributedDataParallel or fully_shard every process makes a monitor of its own
+            part, effects are of the global batch, and the first process alone writes the log.
         criterion: `criterion(model, batch)` returns the mean loss of a batch, the one that is trained.
         optimizer: over the model's parameters. Adam, AdamW, NAdam, SGD and RMSprop are measured; of others only `shadows`.
         every: so many steps, or a list of steps, at which to measure; None goes by `budget`.
@@ -132,6 +132,8 @@ class Monitor:
     def _set_up(self) -> None:
         self._require_arguments()
         model = self._model = inside(self.model)
+        ranks = self._ranks
+        ranks.sharded = are_sharded(model)
         optimizer = self._optimizer = unwrapped(self.optimizer)
         if not getattr(type(optimizer).step, "hooked", False):  # torch's mark, set by Optimizer.__init__
             name = type(optimizer).__name__
@@ -140,10 +142,10 @@ class Monitor:
                 "torch.optim.Optimizer"
             )
         layout = self._layout = Layout({name: p for name, p in model.named_parameters() if p.requires_grad})
-        Loss(model, self.criterion, [None])  # refuses what it cannot take, in its own words
+        ranks.loss(model, self.criterion, [None])  # refuses what it cannot take, in its own words
         if not {id(p) for group in optimizer.param_groups for p in group["params"]} & set(layout.used):
             raise BadInput("the optimizer holds none of the model's trainable parameters; build both from the same model")
-        sample = self._sample = Sample(layout.sizes, self.coordinates, self.seed, layout.device)
+        sample = self._sample = self._sampled(layout)
         subjects = self._subjects = Subjects(optimizer, layout, list(self.shadows or ()), self.betas)
         gradients = self.replays + 1 + 4 * len(self.measures) * PROBED
         self._schedule = Schedule(self.every, self.budget, gradients)
@@ -157,6 +159,19 @@ class Monitor:
         names = {id(p): name for name, p in model.named_parameters()}
         self._checks = Checks(optimizer, names, self.check, lambda record: self._sinks.write(record), self._say)
         self._sinks = Sinks(None if self._ranks.rank else self.log, self._head(), self._say)  # one log
+
+    def _sampled(self, layout: Layout) -> Sample:
+        """Of a part of theta its share of the coordinates; all of it if all of theta is."""
+        ranks = self._ranks
+        if not ranks.sharded:
+            return Sample(layout.sizes, self.coordinates, self.seed, layout.device)
+        if not all(parts := ranks.told(layout.d)):
+            raise BadInput(f"a process holds no part of the parameters ({parts}): fewer processes are needed")
+        if any(callable(measure) or measure == "sharpness" for measure in self.measures):
+            raise BadInput("of sharded parameters only named measures are known, and not sharpness")
+        part = sum(parts) > self.coordinates
+        count = -(-self.coordinates // ranks.count) if part else layout.d
+        return Sample(layout.sizes, count, self.seed + ranks.rank, layout.device, part)
 
     def _require_arguments(self) -> None:
         if not isinstance(self.model, nn.Module) or not callable(self.criterion) or not isinstance(self.optimizer, Optimizer):
@@ -224,7 +239,8 @@ class Monitor:
         self._last = behind[0][1]
         watching = self._watching
         watching.recorder = Recorder(self._model, self._layout.device, watching.fresh)
-        self._replay = Replay(self._model, self.criterion, watching.recorder, self.gradient, self._ranks, watching.not_held)
+        how = watching.recorder, self.gradient, self._ranks, self._layout, watching.not_held
+        self._replay = Replay(self._model, self.criterion, *how)
         self._hooks = [
             self._optimizer.register_step_pre_hook(self._hook),
             self._optimizer.register_step_post_hook(lambda *_: self._guarded(self._after_step)),
@@ -386,13 +402,14 @@ class Monitor:
         present, error = watching.present, watching.error
         if present is None and error is None:
             error = "the stop's own step was not seen"
-        sizes = () if present is None else (float(norm(present.gradient)), float(norm(present.theta)))
+        copies = present is not None and not ranks.sharded
+        sizes = (float(norm(present.gradient)), float(norm(present.theta))) if copies else ()
         if not ranks.agree(Here(watching.step, self._affords(upcoming), sizes, error)):
             return None
         assert present is not None
         assert watching.recorder is not None
         watching.recorder.wanted = False  # the passes of a measurement are none of the run's
-        with account.stop(), isolated(self._layout.device):
+        with account.stop(), isolated(self._layout.device), sharded(ranks.summed if ranks.sharded else None):
             if self._checks.on:
                 self._checks.with_gradient(of_gradient(self._replay, present, watching.kept.get(present.n)))
             options: Any = {"curvature": "difference", "noise": "fixed"}

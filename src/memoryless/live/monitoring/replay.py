@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from memoryless.errors import BadInput
-from memoryless.flat import dot, norm
+from memoryless.flat import Layout, dot, norm
 from memoryless.isolation import Standing, restore, standing
 from memoryless.live.monitoring.ranks import Ranks
+from memoryless.live.monitoring.shards import whole
 from memoryless.loss.batches import tensors
 from memoryless.loss.loss import Loss
 
@@ -163,6 +164,7 @@ class Replay:
         recorder: of its forward passes.
         gradient: what the loop does to a step's gradient, shape (d,), before the optimizer gets it.
         ranks: the processes, of whose gradients the step's is the mean.
+        layout: of theta.
         others: coordinates that the optimizer does not hold; its gradient is 0 there.
     """
 
@@ -173,14 +175,15 @@ class Replay:
         recorder: Recorder,
         gradient: Transform | None,
         ranks: Ranks,
+        layout: Layout,
         others: Sequence[slice] = (),
     ):
         self._model, self._criterion, self._recorder, self._transform = model, criterion, recorder, gradient
-        self.ranks, self._others = ranks, others
+        self.ranks, self._layout, self._others = ranks, layout, others
 
     def loss(self, batches: Sequence[Any], **options: Any) -> Loss:
         """Of batches that are held."""
-        return Loss(self._model, self._criterion, list(batches), **options)
+        return self.ranks.loss(self._model, self._criterion, list(batches), **options)
 
     def raw(self, s: int, step: Step | None, theta: Tensor, buffers: Mapping[str, Tensor]) -> Tensor:
         """The mean gradient of a step's micro-batches at theta, shape (d,), before what the loop does to it.
@@ -194,7 +197,12 @@ class Replay:
         Raises:
             BadInput: its batch is not known, or was written to since.
         """
-        return self.ranks.mean(lambda: self.own(s, step, theta, buffers), theta)
+        if not self.ranks.sharded:
+            return self.ranks.mean(lambda: self.own(s, step, theta, buffers), theta)
+        self.ranks.together(lambda: self._require_there(s, step))
+        if len(set(counts := self.ranks.told(0 if step is None else len(step.batches)))) > 1:
+            raise BadInput(f"the processes took different numbers of micro-batches at step {s}: {counts}")
+        return self.own(s, step, theta, buffers)  # the wrapped module averages
 
     def own(self, s: int, step: Step | None, theta: Tensor, buffers: Mapping[str, Tensor]) -> Tensor:
         """This process's part of `raw`."""
@@ -206,14 +214,8 @@ class Replay:
 
     def each(self, s: int, step: Step | None, theta: Tensor, buffers: Mapping[str, Tensor]) -> Iterator[Tensor]:
         """This process's part of `raw`, micro-batch by micro-batch."""
-        if step is None or not step.batches:
-            raise BadInput(f"step {s} was taken without monitor.step(batch) after it, so it cannot be replayed")
-        for batch, versions in zip(step.batches, step.versions, strict=True):
-            if [x._version for x in found(batch)] != versions:
-                raise BadInput(
-                    "a batch was written to after its step (a loader that reuses its buffers?), so it cannot be replayed; give "
-                    "monitor.step a copy"
-                )
+        self._require_there(s, step)
+        assert step is not None
         loss = self.loss(step.batches)
         each = max(1, len(step.passes) // len(step.batches))
         for i in range(len(step.batches)):
@@ -224,6 +226,17 @@ class Replay:
                 gradient = loss.gradient(theta, i)
             yield gradient
 
+    @staticmethod
+    def _require_there(s: int, step: Step | None) -> None:
+        if step is None or not step.batches:
+            raise BadInput(f"step {s} was taken without monitor.step(batch) after it, so it cannot be replayed")
+        for batch, versions in zip(step.batches, step.versions, strict=True):
+            if [x._version for x in found(batch)] != versions:
+                raise BadInput(
+                    "a batch was written to after its step (a loader that reuses its buffers?), so it cannot be replayed; give "
+                    "monitor.step a copy"
+                )
+
     @property
     def transforms(self) -> bool:
         """Whether the loop does something to a gradient that depends on its size, for all that is known."""
@@ -233,7 +246,9 @@ class Replay:
         """What the optimizer gets of a gradient, shape (d,): what the loop makes of it, where the optimizer holds theta."""
         if self._transform is None and not self._others:
             return gradient
-        made = gradient.clone() if self._transform is None else self._transform(gradient.clone())
+        made = gradient.clone()
+        if self._transform is not None:
+            made = whole(self._layout, made, self._transform) if self.ranks.sharded else self._transform(made)
         if not isinstance(made, Tensor) or made.shape != gradient.shape:
             got = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
             raise BadInput(f"gradient= must map a gradient of shape {tuple(gradient.shape)} to one of that shape, got {got}")
