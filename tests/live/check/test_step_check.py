@@ -137,6 +137,35 @@ def test_a_compiled_step_may_correct_its_bias_in_float32(compiled: bool):
     assert [loop.steps(1).ok for _ in range(3)] == [True] * 3 if compiled else loop.steps(1).ok is False
 
 
+def test_an_optimizer_whose_copy_would_step_the_run_is_not_checked_and_the_run_goes_on_as_it_would():
+    class Closed(O.Optimizer):
+        def __init__(self, parameters: Any):
+            super().__init__(parameters, {"lr": LR})
+            self.held = self.param_groups[0]["params"]
+            self.update = lambda: [p.sub_(p.grad, alpha=LR) for p in self.held]  # of the original, in a copy too
+
+        @torch.no_grad()
+        def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+            self.update()
+
+    ends = []
+    for how in ("plain", "checked", "recorded"):
+        loop = Loop(lambda model: Closed(model.parameters()))
+        for _ in range(3):
+            loop.optimizer.zero_grad()
+            if how == "checked":
+                assert "writes into what the run holds" in loop.step(loop.batches()).verdict
+            elif how == "recorded":
+                with ml.recorded(loop.optimizer) as step:
+                    loop.plain(loop.batches())
+                assert "writes into what the run holds" in step.check().verdict
+            else:
+                loop.plain(loop.batches())
+        ends.append(flat(loop.model.state_dict().values()))
+    assert torch.equal(ends[0], ends[1])
+    assert torch.equal(ends[0], ends[2])
+
+
 def test_an_optimizer_made_of_others_or_that_keeps_by_id_is_copied_whole():
     class Keeps(O.SGD):
         def __init__(self, parameters: Any):

@@ -15,13 +15,14 @@ from memoryless.flat import local
 from memoryless.live.check import gradients
 from memoryless.live.check.history import equal, same
 from memoryless.live.check.judging import judged
-from memoryless.live.check.record import Record, after, before, skips
+from memoryless.live.check.record import Record, Untouched, after, before, skips
 from memoryless.live.check.reference import Reference, copied_optimizer, torchs
 from memoryless.live.check.step_check import Cause, StepCheck
 from memoryless.methods.black_box.snapshot import insists_on_closure
 from memoryless.methods.wrapped import unwrapped
 
 NONE = "no step was taken in the block, as where a GradScaler skips one"
+TOUCHES = "a copy of it writes into what the run holds, which was put back"
 KEPT = 16
 """Learning rates of the past that are remembered."""
 
@@ -266,7 +267,11 @@ class Checking:
         after(record, self.optimizer, known)
         self._previous = record
         try:
-            return self._not(self.failed) if self.failed or not reference else self._judge(record, previous, reference)
+            if self.failed or not reference:
+                return self._not(self.failed)
+            kept = None if reference.documented is not None else Untouched(self.optimizer)
+            found = self._judge(record, previous, reference)
+            return self._not(TOUCHES) if kept is not None and kept.restore() else found
         finally:
             self._lrs = [*self._lrs, *(float(g["lr"]) for g in record.groups if "lr" in g)][-KEPT:]
 

@@ -177,6 +177,30 @@ def after(record: Record, optimizer: Optimizer, known: tuple[list[Tensor], list[
     record.groups_after = settings(optimizer)
 
 
+class Untouched:
+    """What a run holds, to be put back where a copy of its optimizer writes into it: by a closure over the original, say.
+
+    Args:
+        optimizer: of the run.
+    """
+
+    def __init__(self, optimizer: Optimizer):
+        held = {id(p): p for group in optimizer.param_groups for p in group["params"]}.values()
+        tensors = [local(x.detach()) for p in held for x in (p, p.grad) if x is not None and not x.is_sparse]
+        mapped(lambda x: tensors.append(x) or x, [dict(optimizer.state.get(p, {})) for p in held])
+        self._kept = [(x, x.detach().clone()) for x in tensors]
+
+    def restore(self) -> bool:
+        """Whether something was written to; it is as it was."""
+        touched = [
+            (x, value) for x, value in self._kept if not torch.equal(x, value) and not bool((x.isnan() & value.isnan()).any())
+        ]
+        with torch.no_grad():
+            for x, value in touched:
+                x.copy_(value)
+        return bool(touched)
+
+
 def settings(optimizer: Optimizer) -> list[dict[str, Any]]:
     """Hyperparameters of each group, its tensors copied."""
     return [{key: copied(value) for key, value in group.items() if key != "params"} for group in optimizer.param_groups]

@@ -6,9 +6,9 @@ import torch
 from torch.optim import Optimizer
 
 from memoryless.errors import BadInput
-from memoryless.live.check.checking import NONE, check_step
+from memoryless.live.check.checking import NONE, TOUCHES, check_step
 from memoryless.live.check.judging import judged
-from memoryless.live.check.record import Record, after
+from memoryless.live.check.record import Record, Untouched, after
 from memoryless.live.check.reference import Reference
 from memoryless.live.check.step_check import StepCheck
 
@@ -66,7 +66,12 @@ class Recorded:
             if (record := around.found(previous)) is not None and not around.failed:
                 after(record, around.optimizer)
                 self.record = record
-            return StepCheck(0, self._name, unchecked=around.failed or NONE)
+            kept, why = Untouched(around.optimizer), around.failed or NONE
+            if self.record is not None and self._template is not None:
+                Reference(self.record, None, self._template).redo()
+                if kept.restore():  # it would do so later, when nobody looks
+                    self.record, why = None, TOUCHES
+            return StepCheck(0, self._name, unchecked=why)
 
         around.end(note if kind is None else None)
         self._why = around.result.unchecked if around.result is not None else self._why
