@@ -1,10 +1,11 @@
 """Step check: no alarm in clean steps of every optimizer and path, and what a check costs.
 
-    python benchmarks/step_check.py [minutes of CPU for the other libraries' optimizers, 5]
+    python benchmarks/step_check.py [share of the minutes, 1]
 
-1,000 clean steps of each of torch's optimizers on each of its paths and of the catalogue's, float32 and float64; of the other
-libraries' round by round, 10 steps each a round, up to 1,000 each or until the minutes are over. Gradients are those of a bowl
-with noise, whose size goes up and down over six decades: no time is spent on networks.
+Clean steps, up to 1,000 each, round by round, 10 steps each a round, until the minutes of CPU of each part are over: torch's
+optimizers on each of its paths and the catalogue's (12), those that are compiled (one after the other), other libraries' (8);
+float32 and float64. Gradients are those of a bowl with noise, whose size goes up and down over six decades: no time is spent on
+networks.
 """
 
 import inspect
@@ -81,8 +82,8 @@ def loop(make: Callable[[list[nn.Parameter]], Any], dtype: torch.dtype, compiled
         yield check.result.ok
 
 
-def own() -> dict[str, Loop]:
-    """Torch's optimizers on its paths and the catalogue's, in both types."""
+def own(compiled: bool) -> dict[str, Loop]:
+    """Torch's optimizers on its paths and the catalogue's, in both types; or those of torch's that are compiled."""
     found: dict[str, Loop] = {}
     for dtype in (torch.float32, torch.float64):
         kind = str(dtype).removeprefix("torch.")
@@ -100,7 +101,7 @@ def own() -> dict[str, Loop]:
         found[f"Muon, {kind}"] = loop(lambda p: O.Muon(p[:1], lr=1e-3), dtype)
         for method in (ml.HeavyBall(), ml.Nesterov(), ml.RMSprop(), ml.Adam(), ml.AdamW(), ml.NAdam(), ml.Lion(), ml.Signum()):
             found[f"catalogue {method.name}, {kind}"] = loop(lambda p, method=method: MethodOptimizer(p, method), dtype)
-    return found
+    return {name: each for name, each in found.items() if (", compiled" in name) is compiled}
 
 
 def others() -> dict[str, Loop]:
@@ -137,7 +138,7 @@ def clean(loops: dict[str, Loop], minutes: float, each: int = STEPS) -> dict[str
 
 
 def cost(name: str, **options: Any) -> dict[str, float]:
-    """A run that is checked at every step over a plain one, CPU time, median of interleaved rounds of 8 steps."""
+    """A run that is checked at every step over a plain one, CPU time, median of interleaved rounds of 64 steps."""
     works: dict[str, Callable[[], Any]] = {}
     for kind in ("plain", "checked"):
         problem = NETWORKS[name](32 if name != "GPT" else 4)
@@ -146,14 +147,14 @@ def cost(name: str, **options: Any) -> dict[str, float]:
         check = ml.check_step(optimizer) if kind == "checked" else nullcontext()
 
         def steps(problem: Any = problem, optimizer: Any = optimizer, check: Any = check, batch: Any = batch) -> None:
-            for _ in range(8):
+            for _ in range(64):
                 optimizer.zero_grad()
                 with check:
                     problem.criterion(problem.model, batch).backward()
                     optimizer.step()
 
         works[kind] = steps
-    seconds = rounds(works, 8, time.process_time)
+    seconds = rounds(works, 3, time.process_time)
     return {"every step": ratio(seconds["checked"], seconds["plain"])}
 
 
@@ -162,8 +163,12 @@ def main() -> None:
     torch.set_num_threads(1)
     ratios = {name: cost(name) for name in NETWORKS} | {"MLP, fused": cost("MLP", fused=True)}
     show("a checked run over a plain one", ["network", "every step"], [[k, *v.values()] for k, v in ratios.items()])
-    found = {"torch and catalogue": clean(own(), 30.0)}
-    found["other libraries"] = clean(others(), float(sys.argv[1]) if len(sys.argv) > 1 else 5.0, ROUND)
+    part = float(sys.argv[1]) if len(sys.argv) > 1 else 1.0
+    found = {
+        "torch and catalogue": clean(own(compiled=False), 12 * part, ROUND),
+        "compiled": clean(own(compiled=True), 60.0, round(STEPS * part)),
+        "other libraries": clean(others(), 8 * part, ROUND),
+    }
     for who, told in found.items():
         print(who, {k: v for k, v in told.items() if k != "failed"}, len(told["failed"]), "cannot step here")
     save("step_check", {"cost": ratios, "clean": found})

@@ -15,8 +15,8 @@ from memoryless.flat import local
 from memoryless.live.check import gradients
 from memoryless.live.check.history import equal, same
 from memoryless.live.check.judging import judged
-from memoryless.live.check.record import Record, Untouched, after, before, skips
-from memoryless.live.check.reference import Reference, copied_optimizer, torchs
+from memoryless.live.check.record import Record, Untouched, after, before, cut, skips
+from memoryless.live.check.reference import MIXING, Reference, copied_optimizer, torchs
 from memoryless.live.check.step_check import Cause, StepCheck
 from memoryless.methods.black_box.snapshot import insists_on_closure
 from memoryless.methods.wrapped import unwrapped
@@ -96,6 +96,7 @@ class Checking:
         result: of the last step; None before the first.
         failed: why the step of the block could not be noted; empty where it could.
         names: of tensors by id.
+        whole: whether all coordinates are looked at in the next block, though it is one of many.
         template: a copy of an optimizer that is not torch's, before the step.
     """
 
@@ -116,7 +117,7 @@ class Checking:
         self.batches, self.gradient = _some(batches), gradient
         self.result: StepCheck | None = None
         self._taken: int | Tensor = 0  # steps, those outside of the block too
-        self._known, self._depth = 0, 0
+        self._known, self._depth, self._blocks, self.whole = 0, 0, 0, False
         counted = weakref.WeakMethod(self._counted)
 
         def count(*_: Any) -> None:
@@ -145,6 +146,9 @@ class Checking:
         self.failed, self._passes, self._handles, self._closed = "", [], [], ""
         self._start = self._taken = int(self._taken)
         self._compiled = False
+        documented = self.reference or torchs(type(self.optimizer))
+        parts = documented is not None and documented.__name__ not in MIXING and self.batches is None and not self.whole
+        self._n, self._blocks = self._blocks if parts else 0, self._blocks + 1
         if self._start != self._known:
             self._previous = None  # others were taken since
         try:
@@ -155,7 +159,7 @@ class Checking:
     def _prepare(self) -> None:
         """Note what has to be known before the block."""
         patched = "step" in vars(self.optimizer)  # by a schedule, which calls the class's own, or by the user
-        self._first = before(self.optimizer, self.names, self._previous) if patched else None
+        self._first = before(self.optimizer, self.names, self._previous, self._n) if patched else None
         if self.reference is None and torchs(type(self.optimizer)) is None:
             self.template = copied_optimizer(self.optimizer)
         if self.batches is not None and self.model is not None and self.criterion is not None:
@@ -202,7 +206,7 @@ class Checking:
         if self._record is not None or self.failed:
             return
         try:
-            self._record = None if skips(self.optimizer) else before(self.optimizer, self.names, self._previous)
+            self._record = None if skips(self.optimizer) else before(self.optimizer, self.names, self._previous, self._n)
             if self._record is not None:
                 self._record.compiled = self._compiled
         except Exception as error:  # within the user's step
@@ -280,7 +284,7 @@ class Checking:
         if (record := self._first) is None:
             return None
         for h, p in zip(record.held, self._tensors(), strict=True):
-            h.gradient = None if p.grad is None else local(p.grad.detach()).clone()
+            h.gradient = None if p.grad is None else cut(local(p.grad.detach()), local(p.detach()), h.window).clone()
         after(record, self.optimizer)
         return None if all(equal(h.theta, h.after) and same(h.state, h.state_after) for h in record.held) else record
 

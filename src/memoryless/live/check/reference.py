@@ -13,7 +13,8 @@ inputs too.
 
 import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from memoryless.errors import BadInput
+from memoryless.flat import flat
 from memoryless.isolation import isolated
 from memoryless.live.check.record import Held, Record, copied, mapped
 from memoryless.methods.black_box.remade import HOOKS
@@ -103,6 +105,8 @@ class Reference:
         tensors = [x for h in self.record.held for x in (h.theta, h.gradient, *buffers(h.state).values()) if x is not None]
         if self.documented is None or any(x.dtype not in (torch.float32, torch.float64) for x in tensors):
             return None
+        if any(group.get("fused") for group in self.record.groups):  # rounds otherwise, always
+            return None
         return self._redone(torch.clone, None, 1, wide=False)
 
     def settled(self) -> bool:
@@ -114,6 +118,8 @@ class Reference:
 
     def _redone(self, copy_of: Callable[[Tensor], Tensor], edit: Edit | None, times: int, wide: bool = True) -> Redone:
         """The step from copies of what was recorded; a gradient is only read."""
+        if edit is None and times == 1 and not self.mixes and any(h.window for h in self.record.held):
+            return self._together(wide)
         groups = [self._plain(group) for group in copied(self.record.groups)]
         held = [
             replace(
@@ -128,7 +134,8 @@ class Reference:
             edit(groups, held)
         tensors = [torch.nn.Parameter(h.theta if edit is None else h.theta.clone()) for h in held]
         optimizer = self._optimizer(groups, held, tensors)
-        with isolated(tensors[0].device, self.record.noise):
+        # torch's elementwise optimizers draw no random numbers.
+        with isolated(tensors[0].device, self.record.noise) if self.mixes else nullcontext():
             for _ in range(times):
                 for p, h in zip(tensors, held, strict=True):
                     p.grad = None if h.gradient is None else h.gradient.clone() if times > 1 else h.gradient
@@ -184,6 +191,34 @@ class Reference:
             elif documented in STATED:
                 optimizer.state[p] = documented([p], **lr).state[p]
         return optimizer
+
+    def _together(self, wide: bool) -> Redone:
+        """The step of parts of tensors, those of one kind end to end: of an elementwise step it is the same."""
+        held = self.record.held
+        kinds = _kinds(dict(enumerate(held)))
+        record = replace(self.record, held=[_joined([held[k] for k in kind]) for kind in kinds])
+        found = Reference(record, self.documented)._redone(_double if wide else torch.clone, None, 1, wide)
+        thetas, states = {}, {}
+        for kind, theta, state in zip(kinds, *found, strict=True):
+            sizes = [held[k].theta.numel() for k in kind]
+            split = {key: x.split(sizes) for key, x in state.items() if isinstance(x, Tensor) and x.shape == theta.shape}
+            for i, (k, own) in enumerate(zip(kind, theta.split(sizes), strict=True)):
+                thetas[k] = own.view_as(held[k].theta)
+                states[k] = state | {key: parts[i].view_as(held[k].theta) for key, parts in split.items()}
+        return Redone([thetas[k] for k in range(len(held))], [states[k] for k in range(len(held))])
+
+    def at_some(self, masks: list[Tensor]) -> "Reference":
+        """The step of some coordinates, tensors of one kind end to end.
+
+        Args:
+            masks: which, of each tensor.
+        """
+        picked = {
+            k: h.picked(lambda x, mask=mask: x[mask])
+            for k, (h, mask) in enumerate(zip(self.record.held, masks, strict=True)) if bool(mask.any())
+        }  # fmt: skip
+        joined = [_joined([picked[k] for k in kind]) for kind in _kinds(picked)]
+        return Reference(replace(self.record, held=joined), self.documented)
 
     def bound(self, at: Redone) -> Bound:
         """What rounding can explain of a difference from a reference step.
@@ -276,6 +311,31 @@ class Reference:
         return 1 + size * (2.0 * torch.randint(0, 2, x.shape, generator=generator).to(x) - 1)
 
 
+def _kinds(held: Mapping[int, Held]) -> list[list[int]]:
+    """Numbers of tensors of the same group, type, count and kind of state."""
+    found: dict[tuple, list[int]] = {}
+    for k, h in held.items():
+        rest = [(key, float(x)) for key, x in h.state.items() if not isinstance(x, Tensor) or not x.ndim]
+        kind = h.group, h.theta.dtype, h.gradient is None, tuple(h.state), tuple(h.state_after), tuple(rest)
+        found.setdefault(kind, []).append(k)
+    return list(found.values())
+
+
+def _joined(every: list[Held]) -> Held:
+    """Tensors of one kind as one."""
+    first = every[0]
+
+    def of(key: str) -> Any:
+        values = [getattr(h, key) for h in every]
+        if isinstance(values[0], dict):
+            several = {k for k, x in values[0].items() if isinstance(x, Tensor) and x.shape == first.theta.shape and x.ndim}
+            return {k: flat(v[k] for v in values) if k in several else x for k, x in values[0].items()}
+        return None if values[0] is None or not values[0].numel() else flat(values)
+
+    made = {key: of(key) for key in ("theta", "gradient", "state", "after", "state_after")}
+    return replace(first, window=None, **{k: v for k, v in made.items() if v is not None})
+
+
 STATED = {torch.optim.Adagrad}
 """Whose state is made with the optimizer, not at its first step."""
 
@@ -331,7 +391,7 @@ def _options(cls: type[Optimizer]) -> frozenset[str]:
 def stored(dtype: torch.dtype, x: Tensor) -> Tensor:
     """How far a stored number may be from x: half a unit in the last place, written at most four times; or the least number."""
     info = torch.finfo(dtype)
-    return OF_THETA * info.eps * x.abs() + info.tiny + 4 * torch.finfo(torch.float64).eps * x.abs()
+    return x.abs().mul_(OF_THETA * (info.eps + torch.finfo(torch.float64).eps)).add_(info.tiny)
 
 
 def _double(x: Tensor) -> Tensor:

@@ -77,7 +77,7 @@ class Checks:
         """
         self.last = None
         if self._checking is not None and (stop or self.every):
-            self._inside = True
+            self._inside, self._checking.whole = True, stop
             self._checking.begin()
             self._checking.note()
 
