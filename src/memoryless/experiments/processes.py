@@ -1,0 +1,35 @@
+"""Processes of their own for the pieces of long work: forked from one that has imported torch and run nothing."""
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Iterable
+from typing import Any
+
+LATE_IMPORTS = "torch._dynamo", "torch._decomp.decompositions_for_jvp"
+"""What torch imports at the first step and at the first tangent."""
+
+
+def context(preload: Iterable[str]) -> Any:
+    """Where processes come from: a fork server where there is one, else new ones.
+
+    Args:
+        preload: modules that each will need.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    found = multiprocessing.get_context("forkserver")
+    found.set_forkserver_preload([*preload, *LATE_IMPORTS])
+    return found
+
+
+def end_with_parent() -> None:
+    """End this process as soon as the one that started it has ended, however that came."""
+    threading.Thread(target=_wait, daemon=True).start()
+
+
+def _wait() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
