@@ -95,8 +95,8 @@ class Kept:
         except (OSError, RuntimeError) as error:  # torch's own writer has no other
             why = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
             raise Unwritable(
-                f"checkpoint {self.path} cannot be written: {why}; the last one is unchanged: make room, and the same command goes "
-                "on from there"
+                f"checkpoint {self.path} cannot be written: {why}; the last one is unchanged: make room, and the same command "
+                "goes on from there"
             ) from error
         now, self._step = time.monotonic(), state["step"]
         self._next = now + max(self.every, COST * (now - began))
@@ -235,7 +235,8 @@ def train(
 
     Returns:
         records: what was measured at `run.recorded`; d: parameters; diverged: the step whose loss was not finite, where the run
-        ends, or None; fingerprint: of the final parameters' bits; seconds, resumed: what it took.
+        ends, or None; fingerprint: of the final parameters' bits; seconds, those of the processor, and how often it went on
+        from a checkpoint.
 
     Raises:
         BadInput: problem, optimizer or dial are not as expected, or the dial gave up.
@@ -247,14 +248,15 @@ def train(
         training.made.model.train()
         torch.manual_seed(run.seed)
         order, mini = Order(training.made, run), bool(run.dial) and run.batch_size != FULL
-        now: State = {"step": 0, "records": [], "diverged": None, "seconds": 0.0, "resumed": 0}
+        now: State = {"step": 0, "records": [], "diverged": None, "seconds": 0.0, "processor": 0.0, "resumed": 0}
         if (state := kept.load()) is not None:
             training.load(state)
             now = {key: state[key] for key in now} | {"resumed": state["resumed"] + 1}
-        began, before = time.monotonic(), now["seconds"]
+        clocks = {"seconds": time.monotonic, "processor": time.process_time}
+        began = {name: clock() - now[name] for name, clock in clocks.items()}
         while (n := now["step"]) <= run.steps:
             on_step(n)
-            now["seconds"] = before + time.monotonic() - began
+            now |= {name: clock() - began[name] for name, clock in clocks.items()}
             if kept.due(n):
                 kept.save(training.state() | now)
             if n % run.every == 0 or n == run.steps:
@@ -263,7 +265,7 @@ def train(
                 now["diverged"], n = n, run.steps
             _require_dialled(training.optimizer, n)
             now["step"] = n + 1
-        now["seconds"] = before + time.monotonic() - began
+        now |= {name: clock() - began[name] for name, clock in clocks.items()}
         if kept.path is not None and now["seconds"] > TOLD:  # the result may be lost on its way to the store
             kept.save(training.state() | now)
         del now["step"]
