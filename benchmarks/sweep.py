@@ -1,7 +1,7 @@
 """Sweeps whose workers, drivers and nodes are killed, against one that is left alone; what a sweep costs over plain training.
 
-* kills: 24 small runs, SIGKILL to random workers and twice to the driver; then the same on a Ray cluster of several local nodes,
-  one of them removed half-way. Every result must be there once, with the bits of the undisturbed sweep.
+* kills: 24 small runs, SIGKILL to random workers and twice to the driver; then the same on a Ray cluster of several local
+  nodes, one of them removed half-way. Every result must be there once, with the bits of the undisturbed sweep.
 * writes: 200 processes killed at a random system call while they write a store: it always opens, and has what was acknowledged.
 * overhead: wall time of a sweep of one long run over that of the bare loop. Below 1.02 wanted, for a minute and more.
 * cores: the time of 4 runs with one process over that with two. At least 1.7 wanted on two idle cores.

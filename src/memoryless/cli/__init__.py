@@ -24,4 +24,5 @@ Then one file per command, with the command's name:
 * `atlas`: every optimizer of the known libraries.
 * `reproduce`: the paper's figures.
 * `sweep`: any grid of training runs.
+* `plan`: what it will take.
 """

@@ -19,6 +19,7 @@ from memoryless.cli.compare import Compare
 from memoryless.cli.derive import Derive
 from memoryless.cli.kernel import Kernel
 from memoryless.cli.map import Map
+from memoryless.cli.plan import Plan
 from memoryless.cli.report import Report
 from memoryless.cli.reproduce import Reproduce
 from memoryless.cli.sweep import Sweep
@@ -40,6 +41,7 @@ COMMANDS = {
     "atlas": Atlas,
     "reproduce": Reproduce,
     "sweep": Sweep,
+    "plan": Plan,
 }
 
 DESCRIPTION = """What an optimizer's memory does to the loss: measured, predicted, and whether the prediction holds.
@@ -58,6 +60,7 @@ Examples:
   memoryless atlas --only Adam Lion
   memoryless reproduce fig1
   memoryless sweep grid.toml
+  memoryless plan grid.toml
   memoryless audit --optimizer "sgd(lr=0.1, momentum=0.9)" --steps 300
   memoryless audit train.py:setup --checkpoint run.pt --steps 200 --json > audit.json
 

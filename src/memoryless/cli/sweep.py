@@ -1,6 +1,5 @@
 """memoryless sweep."""
 
-import os
 import sys
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -74,14 +73,14 @@ class Sweep:
             raise SystemExit(1)
 
     def _swept(self, grid, folder):
-        from memoryless.experiments.sweep.driver import sweep
-        from memoryless.experiments.sweep.engines import Cluster, Local
+        from memoryless.experiments.sweep.driver import sweep, usual_jobs
+        from memoryless.experiments.sweep.engines import Cluster, Engine, Local
 
         def waiting() -> None:
             print(f"another process is writing {folder}: waiting for it", file=sys.stderr)
 
-        def engine() -> Cluster | Local:
-            return Cluster() if self.on == "ray" else Local(self.jobs or max(1, (os.cpu_count() or 1) // grid.runs[0].cores))
+        def engine() -> Engine:
+            return Cluster() if self.on == "ray" else Local(self.jobs or usual_jobs(grid))
 
         with progress("optimizer steps") as on_step:
             try:

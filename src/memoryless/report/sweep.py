@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from memoryless.experiments.sweep.results import Row, Sweep
-from memoryless.render.numbers import NOTHING, finite, number
+from memoryless.render.numbers import NOTHING, SPACE, finite, number
 from memoryless.render.style import COLOUR, PICTURE, SERIES, TERMINAL
 
 NAMES = {
@@ -23,6 +23,8 @@ NAMES = {
     "test_loss": "test loss",
     "test_accuracy": "test accuracy",
 }
+WIDE = 160
+"""Columns of a table where there is no terminal."""
 MOST = 20
 """Failed runs told one by one, and lines drawn."""
 
@@ -52,14 +54,18 @@ def print_sweep(sweep: Sweep, console: Console) -> None:
     every = groups(sweep)
     axes, measures = list(every[0][0]), [name for name in NAMES if any(name in row.run.what for row in sweep.rows)]
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left")
-    for name in (*axes, "done", *(NAMES[name] for name in measures)):
-        table.add_column(name.replace("_", " "), justify="left" if name in ("problem", "optimizer") else "right")
+    for name in (*axes, "done", *(NAMES[name].replace(" ", "\n") for name in measures)):
+        left = name in ("problem", "optimizer")
+        shown = name.replace("_", " ")
+        table.add_column(shown, justify="left" if left else "right", overflow="fold", min_width=12 if left else None)
     for at, rows in every:
         done = [row for row in rows if row.state == "done"]
         count = Text(f"{len(done)}/{len(rows)}", style="" if len(done) == len(rows) else TERMINAL["doubt"])
         table.add_row(*(_value(value) for value in at.values()), count, *(_spread(done, name) for name in measures))
     several = max(len(rows) for _, rows in every) > 1
     table.caption = "at the last step" + (", mean ± standard deviation over seeds" if several else "") + "; † diverged"
+    if not console.is_terminal:  # a file has no width
+        console.width = WIDE
     console.print(table)
     for line in lines(sweep):
         console.print(line, soft_wrap=True, markup=False, highlight=False)
@@ -122,7 +128,7 @@ def _spread(done: Sequence[Row], name: str) -> str:
     deviation = float(np.std(values, ddof=1))
     if deviation and mean:  # two digits of it
         digits = min(8, max(2, 2 + math.floor(math.log10(abs(mean))) - math.floor(math.log10(deviation))))
-    return f"{number(mean, digits)} ± {number(deviation)}{mark}"
+    return f"{number(mean, digits)} ±{SPACE}{number(deviation)}{mark}"
 
 
 def picture(sweep: Sweep) -> Figure:
@@ -137,10 +143,10 @@ def picture(sweep: Sweep) -> Figure:
         columns = min(2, len(measures))
         rows = math.ceil(len(measures) / columns)
         legend = 0.22 * min(len(shown), MOST) + 0.3
-        height = 3.2 * rows + 0.9 + legend
+        height = 3.2 * rows + 0.8 + legend
         figure = Figure(figsize=(5.2 * columns, height), dpi=150)
         axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-        figure.subplots_adjust(0.09, (legend + 0.55) / height, 0.98, 1 - 0.85 / height, 0.22, 0.35)
+        figure.subplots_adjust(0.09, (legend + 0.5) / height, 0.98, 1 - 1.0 / height, 0.22, 0.35)
         for ax, name in zip(axes, measures, strict=False):
             for k, (at, done) in enumerate(shown[:MOST]):
                 _curve(ax, done, name, k, name_of(at) or "the one setting")

@@ -9,4 +9,5 @@ It may import what `experiments` may, and the files of that room. In reading ord
 * `results`: the store, and what it has of a grid; no torch.
 * `engines`: processes of this machine, or tasks of a Ray cluster.
 * `driver`: what is left of a grid, each run once.
+* `planning`: what it will take, before it starts.
 """

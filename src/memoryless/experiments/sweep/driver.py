@@ -5,14 +5,17 @@ by itself; so does one whose driver was killed, when the same command is given a
 refuses, its script raises, it takes its process with it again and again) is kept with its reason, and tried anew on request.
 """
 
-from collections import deque
+import os
+from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 from memoryless.errors import BadInput
 from memoryless.experiments.sweep.engines import Answer, Engine, Task
-from memoryless.experiments.sweep.grid import Grid
+from memoryless.experiments.sweep.grid import Grid, Run
 from memoryless.experiments.sweep.results import Results, Row, Sweep, look
 from memoryless.experiments.sweep.versions import versions
 from memoryless.progress import OnStep, silent
@@ -21,6 +24,9 @@ PATIENCE = 0.25
 """Seconds between two looks."""
 LOST = 5
 """Times in a row that a run may lose its process without a further checkpoint."""
+
+
+Kind = tuple[Any, ...]
 
 
 class Driver:
@@ -37,6 +43,7 @@ class Driver:
         self._grid, self._results, self._engine, self._on_step = grid, results, engine, on_step
         self._under_way: dict[Future[Answer], Task] = {}
         self._lost: dict[str, tuple[int, int]] = {}
+        self._all, self._over, self._took = Counter[Kind](), Counter[Kind](), dict[Kind, tuple[float, int]]()
 
     def run(self, retry: bool = False) -> Sweep:
         """Run what is left.
@@ -52,9 +59,14 @@ class Driver:
         """
         rows = look(self._grid, self._results).rows
         waiting = deque(self._task(row) for row in rows if row.state == "left" or (retry and row.state == "failed"))
-        steps = {row.key: row.run.steps for row in rows}
+        from memoryless.experiments.sweep.training import check  # torch
+
+        check((task.run for task in waiting), self._grid.place)
         wanted = {task.key for task in waiting}
-        done = sum(count for key, count in steps.items() if key not in wanted)
+        for row in rows:
+            self._all[_kind(row.run)] += row.run.steps
+            if row.key not in wanted:
+                self._ended(row.run, row.record)
         try:
             while waiting or self._under_way:
                 while waiting and len(self._under_way) < self._engine.room():
@@ -64,14 +76,33 @@ class Driver:
                 for future in ended:
                     task = self._under_way.pop(future)
                     if self._kept(task, future):
-                        done += task.run.steps
+                        self._ended(task.run, self._results.done.get(task.key))
                     else:
                         waiting.appendleft(task)
-                under_way = sum(min(_at(task)[0], task.run.steps) for task in self._under_way.values())
-                self._on_step(done + under_way, sum(steps.values()))
+                self._tell()
         finally:
             self._engine.stop()
         return look(self._grid, self._results)
+
+    def _ended(self, run: Run, record: Answer | None) -> None:
+        kind = _kind(run)
+        self._over[kind] += run.steps
+        if record is not None and record["kind"] == "done" and record["diverged"] is None:
+            took, steps = self._took.get(kind, (0.0, 0))
+            self._took[kind] = took + record["seconds"], steps + run.steps
+
+    def _tell(self) -> None:
+        """Progress in steps, each counting by what a step of its kind has taken so far: all would else be of one pace."""
+        means = {kind: took / steps for kind, (took, steps) in self._took.items()}
+        usual = fmean(means.values()) if means else 1.0
+        under_way = Counter[Kind]()
+        for task in self._under_way.values():
+            under_way[_kind(task.run)] += min(_at(task)[0], task.run.steps)
+
+        def work(steps: Counter[Kind]) -> float:
+            return sum(count * means.get(kind, usual) for kind, count in steps.items())
+
+        self._on_step(round(self._all.total() * work(self._over + under_way) / work(self._all)), self._all.total())
 
     def _task(self, row: Row) -> Task:
         path, grid = self._results.checkpoint(row.key).resolve(), self._grid
@@ -96,6 +127,11 @@ class Driver:
         return True
 
 
+def _kind(run: Run) -> Kind:
+    """Runs whose steps take about as long."""
+    return run.problem, run.batch_size, bool(run.dial)
+
+
 def _at(task: Task) -> tuple[int, int]:
     """The step at which a run is, and that of its last checkpoint, by its own word."""
     try:
@@ -110,6 +146,16 @@ def _said(error: BaseException) -> str:
     if isinstance(code, int) and code < 0:
         return f"signal {-code}"
     return f"exit code {code}" if code is not None else f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
+def usual_jobs(grid: Grid) -> int:
+    """Runs at a time on this machine: as many as its cores take, one where there is one GPU for all.
+
+    Args:
+        grid: to run.
+    """
+    run = grid.runs[0]
+    return 1 if run.device != "cpu" else max(1, (os.cpu_count() or 1) // run.cores)
 
 
 def sweep(

@@ -15,6 +15,9 @@ from typing import Any, NamedTuple, Protocol
 from memoryless.errors import BadInput
 from memoryless.experiments.sweep.grid import Run
 
+PRELOAD = "memoryless.experiments.sweep.training", "sklearn.datasets"
+"""What every run imports."""
+
 Answer = dict[str, Any]
 
 
@@ -115,9 +118,8 @@ class Local:
 
         from memoryless.experiments import processes
 
-        preload = ["memoryless.experiments.sweep.training", "sklearn.datasets"]
         self._jobs, self._started = jobs, list[Future[Answer]]()
-        self._start = concurrent.process(context=processes.context(preload))(alone)
+        self._start = concurrent.process(context=processes.context(PRELOAD))(alone)
 
     def room(self) -> int:
         """The jobs."""

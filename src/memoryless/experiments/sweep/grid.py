@@ -222,7 +222,8 @@ def parsed(told: Mapping[str, Any], path: Path) -> Grid:
         _known(grid, [*AXES, "options"], "[[grid]] ")
         options = _table(told, "options") | _table(grid, "options")
         runs |= dict.fromkeys(_runs({**common, **grid}, options, record, how))
-    gpus = _number(how.get("gpus", 0), "[run] gpus", 0)
+    wants = 0 if _device(how.get("device", "cpu")) == "cpu" else 1
+    gpus = _number(how.get("gpus", wants), "[run] gpus", 0)
     return Grid(path, tuple(runs), gpus, _number(how.get("checkpoint", 30), "[run] checkpoint", 0))
 
 

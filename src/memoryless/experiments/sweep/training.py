@@ -7,7 +7,7 @@ that a step depends on is in the checkpoint: parameters, buffers, the optimizer'
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -207,8 +207,30 @@ def begin(run: Run, place: Callable[[str], str] = lambda target: target) -> Trai
     return Training(made, optimizer, torch.device(run.device))
 
 
+def check(runs: Iterable[Run], place: Callable[[str], str]) -> None:
+    """Make what runs begin with, each problem once and each optimizer once.
+
+    Args:
+        runs: to begin.
+        place: finds their scripts.
+
+    Raises:
+        BadInput: a problem, an optimizer, its options or the dial are not as expected.
+    """
+    seen: set[Any] = set()
+    for run in runs:
+        parts = {
+            ("problem", run.problem, run.batch_size),
+            ("optimizer", run.optimizer, run.options, run.dial, run.batch_size == FULL),
+        }
+        if not parts <= seen:
+            seen |= parts
+            with seeded(run._replace(device="cpu")):
+                begin(run._replace(device="cpu"), place)
+
+
 @contextmanager
-def _seeded(run: Run) -> Iterator[None]:
+def seeded(run: Run) -> Iterator[None]:
     """Its own generators, and the default dtype of a fresh process."""
     dtype = torch.get_default_dtype()
     with isolated(torch.device(run.device), run.seed):
@@ -243,7 +265,7 @@ def train(
         Unwritable: a checkpoint cannot be written.
     """
     kept = kept or Kept()
-    with _seeded(run):
+    with seeded(run):
         training = begin(run, place)
         training.made.model.train()
         torch.manual_seed(run.seed)
