@@ -119,6 +119,7 @@ def command_lines(draw: st.DrawFn) -> list[str]:
 @pytest.fixture
 def place(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "mine.png").write_bytes(b"\x89PNG of another program")
+    (folder / "bad.toml").write_text('problem = "bad.py:raising"\noptimizer = "adamw"')
     os.mkfifo(folder / "pipe")
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     return folder

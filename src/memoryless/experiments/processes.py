@@ -6,9 +6,6 @@ import threading
 from collections.abc import Iterable
 from typing import Any
 
-LATE_IMPORTS = "torch._dynamo", "torch._decomp.decompositions_for_jvp"
-"""What torch imports at the first step and at the first tangent."""
-
 
 def context(preload: Iterable[str]) -> Any:
     """Where processes come from: a fork server where there is one, else new ones.
@@ -19,7 +16,7 @@ def context(preload: Iterable[str]) -> Any:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     found = multiprocessing.get_context("forkserver")
-    found.set_forkserver_preload([*preload, *LATE_IMPORTS])
+    found.set_forkserver_preload([*preload])
     return found
 
 

@@ -34,6 +34,9 @@ class Here:
     def __init__(self, loses: Callable[[Task], bool] = lambda task: False, answer=engines.answer):
         self.loses, self.answer, self.begun, self.stopped = loses, answer, [], False
 
+    def refusal(self, runs, place) -> str | None:
+        return engines.refusal(runs, place)
+
     def room(self) -> int:
         return 2
 
@@ -187,7 +190,7 @@ def test_two_drivers(grid, folder):
         ("some notes\n", r"results\.jsonl:1 is no row of a sweep"),
         ('{"kind": "done", "key": "a", "run": {}, "versions": {}}\n', "is of format none"),
         ("notes without an end", "is no store of a sweep"),
-        (None, "cannot be read: Is a directory"),
+        (None, "cannot be read: not a file"),
     ],
 )
 def test_stores_that_are_none(grid, folder, content, message):

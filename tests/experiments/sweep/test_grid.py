@@ -5,9 +5,11 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from memoryless.errors import BadInput
-from memoryless.experiments.sweep.grid import EXAMPLE, MEASURES, Grid, parsed, read
+from memoryless.experiments.sweep.grid import AXES, EXAMPLE, MEASURES, Grid, different, parsed, read
 
 BASE = 'problem = "digits_mlp"\noptimizer = "adamw"\n'
 
@@ -64,6 +66,15 @@ def test_scripts_are_beside_the_file(tmp_path):
     assert found.place("torch.optim.Adam") == "torch.optim.Adam"
     assert run.what == MEASURES[:3]
     assert run.batch_size is None
+
+
+def test_each_problem_and_each_optimizer_is_looked_at_once():
+    text = 'problem = ["digits_mlp", "digits_cnn"]\noptimizer = ["adam", "lion"]\nseed = [0, 1]\n'
+    assert [(run.problem, run.optimizer) for run in different(grid(text).runs)] == [
+        ("digits_mlp", "adam"),
+        ("digits_mlp", "lion"),
+        ("digits_cnn", "adam"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -130,3 +141,25 @@ def test_bad_files(tmp_path, content, message):
         path.write_bytes(content)
     with pytest.raises(BadInput, match=rf"grid\.toml.*{message}"):
         read(str(path))
+
+
+ONE = st.one_of(
+    st.sampled_from(
+        [0, 1, -1, 0.5, True, float("nan"), 10**30, "", "full", "adamw", "adamw(lr=1)", "lion(", "digits_mlp", "a.py:b"]
+    ),
+    st.text(max_size=4),
+    st.lists(st.floats(), max_size=2),
+)
+VALUE = st.one_of(ONE, st.lists(ONE, max_size=3), st.dictionaries(st.sampled_from(["every", "lr", "what", "cores", "x"]), ONE))
+KEYS = [*AXES, "options", "grid", "record", "run", "other"]
+
+
+@given(st.dictionaries(st.sampled_from(KEYS), VALUE, max_size=4), st.booleans())
+def test_whatever_a_file_says_is_a_grid_or_refused(told, whole):
+    common = {"problem": "digits_mlp", "optimizer": "adamw"} if whole else {}
+    try:
+        found = parsed(common | told, Path("grid.toml"))
+    except BadInput:
+        return
+    assert len({run.key({}) for run in found.runs}) == len(found.runs) > 0
+    assert len(found.axes) == len(found.runs)

@@ -1,7 +1,5 @@
 """One run: the numbers against a loop written out, and the same bits wherever it was killed."""
 
-import itertools
-
 import numpy as np
 import pytest
 import torch
@@ -80,10 +78,9 @@ def written_out(run: Run) -> list[dict[str, float]]:
     x, y = digits(120)
     order = np.random.default_rng([run.seed, 0]).permutation(60), np.random.default_rng([run.seed, 1]).permutation(60)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    full = run.batch_size == "full"
     if run.dial:
-        optimizer = ml.dial(
-            optimizer, run.dial, **({} if run.batch_size == "full" else {"model": model, "criterion": cross_entropy})
-        )
+        optimizer = ml.dial(optimizer, run.dial, **({} if full else {"model": model, "criterion": cross_entropy}))
     found = []
     for n in range(run.steps + 1):
         if n in run.recorded:
@@ -223,18 +220,3 @@ def test_bad_input(changes, message, script):
         changes["what"] = MEASURES[:2]
     with pytest.raises(BadInput, match=message):
         train(RUN._replace(**changes))
-
-
-def test_check_makes_each_problem_and_each_optimizer_once(monkeypatch):
-    begun = []
-    monkeypatch.setattr(training, "begin", lambda run, place: begun.append(run))
-    runs = [
-        RUN._replace(seed=seed, problem=problem, optimizer=optimizer)
-        for seed, problem, optimizer in itertools.product((0, 1), ("digits_mlp", "digits_cnn"), ("adam", "lion"))
-    ]
-    training.check(runs, lambda target: target)
-    assert [(run.problem, run.optimizer) for run in begun] == [
-        ("digits_mlp", "adam"),
-        ("digits_mlp", "lion"),
-        ("digits_cnn", "adam"),
-    ]

@@ -31,6 +31,8 @@ LIMIT = 180.0
 """Seconds of processor time for one optimizer."""
 MORE = 0.25
 """Share of them to go on for, once there is a first version of its row."""
+PRELOAD = "memoryless.experiments.atlas.rows", "torch._dynamo", "torch._decomp.decompositions_for_jvp"
+"""What every worker needs; the last two are what torch imports at the first step and at the first tangent."""
 PATIENCE = 6
 """Times the limit, by the clock, for one that sleeps or a machine that is busy."""
 
@@ -130,7 +132,7 @@ def run(tasks: Tasks, jobs: int = 2, limit: float = LIMIT) -> Iterator[Row]:
         The last version of each row, as they are finished.
     """
     waiting, working = deque(tasks.items()), []
-    context = processes.context(["memoryless.experiments.atlas.rows", *sorted({library for library, _ in tasks})])
+    context = processes.context([*PRELOAD, *sorted({library for library, _ in tasks})])
     try:
         while waiting or working:
             while waiting and len(working) < jobs:

@@ -15,7 +15,7 @@ from typing import Any
 
 from memoryless.errors import BadInput
 from memoryless.experiments.sweep.engines import Answer, Engine, Task
-from memoryless.experiments.sweep.grid import Grid, Run
+from memoryless.experiments.sweep.grid import Grid, Run, different
 from memoryless.experiments.sweep.results import Results, Row, Sweep, look
 from memoryless.experiments.sweep.versions import versions
 from memoryless.progress import OnStep, silent
@@ -55,19 +55,17 @@ class Driver:
             The grid with its results.
 
         Raises:
-            BadInput: nothing can go on: a disk is full, a node has other versions.
+            BadInput: a problem or an optimizer is not as expected, or nothing can go on: a full disk, a node of other versions.
         """
         rows = look(self._grid, self._results).rows
         waiting = deque(self._task(row) for row in rows if row.state == "left" or (retry and row.state == "failed"))
-        from memoryless.experiments.sweep.training import check  # torch
-
-        check((task.run for task in waiting), self._grid.place)
         wanted = {task.key for task in waiting}
         for row in rows:
             self._all[_kind(row.run)] += row.run.steps
             if row.key not in wanted:
                 self._ended(row.run, row.record)
         try:
+            self._require(different(task.run for task in waiting))
             while waiting or self._under_way:
                 while waiting and len(self._under_way) < self._engine.room():
                     task = waiting.popleft()
@@ -83,6 +81,15 @@ class Driver:
         finally:
             self._engine.stop()
         return look(self._grid, self._results)
+
+    def _require(self, runs: list[Run]) -> None:
+        """Raise where a run cannot begin."""
+        try:
+            refusal = self._engine.refusal(runs, self._grid.place)
+        except Exception:  # its process was lost: the runs themselves will say
+            return
+        if refusal is not None:
+            raise BadInput(refusal)
 
     def _ended(self, run: Run, record: Answer | None) -> None:
         kind = _kind(run)

@@ -7,7 +7,7 @@ raises, and the driver gives the run to another, which goes on from the checkpoi
 import logging
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -15,8 +15,8 @@ from typing import Any, NamedTuple, Protocol
 from memoryless.errors import BadInput
 from memoryless.experiments.sweep.grid import Run
 
-PRELOAD = "memoryless.experiments.sweep.training", "sklearn.datasets"
-"""What every run imports."""
+PRELOAD = "memoryless.experiments.sweep.training", "sklearn.datasets", "torch._dynamo"
+"""What every run imports, the last at an optimizer's first step."""
 
 Answer = dict[str, Any]
 
@@ -76,22 +76,47 @@ def answer(task: Task) -> Answer:
         return {"kind": "failed", "reason": f"{type(error).__name__}: {message}"}
 
 
-def alone(task: Task) -> Answer:
-    """The same in a process of its own, which ends with the one that started it.
+def refusal(runs: Sequence[Run], place: Callable[[str], str]) -> str | None:
+    """Why one of these runs cannot begin; None where all can.
 
     Args:
-        task: which.
+        runs: to look at, before any is started.
+        place: finds their scripts.
+    """
+    from memoryless.experiments.sweep.training import begin, seeded
+
+    try:
+        for run in runs:
+            here = run._replace(device="cpu")
+            with seeded(here), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                begin(here, place)
+    except BadInput as error:
+        return str(error)
+    return None
+
+
+def alone(function: str, *arguments: Any) -> Any:
+    """A function of this file in a process of its own, which ends with the one that started it.
+
+    Args:
+        function: its name.
+        *arguments: its own.
     """
     from memoryless.experiments.processes import end_with_parent
 
     end_with_parent()
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)  # what a script prints is not the command's answer
-    return answer(task)
+    return globals()[function](*arguments)
 
 
 class Engine(Protocol):
     """What the driver needs."""
+
+    def refusal(self, runs: Sequence[Run], place: Callable[[str], str]) -> str | None:
+        """Why one of these runs cannot begin."""
+        ...
 
     def room(self) -> int:
         """How many tasks to have under way."""
@@ -118,8 +143,18 @@ class Local:
 
         from memoryless.experiments import processes
 
-        self._jobs, self._started = jobs, list[Future[Answer]]()
+        self._jobs, self._started = jobs, list[Future[Any]]()
         self._start = concurrent.process(context=processes.context(PRELOAD))(alone)
+
+    def refusal(self, runs: Sequence[Run], place: Callable[[str], str]) -> str | None:
+        """Why one of these runs cannot begin, found out in a process of its own.
+
+        Args:
+            runs: to look at.
+            place: finds their scripts.
+        """
+        self._started.append(future := self._start("refusal", runs, place))
+        return future.result()
 
     def room(self) -> int:
         """The jobs."""
@@ -132,7 +167,7 @@ class Local:
             task: which.
         """
         self._started = [future for future in self._started if not future.done()]
-        self._started.append(self._start(task))
+        self._started.append(self._start("answer", task))
         return self._started[-1]
 
     def stop(self) -> None:
@@ -166,6 +201,15 @@ class Cluster:
                 raise BadInput(f"no Ray cluster: {str(error).splitlines()[0]}") from error
         self._refs: dict[Future[Answer], Any] = {}
         self._asked = 1.0
+
+    def refusal(self, runs: Sequence[Run], place: Callable[[str], str]) -> str | None:
+        """Why one of these runs cannot begin, found out by a task.
+
+        Args:
+            runs: to look at.
+            place: finds their scripts.
+        """
+        return self._ray.get(self._ray.remote(refusal).remote(runs, place))
 
     def room(self) -> int:
         """Twice what the cluster's cores take: a task waits at each core for the last one to end."""

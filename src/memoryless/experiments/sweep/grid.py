@@ -12,7 +12,7 @@ import itertools
 import json
 import math
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -163,6 +163,21 @@ def placed(folder: Path, target: str) -> str:
     return target if script is None else f"{(folder / script).resolve()}{target[len(script) :]}"
 
 
+def different(runs: Iterable[Run]) -> list[Run]:
+    """Runs among which is each problem with each size of batches, and each optimizer with its options and dial.
+
+    Args:
+        runs: any.
+    """
+    seen, found = set[Any](), list[Run]()
+    for run in runs:
+        parts = {(run.problem, run.batch_size, run.test), (run.optimizer, run.options, run.dial, run.batch_size == FULL)}
+        if not parts <= seen:
+            seen |= parts
+            found.append(run)
+    return found
+
+
 def script_of(target: str) -> str | None:
     """The script in script.py:name or script.py:name(...); None where there is none.
 
@@ -184,12 +199,16 @@ def read(name: str) -> Grid:
     """
     path = Path(name)
     try:
+        if path.exists() and not path.is_file():  # of a device or a pipe there is no end
+            raise BadInput(f"{name} cannot be read: not a file; memoryless sweep --example prints one")
         text = path.read_bytes().decode()
     except OSError as error:
         raise BadInput(f"{name} cannot be read: {error.strerror}; memoryless sweep --example prints such a file") from error
     except UnicodeDecodeError as error:
         raise BadInput(f"{name} is no text: {error}") from error
     except ValueError as error:  # a name that no file can have
+        if isinstance(error, BadInput):
+            raise
         raise BadInput(f"{name!r} is no name of a file ({error})") from error
     try:
         return parsed(tomllib.loads(text), path)

@@ -7,7 +7,7 @@ that a step depends on is in the checkpoint: parameters, buffers, the optimizer'
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -205,28 +205,6 @@ def begin(run: Run, place: Callable[[str], str] = lambda target: target) -> Trai
         mini = {} if run.batch_size == FULL else {"model": made.model, "criterion": made.criterion}
         optimizer = dial(optimizer, run.dial, **mini)
     return Training(made, optimizer, torch.device(run.device))
-
-
-def check(runs: Iterable[Run], place: Callable[[str], str]) -> None:
-    """Make what runs begin with, each problem once and each optimizer once.
-
-    Args:
-        runs: to begin.
-        place: finds their scripts.
-
-    Raises:
-        BadInput: a problem, an optimizer, its options or the dial are not as expected.
-    """
-    seen: set[Any] = set()
-    for run in runs:
-        parts = {
-            ("problem", run.problem, run.batch_size),
-            ("optimizer", run.optimizer, run.options, run.dial, run.batch_size == FULL),
-        }
-        if not parts <= seen:
-            seen |= parts
-            with seeded(run._replace(device="cpu")):
-                begin(run._replace(device="cpu"), place)
 
 
 @contextmanager
