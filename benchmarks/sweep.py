@@ -272,13 +272,13 @@ def main() -> None:
             path = small(folder)
             alone = finished(path, "alone.sweep")
             assert alone == finished(path, "one.sweep", "--jobs", "1")
-        if "kills" in wanted:
-            figures["kills"] = disturbed(path, "killed.sweep", 24, 40, 2)
-            assert bits(folder / "killed.sweep") == alone
-        if "ray" in wanted:
-            nodes_removed(path, "ray.sweep", 24)
-            assert bits(folder / "ray.sweep") == alone
-            figures["ray"] = {"runs": len(alone)}
+            if "kills" in wanted:
+                figures["kills"] = disturbed(path, "killed.sweep", 24, 40, 2)
+                assert bits(folder / "killed.sweep") == alone
+            if "ray" in wanted:
+                nodes_removed(path, "ray.sweep", 24)
+                assert bits(folder / "ray.sweep") == alone
+                figures["ray"] = {"runs": len(alone)}
         if "writes" in wanted:
             figures["writes"] = {"kills": 200, "results": writes(folder, 200)}
         if "overhead" in wanted:

@@ -3,7 +3,8 @@
 import multiprocessing
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from typing import Any
 
 
@@ -18,6 +19,22 @@ def context(preload: Iterable[str]) -> Any:
     found = multiprocessing.get_context("forkserver")
     found.set_forkserver_preload([*preload])
     return found
+
+
+def apart(function: Callable[..., Any], preload: Iterable[str]) -> Callable[..., Future[Any]]:
+    """A function that works in a process of its own, at each call another.
+
+    Args:
+        function: of a module.
+        preload: modules that it needs.
+
+    Returns:
+        What takes the function's arguments and gives a future: of what it returns or raises, or of `pebble.ProcessExpired`.
+    """
+    from pebble import concurrent
+
+    process: Any = concurrent.process  # of whose options its stubs know others
+    return process(context=context(preload))(function)
 
 
 def end_with_parent() -> None:

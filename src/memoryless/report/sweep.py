@@ -53,7 +53,7 @@ def print_sweep(sweep: Sweep, console: Console) -> None:
     """
     every = groups(sweep)
     axes, measures = list(every[0][0]), [name for name in NAMES if any(name in row.run.what for row in sweep.rows)]
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in (*axes, "done", *(NAMES[name].replace(" ", "\n") for name in measures)):
         left = name in ("problem", "optimizer")
         shown = name.replace("_", " ")
@@ -62,11 +62,12 @@ def print_sweep(sweep: Sweep, console: Console) -> None:
         done = [row for row in rows if row.state == "done"]
         count = Text(f"{len(done)}/{len(rows)}", style="" if len(done) == len(rows) else TERMINAL["doubt"])
         table.add_row(*(_value(value) for value in at.values()), count, *(_spread(done, name) for name in measures))
-    several = max(len(rows) for _, rows in every) > 1
-    table.caption = "at the last step" + (", mean ± standard deviation over seeds" if several else "") + "; † diverged"
     if not console.is_terminal:  # a file has no width
         console.width = WIDE
     console.print(table)
+    diverged = any(row.state == "done" and (row.record or {})["diverged"] is not None for row in sweep.rows)
+    spread = ", mean ± standard deviation over seeds" if max(len(rows) for _, rows in every) > 1 else ""
+    console.print(f"at the last step{spread}{'; † so many diverged' if diverged else ''}")
     for line in lines(sweep):
         console.print(line, soft_wrap=True, markup=False, highlight=False)
 

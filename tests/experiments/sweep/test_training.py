@@ -1,5 +1,7 @@
 """One run: the numbers against a loop written out, and the same bits wherever it was killed."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -77,7 +79,7 @@ def written_out(run: Run) -> list[dict[str, float]]:
     torch.set_default_dtype(torch.float64)
     x, y = digits(120)
     order = np.random.default_rng([run.seed, 0]).permutation(60), np.random.default_rng([run.seed, 1]).permutation(60)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    optimizer: Any = torch.optim.AdamW(model.parameters(), lr=0.01)
     full = run.batch_size == "full"
     if run.dial:
         optimizer = ml.dial(optimizer, run.dial, **({} if full else {"model": model, "criterion": cross_entropy}))

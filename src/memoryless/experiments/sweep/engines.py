@@ -139,12 +139,10 @@ class Local:
     """
 
     def __init__(self, jobs: int):
-        from pebble import concurrent
-
         from memoryless.experiments import processes
 
         self._jobs, self._started = jobs, list[Future[Any]]()
-        self._start = concurrent.process(context=processes.context(PRELOAD))(alone)
+        self._start = processes.apart(alone, PRELOAD)
 
     def refusal(self, runs: Sequence[Run], place: Callable[[str], str]) -> str | None:
         """Why one of these runs cannot begin, found out in a process of its own.
@@ -195,7 +193,9 @@ class Cluster:
         self._ray, self._own = ray, not ray.is_initialized()
         if self._own:
             try:
-                options = {"include_dashboard": False} if address is None and "RAY_ADDRESS" not in os.environ else {}
+                options: dict[str, Any] = (
+                    {"include_dashboard": False} if address is None and "RAY_ADDRESS" not in os.environ else {}
+                )
                 ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)
             except (ConnectionError, ValueError, RuntimeError) as error:
                 raise BadInput(f"no Ray cluster: {str(error).splitlines()[0]}") from error

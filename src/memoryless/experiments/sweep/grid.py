@@ -290,9 +290,9 @@ def _what(record: Mapping[str, Any], built_in: bool) -> tuple[str, ...]:
     there = MEASURES if built_in else MEASURES[: 3 if test else 2]
     asked = record.get("what", list(there))
     asked = [asked] if isinstance(asked, str) else asked
-    if not isinstance(asked, list) or not asked or (unknown := [name for name in asked if name not in MEASURES]):
-        got = unknown[0] if isinstance(asked, list) and asked else asked
-        raise BadInput(f"[record] what expects some of {', '.join(MEASURES)}, got {got!r}")
+    unknown = [name for name in asked if name not in MEASURES] if isinstance(asked, list) and asked else [asked]
+    if unknown:
+        raise BadInput(f"[record] what expects some of {', '.join(MEASURES)}, got {unknown[0]!r}")
     if missing := [name for name in asked if name not in there]:
         needs = "is of built-in problems" if missing[0] == "test_accuracy" else 'of a script needs test = "script.py:test"'
         raise BadInput(f"[record] what: {missing[0]} {needs}")

@@ -168,12 +168,10 @@ def apart(run: Run, place: Callable[[str], str]) -> Cost:
     Raises:
         BadInput: the problem or the optimizer is not as expected, or its process died.
     """
-    from pebble import concurrent
-
     from memoryless.experiments import processes
 
     try:
-        return concurrent.process(context=processes.context(PRELOAD))(measured)(run, place).result()
+        return processes.apart(measured, PRELOAD)(run, place).result()
     except BadInput:
         raise
     except Exception as error:

@@ -159,7 +159,8 @@ class Training(NamedTuple):
             return loss
 
         if insists_on_closure(self.optimizer):
-            return float(self.optimizer.step(closure).detach())
+            loss: Any = self.optimizer.step(closure)
+            return float(loss.detach())
         value = float(closure().detach())
         self.optimizer.step(**({"batch": batch} if dialled else {}))
         return value
