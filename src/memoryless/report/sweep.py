@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from memoryless.experiments.sweep.results import Row, Sweep
-from memoryless.render.numbers import NOTHING, SPACE, finite, number
+from memoryless.render.numbers import NOTHING, finite, number
 from memoryless.render.style import COLOUR, PICTURE, SERIES, TERMINAL
 
 NAMES = {
@@ -129,7 +129,7 @@ def _spread(done: Sequence[Row], name: str) -> str:
     deviation = float(np.std(values, ddof=1))
     if deviation and mean:  # two digits of it
         digits = min(8, max(2, 2 + math.floor(math.log10(abs(mean))) - math.floor(math.log10(deviation))))
-    return f"{number(mean, digits)} ±{SPACE}{number(deviation)}{mark}"
+    return f"{number(mean, digits)} ± {number(deviation)}{mark}"
 
 
 def picture(sweep: Sweep) -> Figure:
