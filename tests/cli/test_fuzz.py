@@ -84,6 +84,8 @@ OPTIONS = {
     "verify": {"": JUNK, "--lrs": JUNK, "--horizon": JUNK, "--kinds": JUNK, "--png": FILES, "--problem": SCRIPTS},
     "kernel": {"": JUNK, "--set": JUNK, "--shapes": JUNK, "--horizon": JUNK, "--png": FILES},
     "atlas": {"--only": JUNK, "--library": JUNK, "--jobs": JUNK, "--limit": JUNK, "--store": FILES, "--html": FILES},
+    "sweep": {"": FILES, "--jobs": JUNK, "--on": JUNK, "--store": FILES, "--plot": FILES},
+    "plan": {"": FILES, "--jobs": JUNK, "--store": FILES},
     "reproduce": {"": JUNK, "--betas": JUNK, "--lrs": JUNK, "--eps": JUNK, "--data": JUNK, "--picture": FILES},
 }
 SMALL = {
@@ -98,6 +100,8 @@ SMALL = {
     "verify": ["heavy_ball", "--problem", "quadratic", "--kinds", "frozen"],
     "kernel": ["lion"],
     "atlas": ["--only", "none of this name"],
+    "sweep": ["bad.toml", "--json"],
+    "plan": ["bad.toml"],
     "reproduce": ["fig1", "--steps", "2", "--seeds", "1", "--jobs", "1", "--picture", "None"],
 }
 
@@ -115,6 +119,7 @@ def command_lines(draw: st.DrawFn) -> list[str]:
 @pytest.fixture
 def place(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "mine.png").write_bytes(b"\x89PNG of another program")
+    (folder / "bad.toml").write_text('problem = "bad.py:raising"\noptimizer = "adamw"')
     os.mkfifo(folder / "pipe")
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     return folder

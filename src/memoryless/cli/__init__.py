@@ -23,4 +23,6 @@ Then one file per command, with the command's name:
 * `report`: a monitored run as a page.
 * `atlas`: every optimizer of the known libraries.
 * `reproduce`: the paper's figures.
+* `sweep`: any grid of training runs.
+* `plan`: what it will take.
 """

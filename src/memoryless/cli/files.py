@@ -10,12 +10,12 @@ import shlex
 import stat
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from memoryless.errors import BadInput
+from memoryless.experiments.store import replaced
 
 MARKS = (
     b'name="generator" content="memoryless',
@@ -151,25 +151,17 @@ def _made() -> str:
 
 def _put(path: Path, data: bytes) -> None:
     """Write beside and rename: whatever happens, there is the old file or the whole new one."""
-    beside, replaced = _beside(path), ""
+    instead = ""
     try:
         if path.exists() and path.stat().st_size:
             earlier = _MADE.search(_ends(path))
             by = earlier[1].decode("ascii", "replace") if earlier else "an earlier run"
-            replaced = "" if earlier and earlier[0] == _made().encode() else f", in place of what {by} wrote"
-        with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
-            if path.exists():
-                os.chmod(beside, stat.S_IMODE(path.stat().st_mode))
+            instead = "" if earlier and earlier[0] == _made().encode() else f", in place of what {by} wrote"
+        with replaced(path) as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path.resolve())
     except OSError as error:
         raise BadInput(f"{path} cannot be written: {error.strerror}; what was there is unchanged") from error
-    finally:
-        with suppress(OSError):
-            beside.unlink()
-    print(f"wrote {path}{replaced}", file=sys.stderr)
+    print(f"wrote {path}{instead}", file=sys.stderr)
 
 
 def _beside(path: Path) -> Path:

@@ -19,8 +19,10 @@ from memoryless.cli.compare import Compare
 from memoryless.cli.derive import Derive
 from memoryless.cli.kernel import Kernel
 from memoryless.cli.map import Map
+from memoryless.cli.plan import Plan
 from memoryless.cli.report import Report
 from memoryless.cli.reproduce import Reproduce
+from memoryless.cli.sweep import Sweep
 from memoryless.cli.verify import Verify
 from memoryless.cli.watch import Watch
 from memoryless.errors import BadInput, users_line
@@ -38,6 +40,8 @@ COMMANDS = {
     "report": Report,
     "atlas": Atlas,
     "reproduce": Reproduce,
+    "sweep": Sweep,
+    "plan": Plan,
 }
 
 DESCRIPTION = """What an optimizer's memory does to the loss: measured, predicted, and whether the prediction holds.
@@ -55,6 +59,8 @@ Examples:
   memoryless report run.jsonl
   memoryless atlas --only Adam Lion
   memoryless reproduce fig1
+  memoryless sweep grid.toml
+  memoryless plan grid.toml
   memoryless audit --optimizer "sgd(lr=0.1, momentum=0.9)" --steps 300
   memoryless audit train.py:setup --checkpoint run.pt --steps 200 --json > audit.json
 

@@ -6,5 +6,9 @@ It may import every room but `report` and `cli`. In reading order:
 * `images`: handwritten digits from scikit-learn, the Hugging Face hub or a folder.
 * `fig1`: the paper's Fig. 1: how far the memoryless iterations stray from the optimizer.
 * `theorem`: Theorem 3.2 on one method and one problem.
+* `script`: what a user's script sets up.
+* `store`: lines of JSON that survive a kill, and files that are there whole or not at all; no torch.
+* `processes`: processes of their own for the pieces of long work.
+* `sweep`: any grid of training runs (a room of its own).
 * `atlas`: every optimizer of the known libraries through the same machine (a room of its own).
 """

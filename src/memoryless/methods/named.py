@@ -8,7 +8,6 @@ function or class that makes a `Method`, or to a function that makes an optimize
 its first argument: it has no default, is not lr, and is not among the options given.
 """
 
-import ast
 import importlib
 import inspect
 import runpy
@@ -26,6 +25,7 @@ from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer, RMSprop
 
 from memoryless.errors import BadInput, users_line
 from memoryless.methods.black_box.torch_method import TorchMethod
+from memoryless.methods.call import called
 from memoryless.methods.catalogue import CATALOGUE
 from memoryless.methods.method import AnyOptimizer, Method
 from memoryless.methods.method_optimizer import MethodOptimizer
@@ -175,7 +175,7 @@ def resolve(text: str) -> Named:
         >>> print(resolve("torch.optim.Adamax(lr=0.1)").method([(2,)]))
         Adamax(lr=0.1, betas=(0.9, 0.999))
     """
-    path, options = _call(text)
+    path, options = called(text)
     names = TORCH | CATALOGUE
     if path not in names and "." not in path and ":" not in path:
         known = ", ".join([*CATALOGUE, "sgd"])
@@ -238,21 +238,6 @@ def _raised(what: str, error: BaseException) -> BadInput:
     place = users_line(error)
     message = str(error).splitlines()[0] if str(error) else ""
     return BadInput(f"{what} raised {type(error).__name__}: {message}" + (f" ({place})" if place else ""))
-
-
-def _call(text: str) -> tuple[str, dict[str, Any]]:
-    """Path and options of "path" or "path(option=literal, ...)"."""
-    path = text.partition("(")[0].strip()
-    try:
-        node = ast.parse("f" + text.strip()[len(path) :], mode="eval").body
-        keywords = node.keywords if isinstance(node, ast.Call) and not node.args else []
-        options = {keyword.arg: ast.literal_eval(keyword.value) for keyword in keywords if keyword.arg}
-    except (SyntaxError, ValueError):
-        node, keywords, options = None, [], {}
-    plain = isinstance(node, ast.Name) or (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args)
-    if not path or not plain or len(options) != len(keywords):
-        raise BadInput(f"expected a name or name(option=value, ...), got {text!r}")
-    return path, options
 
 
 def _or_matrices(parameters: list[Any], whole: Callable[[], Any], matrices: Callable[[], Any]) -> Any:

@@ -14,4 +14,6 @@ derivation prints itself (`formulas.printing`). One file per command, with the c
 * `report`: a monitored run as a page.
 * `atlas`: all optimizers, on the screen, as Markdown, and as a page that sorts itself.
 * `reproduce`: Fig. 1 in words and as a picture.
+* `sweep`: a grid of runs, as a table and a picture.
+* `plan`: what such a grid will take.
 """

@@ -1,10 +1,7 @@
 """Run the atlas: every optimizer in a process of its own, with a time limit, its row kept as soon as it is there."""
 
-import json
-import multiprocessing
 import os
 import signal
-import threading
 import time
 import warnings
 from collections import deque
@@ -17,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 
 from memoryless.errors import BadInput
+from memoryless.experiments import processes, store
 from memoryless.experiments.atlas import subjects
 from memoryless.experiments.atlas.rows import LATE, PROBLEMS, Row, examine, row_of, versions
 from memoryless.experiments.atlas.ways import reason_of
+from memoryless.experiments.processes import end_with_parent
+from memoryless.experiments.store import Lines
 
 Key = tuple[str, str]
 """Library and name."""
@@ -32,55 +31,31 @@ LIMIT = 180.0
 """Seconds of processor time for one optimizer."""
 MORE = 0.25
 """Share of them to go on for, once there is a first version of its row."""
+PRELOAD = "memoryless.experiments.atlas.rows", "torch._dynamo", "torch._decomp.decompositions_for_jvp"
+"""What every worker needs; the last two are what torch imports at the first step and at the first tangent."""
 PATIENCE = 6
 """Times the limit, by the clock, for one that sleeps or a machine that is busy."""
 
 
-class Store:
-    """Rows as lines of JSON, one written at a time: a process that is killed loses no finished row.
+class Store(Lines):
+    """Rows of the atlas, one written at a time: a process that is killed loses no finished row.
 
     Args:
         path: of the file; made by the first row.
 
     Raises:
-        BadInput: it cannot be read, or a line is no row; the message says which. A last line without its end is what a kill
-            leaves: it is dropped.
+        BadInput: it cannot be read, or a line is no row; the message says which.
     """
 
     def __init__(self, path: Path):
-        self.path = path
-        self.rows: dict[Key, Row] = {}
-        try:
-            text = path.read_bytes() if path.exists() else b""
-        except OSError as error:
-            raise BadInput(f"{path} cannot be read: {error.strerror}; give another file") from error
-        whole = text.rfind(b"\n") + 1
-        for number, line in enumerate(text[:whole].splitlines(), 1):
-            row = _row(line)
-            if row is None:
-                raise BadInput(f"{path}:{number} is no row of an atlas; give another file, or take the line out")
-            self.rows[row["library"], row["name"]] = row
-        if text and not whole and not b'{"library": "'.startswith(text[:13]):
-            raise BadInput(f"{path} is no store of an atlas; give another file")
-        self._whole = whole if whole < len(text) else None
+        super().__init__(
+            path, b'{"library": "', {"library", "name", "versions", "kind", "problems"}.issubset, "a store of an atlas"
+        )
 
-    def append(self, row: Row) -> None:
-        """Keep a row; it is on the disk when this returns.
-
-        Args:
-            row: from `rows.examine`.
-        """
-        line = json.dumps(row, allow_nan=False).encode() + b"\n"
-        file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        try:
-            if self._whole is not None:
-                os.ftruncate(file, self._whole)
-                self._whole = None
-            os.write(file, line)
-            os.fsync(file)
-        finally:
-            os.close(file)
-        self.rows[row["library"], row["name"]] = row
+    @property
+    def rows(self) -> dict[Key, Row]:
+        """The last row of each optimizer."""
+        return {(row["library"], row["name"]): row for row in self.records}
 
     def has(self, key: Key) -> bool:
         """Whether it holds a row for this optimizer, made with what is installed now.
@@ -102,27 +77,13 @@ def sole(path: Path) -> Iterator[None]:
     Raises:
         BadInput: another one does.
     """
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise BadInput(f"another process is writing {path}; wait for it, or give another file") from None
-    except OSError as error:
-        raise BadInput(f"{path} cannot be written: {error.strerror}; give another file") from error
-    try:
-        yield
-    finally:
-        with suppress(OSError):  # Windows keeps a file that is open
-            Path(lock.lock_file).unlink()
-        lock.release()
-
-
-def _row(line: bytes) -> Row | None:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) and {"library", "name", "versions", "kind", "problems"} <= set(row) else None
+    lock = path.with_name(f".{path.name}.lock")
+    with store.sole(lock, path):
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # Windows keeps a file that is open
+                lock.unlink()
 
 
 def tasks(libraries: list[str], only: tuple[str, ...] = ()) -> Tasks:
@@ -171,7 +132,7 @@ def run(tasks: Tasks, jobs: int = 2, limit: float = LIMIT) -> Iterator[Row]:
         The last version of each row, as they are finished.
     """
     waiting, working = deque(tasks.items()), []
-    context = _context(sorted({library for library, _ in tasks}))
+    context = processes.context([*PRELOAD, *sorted({library for library, _ in tasks})])
     try:
         while waiting or working:
             while waiting and len(working) < jobs:
@@ -191,18 +152,6 @@ def run(tasks: Tasks, jobs: int = 2, limit: float = LIMIT) -> Iterator[Row]:
             worker.close()
 
 
-def _context(libraries: list[str]) -> Any:
-    """Processes forked from one that has imported everything and run nothing, where there are such."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    # The last two are what torch imports at the first step and at the first tangent.
-    context.set_forkserver_preload(
-        ["memoryless.experiments.atlas.rows", *libraries, "torch._dynamo", "torch._decomp.decompositions_for_jvp"]
-    )
-    return context
-
-
 def _started(context: Any, key: Key, task: Callable[[], Iterable[Row]], limit: float) -> _Worker:
     answer, end = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(end, task, limit), daemon=True)
@@ -213,7 +162,7 @@ def _started(context: Any, key: Key, task: Callable[[], Iterable[Row]], limit: f
 
 def _work(end: connection.Connection, task: Callable[[], Iterable[Row]], limit: float) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of a terminal; the first one ends the others
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    end_with_parent()
     _stop_after(limit)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
@@ -229,13 +178,6 @@ def _work(end: connection.Connection, task: Callable[[], Iterable[Row]], limit: 
         end.send("done")
     except BaseException as error:
         end.send(reason_of(error))
-
-
-def _die_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def _stop_after(seconds: float) -> None:
