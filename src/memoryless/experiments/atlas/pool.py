@@ -8,7 +8,7 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -39,6 +39,8 @@ PATIENCE = 6
 class Store:
     """Rows as lines of JSON, one written at a time: a process that is killed loses no finished row.
 
+    Another kind of row is another `WHAT`, `FIELDS`, `key` and `present`.
+
     Args:
         path: of the file; made by the first row.
 
@@ -46,6 +48,10 @@ class Store:
         BadInput: it cannot be read, or a line is no row; the message says which. A last line without its end is what a kill
             leaves: it is dropped.
     """
+
+    WHAT = "an atlas"
+    FIELDS = ("library", "name", "versions", "kind", "problems")
+    """What every row has; the first two are the first in its line."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -56,12 +62,13 @@ class Store:
             raise BadInput(f"{path} cannot be read: {error.strerror}; give another file") from error
         whole = text.rfind(b"\n") + 1
         for number, line in enumerate(text[:whole].splitlines(), 1):
-            row = _row(line)
+            row = _row(line, self.FIELDS)
             if row is None:
-                raise BadInput(f"{path}:{number} is no row of an atlas; give another file, or take the line out")
-            self.rows[row["library"], row["name"]] = row
-        if text and not whole and not b'{"library": "'.startswith(text[:13]):
-            raise BadInput(f"{path} is no store of an atlas; give another file")
+                raise BadInput(f"{path}:{number} is no row of {self.WHAT}; give another file, or take the line out")
+            self.rows[self.key(row)] = row
+        head = f'{{"{self.FIELDS[0]}": "'.encode()
+        if text and not whole and not head.startswith(text[: len(head)]):
+            raise BadInput(f"{path} is no store of {self.WHAT}; give another file")
         self._whole = whole if whole < len(text) else None
 
     def append(self, row: Row) -> None:
@@ -80,16 +87,32 @@ class Store:
             os.fsync(file)
         finally:
             os.close(file)
-        self.rows[row["library"], row["name"]] = row
+        self.rows[self.key(row)] = row
 
-    def has(self, key: Key) -> bool:
-        """Whether it holds a row for this optimizer, made with what is installed now.
+    def key(self, row: Row) -> Key:
+        """What a row is found by.
 
         Args:
-            key: library and name.
+            row: of this store.
+        """
+        return row[self.FIELDS[0]], row[self.FIELDS[1]]
+
+    def present(self, key: Key) -> dict[str, str]:
+        """The versions that a row for this key would have now.
+
+        Args:
+            key: of the row.
+        """
+        return versions(key[0])
+
+    def has(self, key: Key) -> bool:
+        """Whether it holds a row for this key, made with what is installed now.
+
+        Args:
+            key: of the row; of the atlas library and name.
         """
         row = self.rows.get(key)
-        return row is not None and row["versions"] == versions(key[0])
+        return row is not None and row["versions"] == self.present(key)
 
 
 @contextmanager
@@ -117,12 +140,12 @@ def sole(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def _row(line: bytes) -> Row | None:
+def _row(line: bytes, fields: Sequence[str]) -> Row | None:
     try:
         row = json.loads(line)
     except ValueError:
         return None
-    return row if isinstance(row, dict) and {"library", "name", "versions", "kind", "problems"} <= set(row) else None
+    return row if isinstance(row, dict) and set(fields) <= set(row) else None
 
 
 def tasks(libraries: list[str], only: tuple[str, ...] = ()) -> Tasks:
@@ -159,13 +182,18 @@ class _Worker:
         self.answer.close()
 
 
-def run(tasks: Tasks, jobs: int = 2, limit: float = LIMIT) -> Iterator[Row]:
+Refused = Callable[[Key, str, float], Row]
+"""The row of a task that ended without one: its key, why, and the limit."""
+
+
+def run(tasks: Tasks, jobs: int = 2, limit: float = LIMIT, refused: Refused | None = None) -> Iterator[Row]:
     """Work on the tasks, each in a process of its own; whatever happens to it, there is a row.
 
     Args:
-        tasks: they must pickle.
+        tasks: they must pickle; the first part of a key names a module that they need.
         jobs: at a time.
         limit: seconds of processor time for each.
+        refused: makes the row of a task that ended without one; default that of an atlas.
 
     Yields:
         The last version of each row, as they are finished.
@@ -177,7 +205,7 @@ def run(tasks: Tasks, jobs: int = 2, limit: float = LIMIT) -> Iterator[Row]:
             while waiting and len(working) < jobs:
                 working.append(_started(context, *waiting.popleft(), limit))
             left = min(worker.end for worker in working) - time.monotonic()
-            ready = connection.wait([worker.answer for worker in working], timeout=max(0.0, left))
+            ready = connection.wait([worker.answer for worker in working], timeout=min(max(0.0, left), 3600.0))
             for worker in [*working]:
                 end = _heard(worker) if worker.answer in ready else ""
                 if time.monotonic() > worker.end:
@@ -185,7 +213,7 @@ def run(tasks: Tasks, jobs: int = 2, limit: float = LIMIT) -> Iterator[Row]:
                 if end:
                     working.remove(worker)
                     worker.close()
-                    yield worker.row or _refused(worker.key, end, limit)
+                    yield worker.row or (refused or _refused)(worker.key, end, limit)
     finally:
         for worker in working:
             worker.close()
