@@ -64,7 +64,15 @@ def test_a_search_that_is_cut_short_says_so():
     found = TopEigenvalue(relative=1e-9, products=5).at(quadratic(torch.linspace(0, 1, 300).tolist()))
     assert not found.converged
     assert found.residual > found.tolerance
-    assert found.products < 30
+    assert found.products < 60
+
+
+def test_a_start_without_merit():
+    """Of one large eigenvalue a random vector has a small residual, and what comes near its own vector a large one."""
+    spectrum = torch.cat([torch.tensor([1e4]), torch.linspace(0, 1, 300)])
+    found = TopEigenvalue(relative=1e-2).at(quadratic(spectrum.tolist()))
+    assert found.value == pytest.approx(1e4, rel=1e-3)
+    assert found.products < 60
 
 
 @pytest.mark.parametrize("P", [torch.ones(2), torch.tensor([1.0, 0.0, 1.0]), torch.tensor([1.0, float("inf"), 1.0])])

@@ -5,6 +5,10 @@ It may import every room but `report` and `cli`. In reading order:
 * `problems`: images of digits and prose that every installation has, and small networks for them.
 * `images`: handwritten digits from scikit-learn, the Hugging Face hub or a folder.
 * `fig1`: the paper's Fig. 1: how far the memoryless iterations stray from the optimizer.
+* `figure`: what every other figure is made of: settings, runs that are kept, claims with the test that judges them.
+* `fig5`: Fig. 5 and 6: how sharp Adam lets the loss become, against the threshold of stability.
+* `models`: the networks of the paper's experiments (a room of its own).
+* `cifar`: CIFAR-10, from the hub or a folder.
 * `theorem`: Theorem 3.2 on one method and one problem.
 * `atlas`: every optimizer of the known libraries through the same machine (a room of its own).
 """

@@ -1,11 +1,13 @@
-"""The largest eigenvalue of the Hessian along a run, and of the preconditioned Hessian, each search begun where the last one ended.
+"""The largest eigenvalue of the Hessian along a run, plain or preconditioned, each search begun where the last one ended.
 
     lambda_1(H),    lambda_1(P^-1 H) = lambda_1(P^-1/2 H P^-1/2)
 
-for a diagonal P > 0: the two matrices are similar, and the second is symmetric, so that LOBPCG (Knyazev 2001,
-https://doi.org/10.1137/S1064827500366124, scipy's) finds its largest eigenvalue from products with H alone. Of a symmetric A and
-a unit vector v with r = A v - rho v, rho = v . A v, some eigenvalue lies within |r| of rho; it is the largest one unless the search
-began without a share of its vector, for which there is noise in every start.
+for a diagonal P > 0: the two matrices are similar, and the second is symmetric, so that its largest eigenvalue is found from
+products with H alone: at the first point by Lanczos (ARPACK), which needs no good start, then by LOBPCG (Knyazev 2001,
+https://doi.org/10.1137/S1064827500366124), which needs few products from one; where it does not get there, by Lanczos again.
+(Of a bad start LOBPCG is the wrong search: scipy's returns the iterate of the least residual, which the start itself may be.)
+Of a symmetric A and a unit vector v with r = A v - rho v, rho = v . A v, some eigenvalue lies within |r| of rho; it is the
+largest one unless the search began without a share of its vector, for which there is noise in every start.
 """
 
 import warnings
@@ -15,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.sparse.linalg import LinearOperator, lobpcg
+from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh, lobpcg
 from torch import Tensor
 
 from memoryless.errors import BadInput
@@ -24,7 +26,9 @@ from memoryless.loss.point import Point
 NOISE = 0.1
 """Of the length of the last eigenvector: in it shows one that has overtaken."""
 ROUND = 10
-"""Iterations after which the tolerance, relative to the eigenvalue, is set anew."""
+"""Iterations of LOBPCG after which its tolerance, relative to the eigenvalue, is set anew."""
+BASIS = 16
+"""Vectors that Lanczos keeps."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class TopEigenvalue:
 
     Args:
         relative: the residual over the eigenvalue that is aimed at.
-        products: with H at one point, at most (the round that is under way is finished).
+        products: with H at one point by each search, about, at most.
         seed: of the vectors that the first search begins with.
 
     Example:
@@ -100,27 +104,36 @@ class TopEigenvalue:
             rho, v = float(values[-1]), vectors[:, -1]
         else:
             operator = LinearOperator((d, d), matvec=product, matmat=product, dtype=np.float64)  # pyright: ignore[reportCallIssue]
-            rho, v = self._start(d)
-            residual = np.inf
-            while residual > self.relative * abs(rho) and taken < self.products:
-                rho, v, residual = _round(operator, v, self.relative * abs(rho))
+            rho, v, residual = 0.0, self._random.standard_normal(d), np.inf
+            if self._last is not None and len(self._last[1]) == d:
+                rho, v = self._last[0], self._last[1] + NOISE * v / np.linalg.norm(v)
+                while residual > self.relative * abs(rho) and taken < self.products:
+                    rho, v, residual = _lobpcg(operator, v, self.relative * abs(rho))
+            if residual > self.relative * abs(rho):
+                rho, v = _lanczos(operator, v, self.relative, self.products)
         self._last = rho, v
         residual = float(np.linalg.norm(product(v) - rho * v))
         return Eigenvalue(rho, residual, self.relative * abs(rho), taken)
 
-    def _start(self, d: int) -> tuple[float, NDArray[np.float64]]:
-        """The last eigenvalue and vector with noise in it; the noise alone the first time, with a tolerance of 0."""
-        noise = self._random.standard_normal(d)
-        if self._last is None or len(self._last[1]) != d:
-            return 0.0, noise
-        rho, v = self._last
-        return rho, v + NOISE * noise / np.linalg.norm(noise)
 
-
-def _round(operator: LinearOperator, v: NDArray[np.float64], aim: float) -> tuple[float, NDArray[np.float64], float]:
-    """Some iterations of LOBPCG: the eigenvalue, its unit vector, the norm of its residual."""
+def _lobpcg(operator: LinearOperator, v: NDArray[np.float64], aim: float) -> tuple[float, NDArray[np.float64], float]:
+    """Some iterations: the eigenvalue, its unit vector, the norm of its residual."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it has not converged: the caller looks at the residual
         found: Any = lobpcg(operator, v[:, None], tol=aim, maxiter=ROUND, largest=True, retResidualNormsHistory=True)
     values, vectors, norms = found
     return float(values[0]), vectors[:, 0], float(np.min(norms))
+
+
+def _lanczos(
+    operator: LinearOperator, v: NDArray[np.float64], relative: float, products: int
+) -> tuple[float, NDArray[np.float64]]:
+    """The eigenvalue and its unit vector; the start's Rayleigh quotient where Lanczos finds none."""
+    basis = min(BASIS, len(v))
+    tolerance: Any = relative / 3  # ARPACK's is an estimate; scipy's stubs say int
+    try:
+        values, vectors = eigsh(operator, k=1, which="LA", v0=v, tol=tolerance, ncv=basis, maxiter=max(1, products // basis))
+        return float(values[0]), vectors[:, 0]
+    except ArpackError:  # not found within so many products, or A is zero
+        v = v / np.linalg.norm(v)
+        return float(v @ operator.matvec(v)), v

@@ -186,7 +186,13 @@ Refused = Callable[[Key, str, float], Row]
 """The row of a task that ended without one: its key, why, and the limit."""
 
 
-def run(tasks: Tasks, jobs: int = 2, limit: float = LIMIT, refused: Refused | None = None) -> Iterator[Row]:
+PRELOAD = "memoryless.experiments.atlas.rows", "torch._dynamo", "torch._decomp.decompositions_for_jvp"
+"""The last two are what torch imports at the first step and at the first tangent."""
+
+
+def run(
+    tasks: Tasks, jobs: int = 2, limit: float = LIMIT, refused: Refused | None = None, preload: Sequence[str] = PRELOAD
+) -> Iterator[Row]:
     """Work on the tasks, each in a process of its own; whatever happens to it, there is a row.
 
     Args:
@@ -194,12 +200,13 @@ def run(tasks: Tasks, jobs: int = 2, limit: float = LIMIT, refused: Refused | No
         jobs: at a time.
         limit: seconds of processor time for each.
         refused: makes the row of a task that ended without one; default that of an atlas.
+        preload: further modules that tasks need.
 
     Yields:
         The last version of each row, as they are finished.
     """
     waiting, working = deque(tasks.items()), []
-    context = _context(sorted({library for library, _ in tasks}))
+    context = _context([*preload, *sorted({library for library, _ in tasks})])
     try:
         while waiting or working:
             while waiting and len(working) < jobs:
@@ -219,15 +226,12 @@ def run(tasks: Tasks, jobs: int = 2, limit: float = LIMIT, refused: Refused | No
             worker.close()
 
 
-def _context(libraries: list[str]) -> Any:
+def _context(modules: list[str]) -> Any:
     """Processes forked from one that has imported everything and run nothing, where there are such."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    # The last two are what torch imports at the first step and at the first tangent.
-    context.set_forkserver_preload(
-        ["memoryless.experiments.atlas.rows", *libraries, "torch._dynamo", "torch._decomp.decompositions_for_jvp"]
-    )
+    context.set_forkserver_preload(modules)
     return context
 
 

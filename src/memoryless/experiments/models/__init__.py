@@ -1,0 +1,6 @@
+"""The networks of the paper's experiments, at any size: what is run small here, and whole where there is the machine for it.
+
+It may import nothing of `experiments`. In reading order:
+
+* `convnet`: the convolutional network of Fig. 5 and 6.
+"""
