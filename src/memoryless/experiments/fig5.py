@@ -90,13 +90,15 @@ def settings(beta_1: float, scale: str, data: str | None, seeds: int | None) -> 
         seeds: how many; default 5, 5 and 3.
     """
     if scale == "paper":
-        one = Setting("cnn", data or "cifar10", 50_000, (beta_1, 0.0), 1e-3, 20_000, 250, (), batch=2_500)
-        return [one._replace(betas=(beta_1, b), seeds=(seed,)) for b in SECOND for seed in range(FROM, FROM + (seeds or 3))]
-    if data is not None:
+        one, lrs, own = Setting("cnn", data or "cifar10", 50_000, (beta_1, 0.0), 1e-3, 20_000, 250, (), batch=2_500), (1e-3,), 3
+    elif data is not None:
         raise BadInput(f"--data {data}: the {scale} scale runs on the digits images; leave it out, or take --scale paper")
-    model, count, lrs = ("mlp", 1000, (3e-3, 1e-2)) if scale == "small" else ("cnn", 1792, (3e-3,))
-    one = Setting(model, "digits", count, (beta_1, 0.0), 0.0, 1000, 40, tuple(range(FROM, FROM + (seeds or 5))))
-    return [one._replace(betas=(beta_1, beta_2), lr=lr) for lr in lrs for beta_2 in SECOND]
+    elif scale == "medium":
+        one, lrs, own = Setting("cnn", "digits", 1792, (beta_1, 0.0), 3e-3, 2000, 40, ()), (1e-3, 3e-3), 5
+    else:
+        one, lrs, own = Setting("mlp", "digits", 1000, (beta_1, 0.0), 3e-3, 1000, 40, ()), (3e-3, 1e-2), 5
+    every = range(FROM, FROM + (seeds or own))
+    return [one._replace(betas=(beta_1, b), lr=lr, seeds=(seed,)) for lr in lrs for b in SECOND for seed in every]
 
 
 def loss_of(setting: Setting, seed: int) -> Loss:

@@ -1,4 +1,4 @@
-"""What every reproduced figure is made of: settings as data, runs that are kept, claims with a test written down before the run.
+"""What every reproduced figure is made of: settings as data, runs that are kept, claims with tests written down before the run.
 
 A file of a figure holds `FIGURES`, each an `Experiment`: the settings of its scales, what one of them finds, and what the paper
 claims of it. A claim says of a statistic, one number a seed, that its mean lies between two bounds; it is judged by the 95 %

@@ -1,4 +1,4 @@
-"""A reproduced figure in words and as a picture: claims, each with its test, verdict and numbers; panels in the paper's form."""
+"""A reproduced figure in words and as a picture: claims, each with its test, verdict and numbers; panels as in the paper."""
 
 import math
 from collections.abc import Iterator
