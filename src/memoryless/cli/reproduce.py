@@ -28,12 +28,14 @@ class Reproduce:
     fig1: how far the weights stray from the optimizer's, in the largest of them, when its memory is frozen (the paper's
     first-order approximation), corrected to first order (its second-order one), or resummed; AdamW and Lion, full batch.
 
+    fig2a, fig3: test accuracy at equal training loss against beta_2, and Lion's; fig3 at other learning rates.
+
     fig5, fig6: how sharp Adam lets the loss become, against the threshold of stability, at beta_1 = 0.9 and 0.99.
 
     The small scale runs offline within minutes; the paper's own takes its data and machines.
     """
 
-    figure: Annotated[Literal["fig1", "fig5", "fig6"], tyro.conf.Positional]
+    figure: Annotated[Literal["fig1", "fig2a", "fig3", "fig5", "fig6"], tyro.conf.Positional]
     """Which one."""
     scale: Literal["small", "medium", "paper"] = "small"
     """How large. For fig1 paper means MNIST, the others the digits."""
