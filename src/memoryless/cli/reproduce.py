@@ -30,16 +30,18 @@ class Reproduce:
 
     fig2a, fig3: test accuracy at equal training loss against beta_2, and Lion's; fig3 at other learning rates.
 
+    fig2b, fig4: minimal validation perplexity against beta_2, and Lion's; fig4 at other learning rates.
+
     fig5, fig6: how sharp Adam lets the loss become, against the threshold of stability, at beta_1 = 0.9 and 0.99.
 
     The small scale runs offline within minutes; the paper's own takes its data and machines.
     """
 
-    figure: Annotated[Literal["fig1", "fig2a", "fig3", "fig5", "fig6"], tyro.conf.Positional]
+    figure: Annotated[Literal["fig1", "fig2a", "fig2b", "fig3", "fig4", "fig5", "fig6"], tyro.conf.Positional]
     """Which one."""
     scale: Literal["small", "medium", "paper"] = "small"
     """How large. For fig1 paper means MNIST, the others the digits."""
-    data: Annotated[str | None, tyro.conf.arg(metavar="digits|mnist|cifar10|FOLDER")] = None
+    data: Annotated[str | None, tyro.conf.arg(metavar="digits|mnist|cifar10|wikitext-2|FOLDER")] = None
     """Of fig1: digits (1000 images of scikit-learn's) or mnist (10,000). At scale paper: from the hub (takes memoryless[data])
     or from a folder with the files as they are distributed. Default: what the scale says."""
     betas: tuple[tuple[float, float], ...] | None = None

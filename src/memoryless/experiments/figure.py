@@ -29,7 +29,7 @@ from memoryless.render.numbers import plain
 from memoryless.render.result import Result
 
 Numbers = NDArray[np.float64]
-FILES = {"fig2a": "fig2a", "fig3": "fig2a", "fig5": "fig5", "fig6": "fig5"}
+FILES = {"fig2a": "fig2a", "fig3": "fig2a", "fig2b": "fig2b", "fig4": "fig2b", "fig5": "fig5", "fig6": "fig5"}
 """Which file of this room makes a figure."""
 SCALES = "small", "medium", "paper"
 LIMIT = 1e7
@@ -189,6 +189,27 @@ class Panel:
     levels: Sequence[Level] = ()
     ticks: Sequence[str] = ()
     top: float | None = None
+
+
+def against(title: str, y: str, adam: Mapping[float, Numbers], lion: Numbers | None) -> Panel:
+    """A quantity against beta_2, and Lion's as a level.
+
+    The spread between seeds is no error of a comparison within them: each seed's own mean over beta_2 is taken out before.
+
+    Args:
+        title: of the panel.
+        y: what it shows, in words.
+        adam: the quantity by beta_2 and seed.
+        lion: of Lion, by the same seeds; None for none.
+    """
+    values = np.stack([*adam.values()], 1)
+    own = values.mean(1, keepdims=True)
+    levels = []
+    if lion is not None and len(lion):
+        level = lion - own[:, 0] + own.mean()
+        levels = [Level("Lion", float(level.mean()), float(stats.sem(level)) if len(level) > 1 else 0.0)]
+    line = Line("AdamW", range(values.shape[1]), values - own + own.mean(), 0.0)
+    return Panel(title, "β₂", y, [line], levels, [f"{beta_2:g}" for beta_2 in adam])
 
 
 @dataclass(frozen=True)
