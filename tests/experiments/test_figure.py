@@ -10,9 +10,10 @@ import torch
 from scipy import stats
 
 from memoryless.errors import BadInput
-from memoryless.experiments import fig5, figure
+from memoryless.experiments import fig2a, fig2b, fig5, figure, problems
 from memoryless.experiments.atlas.pool import Store
 from memoryless.experiments.figure import FILES, SCALES, Cell, Claim, Found, Kept, Reproduction, Verdict, experiment
+from memoryless.experiments.training import Networks
 from memoryless.loss.point import Point
 from memoryless.report.claims import lines, picture
 
@@ -188,3 +189,147 @@ def test_picture_and_words():
     shown = picture(found)
     assert [len(ax.lines) for ax in shown.axes] == [3, 2]  # two values of beta_2, and the threshold
     assert any("the lower the sharpness" in text.get_text() for text in shown.texts)
+
+
+# Fig. 2a and 3
+
+
+SMALL = fig2a.Setting("residual", "digits", "adamw", (0.9, 0.99), 3e-3, 0.1, (0, 1), target=1.5)
+
+
+def test_networks_at_once_are_each_by_itself():
+    """The crossing of the target by torch.optim.AdamW on each seed's own model, and what is found there by autograd."""
+    found = fig2a.run(SMALL)
+    ((x, y),), ((x_test, y_test),), _ = fig2a.data_of(SMALL)
+    for k, seed in enumerate(SMALL.seeds):
+        model = fig2a.model_of("residual", seed)
+        optimizer = torch.optim.AdamW(model.parameters(), SMALL.lr, SMALL.betas, SMALL.eps, SMALL.decay)
+        path = []
+        while not path or path[-1][0] > SMALL.target:
+            optimizer.zero_grad()
+            loss = torch.nn.functional.cross_entropy(model(x), y)
+            path.append((loss.item(), [p.detach().clone() for p in model.parameters()]))
+            loss.backward()
+            optimizer.step()
+        assert found["steps"][k] == len(path) - 1
+        (above, before), (below, after) = path[-2:]
+        share = (above - SMALL.target) / (above - below)
+        with torch.no_grad():
+            for p, a, b in zip(model.parameters(), before, after, strict=True):
+                p.copy_(a + share * (b - a))
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(x), y).backward()
+        norm = sum(float(p.grad.abs().sum()) for p in model.parameters() if p.grad is not None)
+        logits = model(x_test).detach()
+        assert found["gradient_1_norm"][k] == pytest.approx(norm, rel=1e-4)
+        assert found["test_loss"][k] == pytest.approx(float(torch.nn.functional.cross_entropy(logits, y_test)), rel=1e-4)
+        assert found["test_accuracy"][k] == pytest.approx(float((logits.argmax(1) == y_test).double().mean()), abs=2 / 1497)
+        assert found["training_loss"][k] == pytest.approx(SMALL.target, abs=0.02)
+
+
+def test_a_target_that_is_not_reached_is_told():
+    found = fig2a.run(SMALL._replace(limit=3, seeds=(0,)))
+    assert found["steps"] == [-1]
+    assert np.isnan(found["test_accuracy"]).all()
+    both = [Found(SMALL._replace(betas=(0.9, b), seeds=(0,)), found) for b in (0.99, 0.999)]
+    (group,) = fig2a.groups_of(both)
+    assert group.name == "residual MLP, β₁ = 0.9, lr 0.003 (0 of 1 reached)"
+    assert {v.word for v in fig2a.verdicts(both)} == {"cannot be told at this size", "cannot be told: nothing to judge"}
+    picture(figure.Figure(experiment("fig2a"), "small", both))
+
+
+def test_batch_norms_are_tested_with_statistics_of_the_training_images():
+    setting = SMALL._replace(kind="small resnet", target=9.0, seeds=(0,))
+    ((x, y),), ((x_test, _),), _ = fig2a.data_of(setting)
+    parts = [(a, b) for a, b in zip(x[:40].split(10), y[:40].split(10), strict=True)]
+    networks = Networks(fig2a.model_of("small resnet", 0), problems.cross_entropy, parts, together=False)
+    _, found = fig2a.tested(networks, networks.layout.theta(), [(x_test[:20], torch.zeros(20, dtype=torch.long))])
+    model = fig2a.model_of("small resnet", 0)
+    first = model[0][0]  # type: ignore[index]
+    means = torch.stack([first(a).mean((0, 2, 3)) for a, _ in parts]).mean(0)
+    norm = next(m for m in networks.model.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    assert norm.running_mean is not None
+    assert torch.allclose(norm.running_mean, means, atol=1e-5)
+    assert networks.model.training
+    assert np.isfinite(found)
+
+
+def test_accumulation_over_physical_batches_is_the_full_batch():
+    x, y = torch.randn(12, 64).float(), torch.arange(12) % 10
+    models = [fig2a.model_of("plain", s) for s in (0, 1)]
+    thetas = torch.stack([Networks(m, problems.cross_entropy, []).layout.theta() for m in models])
+    whole = Networks(models[0], problems.cross_entropy, [(x, y)]).at(thetas)
+    for together in (True, False):
+        parts = [(x[k : k + 4], y[k : k + 4]) for k in (0, 4, 8)]
+        values, gradients = Networks(models[0], problems.cross_entropy, parts, together).at(thetas)
+        assert torch.allclose(values, whole[0], rtol=1e-5)
+        assert torch.allclose(gradients, whole[1], rtol=1e-3, atol=1e-6)
+
+
+def of_beta(accuracy: dict[Any, list[float]]) -> list[Found]:
+    """A group of two seeds or more; what is not accuracy moves against it."""
+    settings = {b: SMALL._replace(betas=(0.9, b), seeds=tuple(range(len(v)))) for b, v in accuracy.items() if b != "lion"}
+    settings["lion"] = SMALL._replace(optimizer="lion", betas=(0.9, 0.99), lr=1e-3, seeds=tuple(range(len(accuracy["lion"]))))
+
+    def numbers(values: list[float]) -> dict[str, Any]:
+        others = [2 - x for x in values]
+        return {"test_accuracy": values, "test_loss": others, "gradient_1_norm": others, "steps": [1] * len(values)}
+
+    return [Found(settings[b], numbers(v)) for b, v in accuracy.items()]
+
+
+def test_verdicts_of_fig2a():
+    falling = {0.999: [0.7, 0.8], 0.9: [0.75, 0.851], 0.99: [0.0, 0.0], "lion": [0.76, 0.861]}
+    assert [v.word for v in fig2a.verdicts(of_beta(falling))] == ["yes"] * 5
+    worse = falling | {"lion": [0.6, 0.701]}
+    assert [v.word for v in fig2a.verdicts(of_beta(worse))][3:] == ["no", "cannot be told: nothing to judge"]
+    rising = falling | {0.9: [0.65, 0.751]}
+    assert [v.word for v in fig2a.verdicts(of_beta(rising))] == ["no", "no", "no", "yes", "no"]
+
+
+def test_what_belongs_to_the_seeds_is_taken_out():
+    panel = figure.against("t", "y", {0.9: np.array([1.0, 5.0]), 0.99: np.array([2.0, 6.0])}, np.array([0.0, 4.0]))
+    assert panel.lines[0].y.tolist() == [[3, 4], [3, 4]]
+    assert (panel.levels[0].y, panel.levels[0].error) == (2, 0)
+
+
+# Fig. 2b and 4
+
+
+WORDS = fig2b.Setting("gpt", "documentation", "adamw", (0.9, 0.99), 1e-2, 0.0, (0,), 8, 1, 2, 8, 16, limit=25, patience=3)
+
+
+@pytest.mark.parametrize("kind", fig2b.KINDS)
+def test_least_perplexity_is_that_of_torchs_run(kind: str):
+    setting = WORDS._replace(kind=kind)
+    found, corpus = fig2b.run(setting), fig2b.corpus_of(setting)
+    model = fig2b.model_of(setting, corpus.vocabulary, 0)
+    optimizer = torch.optim.AdamW(model.parameters(), setting.lr, setting.betas, setting.eps, weight_decay=0.0)
+    path = []
+    for _ in range(setting.limit + 1):
+        path.append(float(problems.cross_entropy(model, corpus.validation).detach().exp()))
+        optimizer.zero_grad()
+        problems.cross_entropy(model, corpus.train).backward()
+        optimizer.step()
+    step = int(np.argmin(path))
+    assert found["perplexity"] == [pytest.approx(path[step], rel=1e-4)]
+    assert found["step"] == [step if step + setting.patience <= setting.limit else -1]
+
+
+def test_verdicts_of_fig2b():
+    def found(perplexities: dict[Any, float]) -> list[Found]:
+        lion = WORDS._replace(optimizer="lion", lr=WORDS.lr / 3)
+        settings = {b: lion if b == "lion" else WORDS._replace(betas=(0.9, b)) for b in perplexities}
+        return [
+            Found(s._replace(seeds=(seed,)), {"perplexity": [perplexities[b] * (1 + seed / 10)]})
+            for b, s in settings.items()
+            for seed in (0, 1)
+        ]
+
+    assert [v.word for v in fig2b.verdicts(found({0.9: 70, 0.999: 72, "lion": 69.5}))] == ["yes"] * 3
+    assert [v.word for v in fig2b.verdicts(found({0.9: 74, 0.999: 72, "lion": 69.5}))] == ["no", "yes", "no"]
+    said = [v.word for v in fig2b.verdicts(found({0.9: 70, 0.999: 72, "lion": 80}))]
+    assert said == ["yes", "no", "cannot be told: nothing to judge"]
+    ((panel,),) = fig2b.panels(found({0.9: 70, 0.999: 72, "lion": 69.5}))
+    assert panel.ticks == ["0.9", "0.999"]
+    assert panel.levels[0].label == "Lion"

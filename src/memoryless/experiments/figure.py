@@ -203,9 +203,11 @@ def against(title: str, y: str, adam: Mapping[float, Numbers], lion: Numbers | N
         lion: of Lion, by the same seeds; None for none.
     """
     values = np.stack([*adam.values()], 1)
+    if not len(values):
+        return Panel(f"{title}: no seed came so far", "β₂", y, [], [], [f"{beta_2:g}" for beta_2 in adam])
     own = values.mean(1, keepdims=True)
     levels = []
-    if lion is not None and len(lion):
+    if lion is not None and np.isfinite(lion).all():
         level = lion - own[:, 0] + own.mean()
         levels = [Level("Lion", float(level.mean()), float(stats.sem(level)) if len(level) > 1 else 0.0)]
     line = Line("AdamW", range(values.shape[1]), values - own + own.mean(), 0.0)

@@ -71,9 +71,10 @@ def picture(figure: Figure) -> Picture:
             for j, panel in enumerate(row):
                 _draw(shown.add_subplot(grid[i, j]), panel)
         shown.text(0.02, 1 - 0.28 / height, figure.experiment.title, fontsize=13, weight="bold", va="center")
-        seeds = max(line.y.shape[0] for row in rows for panel in row for line in panel.lines)
-        bars = "error bars" if any(panel.ticks for row in rows for panel in row) else "bands"
-        about = f"{figure.experiment.about[figure.scale]}; mean of {seeds} seeds, {bars}: standard error"
+        seeds = max((line.y.shape[0] for row in rows for panel in row for line in panel.lines), default=0)
+        points = any(panel.ticks for row in rows for panel in row)
+        bars = "error bars: s.e. of differences within seeds" if points else "bands: standard error"
+        about = f"{figure.experiment.about[figure.scale]}; {seeds} seeds, {bars}"
         shown.text(0.02, 1 - 0.52 / height, about, color=COLOUR["soft"], va="center")
         for k, line in enumerate(words):
             shown.text(0.02, (foot - 0.4 - 0.2 * k) / height, line, fontsize=9, va="center")
