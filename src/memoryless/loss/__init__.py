@@ -10,5 +10,6 @@ It may import `render` and the ground floor (the files beside the rooms); it kno
 * `guard`: whether the Hessian-vector product is the derivative of the gradient; asked once per loss.
 * `point`: all that is known of L at one theta, found once: what other rooms take in place of (loss, theta, step).
 * `measures`: what memory acts on, S(theta) and its gradient, by name.
+* `top_eigenvalue`: the largest eigenvalue of H and of P^-1 H along a run, each search begun where the last one ended.
 * `noise_scale`: how noisy mini-batch gradients are, `gradient_noise`.
 """
