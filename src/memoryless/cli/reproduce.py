@@ -6,7 +6,7 @@ import os
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 import tyro
 
@@ -72,7 +72,7 @@ class Reproduce:
         given = [option for option in FIG1 if getattr(self, option) is not None]
         if self.figure != "fig1" and given:
             raise BadInput(f"--{given[0]} is an option of fig1; the settings of {self.figure} are those of its --scale")
-        found = self._fig1() if self.figure == "fig1" else self._claims()
+        found = self._fig1() if self.figure == "fig1" else judged(self.figure, self.scale, self.data, self)
         if self.figure == "fig1":
             from memoryless.report import reproduce as report
         else:
@@ -105,26 +105,42 @@ class Reproduce:
             torch.set_num_threads(1)
             return fig1(wanted, images, self.jobs, lambda done, *_: on_step(done, len(wanted) * steps))
 
-    def _claims(self) -> Any:
-        """The tasks of any other figure, those that the store lacks."""
-        name = self._named(self.store)
-        if name is not None and not Path(name).resolve().parent.is_dir():
-            raise BadInput(f"--store {name}: no folder {Path(name).parent}")
-        with progress("runs") as on_step:
-            import torch
 
-            from memoryless.experiments.atlas.pool import sole
-            from memoryless.experiments.figure import Kept, Reproduction, experiment
+class Work(Protocol):
+    """How the tasks of a figure are worked on: the options of a command."""
 
-            wanted = experiment(self.figure).settings(self.scale, self.data, self.seeds)
-            torch.set_num_threads(1)
-            with nullcontext() if name is None else sole(Path(name)):
-                work = Reproduction(self.figure, self.scale, wanted, None if name is None else Kept(Path(name)))
-                try:
-                    return work.run(self.jobs, on_step)
-                except KeyboardInterrupt as error:
-                    if name is not None:
-                        error.add_note(
-                            f"{len(work.rows)} of {len(wanted)} runs are in {name}; the same command goes on from there"
-                        )
-                    raise
+    seeds: int | None
+    jobs: int
+    store: str | None
+
+
+def judged(figure: str, scale: str, data: str | None, work: Work) -> Any:
+    """The figure of the tasks, those that the store lacks being run.
+
+    Args:
+        figure: its name.
+        scale: small, medium or paper.
+        data: as the command line has it.
+        work: how.
+    """
+    name = work.store and work.store.replace("FIGURE", figure)
+    if name is not None and not Path(name).resolve().parent.is_dir():
+        raise BadInput(f"--store {name}: no folder {Path(name).parent}")
+    with progress("runs") as on_step:
+        import torch
+
+        from memoryless.experiments.atlas.pool import sole
+        from memoryless.experiments.figure import Kept, Reproduction, experiment
+
+        wanted = experiment(figure).settings(scale, data, work.seeds)
+        torch.set_num_threads(1)
+        with nullcontext() if name is None else sole(Path(name)):
+            tasks = Reproduction(figure, scale, wanted, None if name is None else Kept(Path(name)))
+            try:
+                return tasks.run(work.jobs, on_step)
+            except KeyboardInterrupt as error:
+                if name is not None:
+                    error.add_note(
+                        f"{len(tasks.rows)} of {len(wanted)} runs are in {name}; the same command goes on from there"
+                    )
+                raise

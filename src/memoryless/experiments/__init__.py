@@ -9,6 +9,7 @@ It may import every room but `report` and `cli`. In reading order:
 * `training`: full-batch training of many small networks at once, or of one large network.
 * `fig2a`: Fig. 2a and 3: generalization of images' networks at equal training loss against beta_2.
 * `fig2b`: Fig. 2b and 4: perplexity of language models against beta_2.
+* `dial_study`: memory's effect alone turned, all else held: is it memory that causes it?
 * `text`: words of Python's documentation, or of WikiText-2.
 * `fig5`: Fig. 5 and 6: how sharp Adam lets the loss become, against the threshold of stability.
 * `models`: the networks of the paper's experiments (a room of its own).

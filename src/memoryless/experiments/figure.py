@@ -29,7 +29,15 @@ from memoryless.render.numbers import plain
 from memoryless.render.result import Result
 
 Numbers = NDArray[np.float64]
-FILES = {"fig2a": "fig2a", "fig3": "fig2a", "fig2b": "fig2b", "fig4": "fig2b", "fig5": "fig5", "fig6": "fig5"}
+FILES = {
+    "dial": "dial_study",
+    "fig2a": "fig2a",
+    "fig3": "fig2a",
+    "fig2b": "fig2b",
+    "fig4": "fig2b",
+    "fig5": "fig5",
+    "fig6": "fig5",
+}
 """Which file of this room makes a figure."""
 SCALES = "small", "medium", "paper"
 LIMIT = 1e7

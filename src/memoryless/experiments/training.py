@@ -6,17 +6,34 @@ and one update moves all of them; where the network is small, one call finds all
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from memoryless.flat import Layout, flat
-from memoryless.methods.method import Method, State
+from memoryless.methods.method import State
 
 Batch = tuple[Tensor, Tensor]
 TOGETHER = 16
 """Networks in one call, at most."""
+
+
+class Rule(Protocol):
+    """How networks are trained: an elementwise method in momentum form, or what acts like one."""
+
+    @property
+    def lr(self) -> float:
+        """The step size."""
+        ...
+
+    def init(self, theta: Tensor) -> State:
+        """Empty memory, for theta of shape (n, d)."""
+        ...
+
+    def update(self, state: State, gradient: Tensor, theta: Tensor) -> tuple[State, Tensor]:
+        """The next state and the update, (n, d)."""
+        ...
 
 
 class Networks:
@@ -102,7 +119,7 @@ class _With:
         return torch.func.functional_call(self.model, self.views, inputs)
 
 
-def iterates(networks: Networks, method: Method, thetas: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def iterates(networks: Networks, method: Rule, thetas: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Parameters and their losses along training, of all networks.
 
     Args:
@@ -134,7 +151,7 @@ class Reached:
     steps: Tensor
 
 
-def train_to(networks: Networks, method: Method, thetas: Tensor, target: float, limit: int) -> Reached:
+def train_to(networks: Networks, method: Rule, thetas: Tensor, target: float, limit: int) -> Reached:
     """Train until the training loss has fallen to a target, each network for itself.
 
     Args:
@@ -170,7 +187,7 @@ def train_to(networks: Networks, method: Method, thetas: Tensor, target: float, 
 
 
 def best_loss(
-    networks: Networks, method: Method, theta: Tensor, validation: Sequence[Batch], limit: int, patience: int
+    networks: Networks, method: Rule, theta: Tensor, validation: Sequence[Batch], limit: int, patience: int
 ) -> tuple[float, int]:
     """Train one network until its validation loss has not improved for a while.
 
