@@ -49,6 +49,22 @@ def test_samples_that_speak_of_each_other_stay_in_their_batches():
     assert len(list(pieces(normalized.eval(), 7).batches.parts(None))) == 1
 
 
+def test_one_point_where_groups_look_alike_is_not_enough():
+    """The square of a batch's mean, whose gradient is 0 at theta = 0 whatever the batches are."""
+    model = torch.nn.Linear(4, 1, bias=False)
+    torch.nn.init.zeros_(model.weight)
+    data = [torch.randn(3, 4) for _ in range(6)]
+    loss = ml.Loss(model, lambda model, x: model(x).mean().square(), data)
+    assert len(list(loss.on(model, data, 3).batches.parts(None))) == 6
+
+
+def test_batches_that_do_not_fit_together_stay_apart():
+    model = torch.nn.Embedding(5, 2)
+    data = [torch.randint(5, (2, length)) for length in (3, 4)]
+    loss = ml.Loss(model, lambda model, x: model(x).square().mean(), data)
+    assert len(list(loss.on(model, data, 2).batches.parts(None))) == 2
+
+
 @pytest.mark.parametrize("attends", [False, True])
 def test_several_products_of_a_batch_are_its_products(attends: bool):
     loss = pieces(Rows(attends))

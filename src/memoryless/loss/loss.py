@@ -25,6 +25,7 @@ from memoryless.loss.batches import Batches, head
 from memoryless.loss.double_backward import twice_differentiable
 from memoryless.loss.many_points import ManyPoints
 from memoryless.loss.plainly import plainly
+from memoryless.loss.scope import Action, Scope, loss_in
 from memoryless.render.numbers import some
 
 Curvature = Callable[[Tensor], Tensor]
@@ -32,45 +33,6 @@ GROUPED = 1e3
 """Roundings of the gradient by which several batches taken as one may differ from their mean."""
 GUARDED = 0.25
 """Share of a batch's samples on which the derivatives are tested."""
-
-Action = Callable[[], Any]
-
-
-class _Scope(nn.Module):
-    """Runs an action with other parameters in a model's place, put there and taken back by `functional_call`.
-
-    What else its modules hold (a counter, the weight that a weight norm computes) is put back here.
-    """
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, action: Action) -> Any:
-        before = [(vars(module), dict(vars(module))) for module in self.model.modules()]
-        try:
-            return action()
-        finally:
-            for now, then in before:
-                for name in [name for name, value in now.items() if name not in then or then[name] is not value]:
-                    del now[name]
-                now.update({name: value for name, value in then.items() if name not in now})
-
-
-def loss_in(output: Any) -> Any:
-    """The loss that an output holds; the output itself if there is none, or no telling which.
-
-    Args:
-        output: what a criterion returned.
-    """
-    if isinstance(output, Tensor):
-        return output
-    if isinstance(output, Mapping):
-        return output.get("loss", output)
-    if isinstance(output, (tuple, list)) and not hasattr(output, "loss"):
-        scalars = [x for x in output if isinstance(x, Tensor) and x.numel() == 1]
-        return scalars[0] if len(scalars) == 1 else output
-    return getattr(output, "loss", output)
 
 
 def _advice(dtype: torch.dtype) -> str:
@@ -131,7 +93,7 @@ class Loss:
         self.model: nn.Module | None = model
         self.criterion: Callable[[nn.Module, Any], Tensor] | None = criterion
         self.frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
-        scope = _Scope(model)
+        scope = Scope(model)
         names = [f"model.{name}" for name in trainable]
 
         def at(tensors: Sequence[Tensor], action: Action) -> Any:
@@ -159,12 +121,27 @@ class Loss:
             raise BadInput("expected the loss of a model, ml.Loss(model, criterion, batches), got one of plain functions")
         curvature: Literal["exact", "difference"] = "difference" if self._differences else "exact"
         loss = Loss(model, self.criterion, batches, curvature=curvature, noise=self.noise)
-        if at_once > 1 and self.noise is None:
-            apart = loss.gradient(theta := loss.theta)
-            loss.batches.group(at_once)
-            if not norm(loss.gradient(theta) - apart) <= GROUPED * torch.finfo(theta.dtype).eps * norm(apart):
-                loss.batches.group(1)
+        if at_once > 1 and self.noise is None and not loss._same_in_groups(at_once):
+            loss.batches.group(1)
         return loss
+
+    def _same_in_groups(self, count: int) -> bool:
+        """Whether batches in groups have the same L and gradient, here and where every parameter is another."""
+        theta = self.theta
+        draw = torch.Generator().manual_seed(0)
+        aside = torch.randn(theta.numel(), generator=draw, dtype=torch.float64).to(theta)
+        points = [theta, theta + 0.1 * (theta.square().mean().sqrt() + 0.1) * aside]
+
+        def seen() -> Tensor:
+            return torch.stack([torch.cat([self(x).detach()[None], self.gradient(x)]) for x in points])
+
+        apart = seen()
+        try:
+            self.batches.group(count)
+        except BadInput:  # they do not fit together
+            return False
+        off, size = (seen() - apart).norm(dim=1), apart.norm(dim=1)
+        return bool((off <= GROUPED * torch.finfo(theta.dtype).eps * size).all() and (size > 0).all())
 
     @classmethod
     def of(
@@ -668,4 +645,4 @@ def _same_by_row(product: Curvature, vs: Tensor) -> bool:
             at_once = product(vs)
     except (RuntimeError, TypeError, ValueError, Warning):
         return False
-    return bool(norm(at_once - one_by_one) <= GROUPED * torch.finfo(vs.dtype).eps * norm(one_by_one))
+    return bool(norm(one_by_one) > 0 and norm(at_once - one_by_one) <= GROUPED * torch.finfo(vs.dtype).eps * norm(one_by_one))
