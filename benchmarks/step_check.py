@@ -52,7 +52,7 @@ PATHS: dict[str, dict[str, Any]] = {
     "fused": {"fused": True},
     "lr tensor": {"foreach": False, "lr": torch.tensor(1e-3)},
 }
-COMPILED = "SGD", "heavy ball", "Adam", "amsgrad", "AdamW", "NAdam", "RMSprop"
+COMPILED = "heavy ball", "AdamW", "RMSprop"
 """On the path that torch.compile traces (backend eager: the same operations, without a compiler's minute each), with and
 without capturable, which on a CPU works nowhere else."""
 Loop = Iterator[bool | None]

@@ -81,7 +81,7 @@ def test_a_broken_step_is_told_once_with_its_causes(tmp_path: Path, caplog: pyte
     with (console := Console(width=200)).capture() as shown:
         watch.print_once(records, "run.jsonl", console)
     assert "weight decay coupled" in shown.get()
-    assert "Of 25 checked steps 25 are not the documented ones" in shown.get()
+    assert "25 of 25 checked steps are not the documented ones" in shown.get()
 
 
 def test_a_step_that_is_broken_once_does_not_hide_in_the_page(tmp_path: Path):

@@ -197,6 +197,7 @@ def refused(rank: int) -> list[str]:
 
 def test_what_is_not_taken_is_refused_in_one_line_in_every_process():
     expected = (
+        "holds none of the model's",
         "call fully_shard on the whole model too",
         "not sharpness",
         "holds no part of the parameters",

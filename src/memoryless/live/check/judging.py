@@ -42,6 +42,12 @@ def judged(
     if documented is None and not any(h.gradient is not None for h in record.held):
         raise BadInput("no tensor has a gradient, so it updates elsewhere than in its step")
     bound, off, where = deviations(reference)
+    if (
+        documented is None
+        and off
+        and all(torch.equal(t, h.theta) for t, h in zip(reference.at.thetas, record.held, strict=True))
+    ):
+        raise BadInput("a copy of it does not step, as where its step acts on what the original holds")
     dtypes = {h.theta.dtype for h in record.held} if reference.settled() else {torch.float64}
     precision = str(max(dtypes, key=lambda x: torch.finfo(x).eps)).removeprefix("torch.")
     judged_of = sum(h.theta.numel() for h in record.held) / max(1, sum(h.size for h in record.held))

@@ -230,7 +230,8 @@ def told(records: Sequence[Record]) -> tuple[list[str], list[str]]:
     """
     broken = [r["verdict"] for r in records if r["kind"] == "check"]
     if (end := records[-1])["kind"] == "end" and end.get("off"):
-        broken.append(f"Of {end['checked']:,} checked steps {end['off']:,} are not the documented ones.")
+        are = "is not the documented one" if end["off"] == 1 else "are not the documented ones"
+        broken.append(f"{end['off']:,} of {end['checked']:,} checked steps {are}.")
     return broken, [r["text"] for r in records if r["kind"] == "note"]
 
 
