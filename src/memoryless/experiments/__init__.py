@@ -11,6 +11,7 @@ It may import every room but `report` and `cli`. In reading order:
 * `fig2b`: Fig. 2b and 4: perplexity of language models against beta_2.
 * `text`: words of Python's documentation, or of WikiText-2.
 * `fig5`: Fig. 5 and 6: how sharp Adam lets the loss become, against the threshold of stability.
+* `batch_sharpness`: where momentum lets the sharpness settle, a claim of another paper.
 * `models`: the networks of the paper's experiments (a room of its own).
 * `cifar`: CIFAR-10, from the hub or a folder.
 * `theorem`: Theorem 3.2 on one method and one problem.

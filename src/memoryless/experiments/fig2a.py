@@ -302,7 +302,7 @@ def verdicts(every: Sequence[Found]) -> list[Verdict]:
 
 
 FIGURES = {
-    name: Experiment(name, title, ABOUT, partial(settings, name), run, panels, verdicts)
+    name: Experiment(name, title, ABOUT, partial(settings, name), run, panels, verdicts, "s.e. of differences within seeds")
     for name, title in (
         ("fig2a", "Generalization at equal training loss against β₂"),
         ("fig3", "Generalization at equal training loss against β₂, other learning rates"),

@@ -214,7 +214,7 @@ def verdicts(every: Sequence[Found]) -> list[Verdict]:
 
 
 FIGURES = {
-    name: Experiment(name, title, ABOUT, partial(settings, name), run, panels, verdicts)
+    name: Experiment(name, title, ABOUT, partial(settings, name), run, panels, verdicts, "s.e. of differences within seeds")
     for name, title in (
         ("fig2b", "Minimal validation perplexity against β₂"),
         ("fig4", "Minimal validation perplexity against β₂, other learning rates"),
