@@ -7,11 +7,11 @@ from typing import Any
 HERE = Path(__file__).parent
 HEAD = """# The paper's figures, and whether its claims hold here
 
-`memoryless reproduce NAME` runs a figure of [arXiv 2502.02132](https://arxiv.org/abs/2502.02132) small, offline, within minutes,
+`memoryless reproduce NAME` runs a figure of [arXiv 2502.02132](https://arxiv.org/abs/2502.02132) small, offline, in minutes,
 draws it and judges what is claimed of it. The tests stand in the file of the figure (`src/memoryless/experiments/`) and were
-written down before the run: an interval of 95 % (t, over seeds) of a statistic has to lie within bounds. *Yes*, *no* and *cannot
-be told* are answers; each cell is judged by itself. `--scale paper` has the paper's networks and data; it was built and checked,
-not run. These numbers are of one run of each command; they say nothing of ResNet-50 or Transformer-XL at their size.
+written down before the run: an interval of 95 % (t, over seeds) of a statistic has to lie within bounds. *Yes*, *no* and
+*cannot be told* are answers; each cell is judged by itself. `--scale paper` has the paper's networks and data; it was built and
+checked, not run. These numbers are of one run of each command; they say nothing of ResNet-50 or Transformer-XL at their size.
 """
 
 

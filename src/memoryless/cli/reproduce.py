@@ -105,7 +105,7 @@ class Reproduce:
 
             steps = options["steps"]
             wanted = settings(betas, lrs, 3 if self.seeds is None else self.seeds, options["eps"], steps)
-            images = load(self.data or ("mnist" if self.scale == "paper" else "digits"))
+            images = load(("mnist" if self.scale == "paper" else "digits") if self.data is None else self.data)
             torch.set_num_threads(1)
             return fig1(wanted, images, self.jobs, lambda done, *_: on_step(done, len(wanted) * steps))
 
