@@ -34,10 +34,14 @@ class Reproduce:
 
     fig5, fig6: how sharp Adam lets the loss become, against the threshold of stability, at beta_1 = 0.9 and 0.99.
 
+    batch_sharpness: where SGD with momentum lets the sharpness settle, a claim of arXiv 2604.14108.
+
     The small scale runs offline within minutes; the paper's own takes its data and machines.
     """
 
-    figure: Annotated[Literal["fig1", "fig2a", "fig2b", "fig3", "fig4", "fig5", "fig6"], tyro.conf.Positional]
+    figure: Annotated[
+        Literal["fig1", "fig2a", "fig2b", "fig3", "fig4", "fig5", "fig6", "batch_sharpness"], tyro.conf.Positional
+    ]
     """Which one."""
     scale: Literal["small", "medium", "paper"] = "small"
     """How large. For fig1 paper means MNIST, the others the digits."""
@@ -101,7 +105,7 @@ class Reproduce:
 
             steps = options["steps"]
             wanted = settings(betas, lrs, 3 if self.seeds is None else self.seeds, options["eps"], steps)
-            images = load(self.data or ("mnist" if self.scale == "paper" else "digits"))
+            images = load(("mnist" if self.scale == "paper" else "digits") if self.data is None else self.data)
             torch.set_num_threads(1)
             return fig1(wanted, images, self.jobs, lambda done, *_: on_step(done, len(wanted) * steps))
 

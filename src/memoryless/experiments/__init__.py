@@ -12,6 +12,7 @@ It may import every room but `report` and `cli`. In reading order:
 * `dial_study`: memory's effect alone turned, all else held: is it memory that causes it?
 * `text`: words of Python's documentation, or of WikiText-2.
 * `fig5`: Fig. 5 and 6: how sharp Adam lets the loss become, against the threshold of stability.
+* `batch_sharpness`: where momentum lets the sharpness settle, a claim of another paper.
 * `models`: the networks of the paper's experiments (a room of its own).
 * `cifar`: CIFAR-10, from the hub or a folder.
 * `theorem`: Theorem 3.2 on one method and one problem.

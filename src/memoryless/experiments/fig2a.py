@@ -263,7 +263,7 @@ def _group(kind: str, lr: float, beta_1: float, cells: Mapping[Any, Mapping[int,
     def of(place: Any) -> dict[str, Numbers]:
         return {name: np.array([mine[place][seed][name] for seed in met], dtype=float) for name in MEASURES}
 
-    adam = {place[1]: of(place) for place in sorted(p for p in mine if p != "lion")}
+    adam: dict[float, dict[str, Numbers]] = {place[1]: of(place) for place in sorted(p for p in mine if p != "lion")}
     name = f"{KINDS[kind]}, β₁ = {beta_1:g}, lr {lr:.2g} ({len(met)} of {len(seeds)} reached)"
     return Group(name, adam, of("lion") if "lion" in mine else {name: np.full(len(met), np.nan) for name in MEASURES})
 
@@ -302,7 +302,7 @@ def verdicts(every: Sequence[Found]) -> list[Verdict]:
 
 
 FIGURES = {
-    name: Experiment(name, title, ABOUT, partial(settings, name), run, panels, verdicts)
+    name: Experiment(name, title, ABOUT, partial(settings, name), run, panels, verdicts, "s.e. of differences within seeds")
     for name, title in (
         ("fig2a", "Generalization at equal training loss against β₂"),
         ("fig3", "Generalization at equal training loss against β₂, other learning rates"),

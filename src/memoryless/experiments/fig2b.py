@@ -155,7 +155,7 @@ def run(setting: Setting) -> dict[str, Any]:
     """
     corpus = corpus_of(setting)
     device = torch.device("cuda" if setting.data != "documentation" and torch.cuda.is_available() else "cpu")
-    train, validation = (tuple(x.to(device) for x in part) for part in (corpus.train, corpus.validation))
+    train, validation = ((x.to(device), y.to(device)) for x, y in (corpus.train, corpus.validation))
     found: dict[str, list[float]] = {"perplexity": [], "step": []}
     for seed in setting.seeds:
         model = model_of(setting, corpus.vocabulary, seed).to(device)
@@ -214,7 +214,7 @@ def verdicts(every: Sequence[Found]) -> list[Verdict]:
 
 
 FIGURES = {
-    name: Experiment(name, title, ABOUT, partial(settings, name), run, panels, verdicts)
+    name: Experiment(name, title, ABOUT, partial(settings, name), run, panels, verdicts, "s.e. of differences within seeds")
     for name, title in (
         ("fig2b", "Minimal validation perplexity against β₂"),
         ("fig4", "Minimal validation perplexity against β₂, other learning rates"),

@@ -30,15 +30,16 @@ from memoryless.render.result import Result
 
 Numbers = NDArray[np.float64]
 FILES = {
-    "dial": "dial_study",
     "fig2a": "fig2a",
-    "fig3": "fig2a",
     "fig2b": "fig2b",
+    "fig3": "fig2a",
     "fig4": "fig2b",
     "fig5": "fig5",
     "fig6": "fig5",
+    "batch_sharpness": "batch_sharpness",
+    "dial": "dial_study",
 }
-"""Which file of this room makes a figure."""
+"""Which file of this room makes a figure, or a study."""
 SCALES = "small", "medium", "paper"
 LIMIT = 1e7
 """Seconds of processor time for one task: no limit in practice."""
@@ -234,6 +235,7 @@ class Experiment:
         run: a setting -> its numbers by name, one list a seed.
         panels: of what was found, by rows.
         verdicts: on the claims.
+        bars: what error bars and bands are.
     """
 
     name: str
@@ -243,6 +245,7 @@ class Experiment:
     run: Callable[[Any], Mapping[str, Any]]
     panels: Callable[[Sequence[Found]], list[list[Panel]]]
     verdicts: Callable[[Sequence[Found]], list[Verdict]]
+    bars: str = "standard error"
 
 
 def experiment(name: str) -> Experiment:

@@ -73,7 +73,7 @@ def picture(figure: Figure) -> Picture:
         shown.text(0.02, 1 - 0.28 / height, figure.experiment.title, fontsize=13, weight="bold", va="center")
         seeds = max((line.y.shape[0] for row in rows for panel in row for line in panel.lines), default=0)
         points = any(panel.ticks for row in rows for panel in row)
-        bars = "error bars: s.e. of differences within seeds" if points else "bands: standard error"
+        bars = f"{'error bars' if points else 'bands'}: {figure.experiment.bars}"
         about = f"{figure.experiment.about[figure.scale]}; {seeds} seeds, {bars}"
         shown.text(0.02, 1 - 0.52 / height, about, color=COLOUR["soft"], va="center")
         for k, line in enumerate(words):
