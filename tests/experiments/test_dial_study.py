@@ -45,7 +45,8 @@ def made(effect: float, rival: float, lost: bool = False) -> list[Found]:
 def test_verdicts_are_those_of_numbers_made_for_them():
     words = {v.claim: v.word for v in study.verdicts(made(0.4, 0.0))}
     assert words[study.CLAIMS["gradient_1_norm"]] == words[study.DOSE] == words[study.RIVALS["lr"]] == "yes"
-    assert words[study.CLAIMS["test_accuracy"]] == "no"
+    assert words[study.CLAIMS["test_accuracy"]] == words[study.AS_IT_IS["test_accuracy"]] == "no"
+    assert words[study.AS_IT_IS["gradient_1_norm"]] == "yes"
     words = {v.claim: v.word for v in study.verdicts(made(-0.4, 0.3))}
     assert words[study.CLAIMS["gradient_1_norm"]] == words[study.DOSE] == words[study.RIVALS["placebo"]] == "no"
 
@@ -53,7 +54,9 @@ def test_verdicts_are_those_of_numbers_made_for_them():
 def test_only_seeds_that_reached_the_target_in_every_arm_are_compared():
     for one in study.studies(made(0.4, 0.0, lost=True)):
         assert "(3 of 4 seeds reached)" in one.name
-        assert one.between("dial", "gradient_1_norm") == pytest.approx(0.4 * (1 + 0.01 * np.array([1.0, 2.0, 4.0])))
+        change = 0.4 * (1 + 0.01 * np.array([1.0, 2.0, 4.0]))
+        assert one.between("dial", "gradient_1_norm") == pytest.approx(change)
+        assert one.between("dial", "gradient_1_norm", 0.0) == pytest.approx(change / 2)
 
 
 def test_it_has_one_scale():

@@ -189,6 +189,7 @@ class Panel:
         levels: horizontal lines.
         ticks: names of the places 0, 1, ..., where x has categories.
         top: the upper end of the vertical axis, where outliers would squeeze the rest; None for all.
+        log: whether the vertical axis is logarithmic.
     """
 
     title: str
@@ -198,6 +199,7 @@ class Panel:
     levels: Sequence[Level] = ()
     ticks: Sequence[str] = ()
     top: float | None = None
+    log: bool = False
 
 
 def against(title: str, y: str, adam: Mapping[float, Numbers], lion: Numbers | None) -> Panel:

@@ -54,7 +54,7 @@ def picture(figure: Figure) -> Picture:
     rows = figure.panels
     words = [line for verdict in figure.verdicts for line in _wrapped(f"{verdict.claim.text}: {verdict.word}", 130)]
     with mpl.rc_context(PICTURE):
-        width, foot = 11.0, 0.62 + 0.2 * len(words)
+        width, foot = max(11.0, 3.6 * max(map(len, rows))), 0.62 + 0.2 * len(words)
         height = 0.8 + 3.5 * len(rows) + foot
         shown = Picture(figsize=(width, height), dpi=150)
         grid = shown.add_gridspec(
@@ -99,6 +99,8 @@ def _draw(ax: Axes, panel: Panel) -> None:
         _level(ax, level)
     for line in panel.lines:
         _line(ax, line, bool(panel.ticks))
+    if panel.log:
+        ax.set_yscale("log")
     if panel.ticks:
         ax.set_xticks(range(len(panel.ticks)), panel.ticks)
         ax.set_xlim(-0.4, len(panel.ticks) - 0.6)
@@ -106,7 +108,8 @@ def _draw(ax: Axes, panel: Panel) -> None:
         ax.set_xlim(left=0)
         ax.set_ylim(bottom=0, top=panel.top)
         ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    ax.yaxis.set_major_locator(MaxNLocator(6))
+    if not panel.log:
+        ax.yaxis.set_major_locator(MaxNLocator(6))
     ax.grid(True, color=COLOUR["grid"], linewidth=0.8)
     ax.spines[["top", "right"]].set_visible(False)
     ax.tick_params(colors=COLOUR["soft"], labelcolor=COLOUR["ink"], length=3)
