@@ -12,10 +12,10 @@ coordinates permuted within each tensor, and the undialled optimizer at two othe
 falls in as many steps as with s = -1 and s = 1 (found on other seeds, from the numbers of steps alone): what any change of such
 a size does.
 
-The tests are differences within a seed. A first run on the seeds from 3,000 on asked of s = 1 against s = -1 alone, and all that
-it found lay above s = 0: with half as much memory more the path oscillates, and its gradient is five times as large. Therefore
-memory as it is, s = 0, against none is asked, too (`AS_IT_IS`), and all arms were run anew on the seeds from 4,000 on, which had
-not been looked at; all tests were fixed before that run.
+The tests are differences within a seed. A first run on the seeds from 3,000 on asked of s = 1 against s = -1 alone, and all
+that it found lay above s = 0: with half as much memory more the path oscillates, and its gradient is five times as large.
+Therefore memory as it is, s = 0, against none is asked, too (`AS_IT_IS`), and all arms were run anew on the seeds from 4,000
+on, which had not been looked at; all tests were fixed before that run.
 """
 
 from collections.abc import Sequence
