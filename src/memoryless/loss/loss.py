@@ -537,8 +537,11 @@ class Loss:
 
         def product(v: Tensor, keep: bool) -> Tensor:
             many = v.shape[:-1]  # rows of several v
-            pieces = zip(v.split([x.numel() for x in leaves], -1), leaves, strict=True)
-            seeds = [piece.view(*many, *x.shape) for piece, x in pieces]
+            if many:
+                pieces = v.split([x.numel() for x in leaves], -1)
+                seeds = [piece.view(*many, *x.shape) for piece, x in zip(pieces, leaves, strict=True)]
+            else:
+                seeds = self.layout.views(v)
             if not dependent:
                 return torch.zeros_like(v)
             parts = self._at(
