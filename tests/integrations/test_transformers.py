@@ -103,7 +103,8 @@ def test_in_the_trainer(tmp_path: Path):
                 output_dir=str(tmp_path), max_steps=9, per_device_train_batch_size=2, gradient_accumulation_steps=2,
                 learning_rate=1e-3, report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True, use_cpu=True,
             )  # fmt: skip
-            trainer = transformers.Trainer(net, arguments, train_dataset=samples(30), callbacks=callbacks)
+            data: Any = samples(30)
+            trainer = transformers.Trainer(net, arguments, train_dataset=data, callbacks=callbacks)
             trainer.train()
             ends.append([p.detach().clone() for p in net.parameters()])
         assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))

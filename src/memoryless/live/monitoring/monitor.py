@@ -165,7 +165,8 @@ class Monitor:
         ranks = self._ranks
         if not ranks.sharded:
             return Sample(layout.sizes, self.coordinates, self.seed, layout.device)
-        if not all(parts := ranks.told(layout.d)):
+        parts: list[Any] = ranks.told(layout.d)
+        if not all(parts):
             raise BadInput(f"a process holds no part of the parameters ({parts}): fewer processes are needed")
         if any(callable(measure) or measure == "sharpness" for measure in self.measures):
             raise BadInput("of sharded parameters only named measures are known, and not sharpness")
@@ -402,8 +403,9 @@ class Monitor:
         present, error = watching.present, watching.error
         if present is None and error is None:
             error = "the stop's own step was not seen"
-        copies = present is not None and not ranks.sharded
-        sizes = (float(norm(present.gradient)), float(norm(present.theta))) if copies else ()
+        sizes = ()
+        if present is not None and not ranks.sharded:  # copies of one another
+            sizes = (float(norm(present.gradient)), float(norm(present.theta)))
         if not ranks.agree(Here(watching.step, self._affords(upcoming), sizes, error)):
             return None
         assert present is not None
