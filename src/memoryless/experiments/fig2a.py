@@ -263,7 +263,7 @@ def _group(kind: str, lr: float, beta_1: float, cells: Mapping[Any, Mapping[int,
     def of(place: Any) -> dict[str, Numbers]:
         return {name: np.array([mine[place][seed][name] for seed in met], dtype=float) for name in MEASURES}
 
-    pairs: list[tuple[float, float]] = sorted(place for place in mine if place != "lion")
+    pairs = sorted(place for place in mine if not isinstance(place, str))
     adam = {pair[1]: of(pair) for pair in pairs}
     name = f"{KINDS[kind]}, β₁ = {beta_1:g}, lr {lr:.2g} ({len(met)} of {len(seeds)} reached)"
     return Group(name, adam, of("lion") if "lion" in mine else {name: np.full(len(met), np.nan) for name in MEASURES})
