@@ -5,7 +5,11 @@
 A cell is the change of the gradient's 1-norm that a pair's memory makes in one step, by its shadow on the live run at a step,
 and on the pair's own run, from the same start, where that first has the loss that the live run has there: the mean over the
 five steps around, and so for the shadow, since both oscillate. A cell whose own run never has that loss is left out, and
-counted. Settled is what `audits.deviation` says; anchors are three live runs, each cell read off the nearest.
+counted. Settled is what `audits.deviation` says, whose rule was found on the seeds 3 to 6; anchors are three live runs, each
+cell read off the nearest.
+
+Must hold: settled cells of one run have the sign of the own run's in .98 and a median error of .10, and are at least half of
+all; with three anchors all cells .97 and .12.
 """
 
 import statistics
@@ -17,7 +21,7 @@ import torch
 from torch import Tensor
 
 import memoryless as ml
-from memoryless.audits.deviation import SETTLED, STEPS, Deviations
+from memoryless.audits.deviation import STEPS, Deviations, settles, usual
 from memoryless.audits.effect import Changes
 from memoryless.audits.shadow import Shadow
 from memoryless.corrections.history import frozen
@@ -34,7 +38,7 @@ ANCHORS = [(0.9, 0.999), (0.9, 0.9), (0.99, 0.999)]
 PAIRS = [(b1, b2) for b1 in (0.5, 0.9, 0.99) for b2 in (0.9, 0.95, 0.99, 0.999) if b2 >= 0.95 or b1 < 0.99]
 RUNS: list[tuple[str, Callable[[], Problem], float, tuple[int, ...]]] = [
     (f"{name} seed {seed}", lambda make=make, seed=seed: make(seed), lr, steps)
-    for seed in (7, 8)
+    for seed in (9, 10, 11, 12)
     for name, make, lr, steps in (
         ("MLP", lambda seed: problems.digits_mlp(seed, width=16, count=150), 3e-4, (50, 120, 240)),
         ("MLP", lambda seed: problems.digits_mlp(seed, width=16, count=150), 1e-3, (50, 120, 240)),
@@ -134,44 +138,46 @@ def main() -> None:
     for name, make, lr, steps in RUNS:
         loss = make().loss
         runs = {pair: stream(loss, lr, pair, int(1.7 * max(steps))) for pair in PAIRS}
-        lives = {live: shadows(runs[live], [p for p in PAIRS if p != live], steps) for live in ANCHORS}
+        lives = {live: shadows(runs[live], PAIRS, steps) for live in ANCHORS}
         levels = {runs[live].losses[n] for live in ANCHORS for n in steps}
         own = {pair: at_losses(run, levels) for pair, run in runs.items()}
         print(name, lr, flush=True)
         for n in steps:
+            size = {live: usual(np.array(list(told.changes[n].values()))) for live, told in lives.items()}
             for pair in PAIRS:
                 told = {}
                 for live, run in lives.items():
                     if pair != live:
-                        told[live] = run.deviations[n][pair], run.changes[n][pair], own[pair][runs[live].losses[n]]
-                for live, (apart, shadow, truth) in told.items():
+                        apart, shadow = run.deviations[n][pair], run.changes[n][pair]
+                        speaks = bool(settles(np.array(apart), np.array(shadow), size[live]))
+                        told[live] = apart, shadow, own[pair][runs[live].losses[n]], speaks
+                for live, (apart, shadow, truth, speaks) in told.items():
                     if truth is None:
                         missed += 1
                         continue
                     about = {"run": name, "lr": lr, "step": n, "live": live, "betas": pair}
-                    cells.append(about | {"deviation": apart, "shadow": shadow, "own": truth})
+                    cells.append(about | {"deviation": apart, "shadow": shadow, "own": truth, "settled": speaks})
                 if pair in ANCHORS:
                     continue  # read off itself
-                _, shadow, truth = told[min(told, key=lambda live: told[live][0])]
+                _, shadow, truth, speaks = told[min(told, key=lambda live: told[live][0])]
                 if truth is not None:
-                    anchored.append({"shadow": shadow, "own": truth, "deviation": min(d for d, _, _ in told.values())})
+                    anchored.append({"shadow": shadow, "own": truth, "settled": speaks})
     first = [c for c in cells if c["live"] == ANCHORS[0]]
-    settled = [c for c in first if c["deviation"] < SETTLED]
+    settled = [c for c in first if c["settled"]]
     figures = {
         "one run, all cells": summary(first),
         "one run, settled": summary(settled),
-        "one run, not settled": summary([c for c in first if c["deviation"] >= SETTLED]),
-        "any of three runs, settled": summary([c for c in cells if c["deviation"] < SETTLED]),
+        "one run, not settled": summary([c for c in first if not c["settled"]]),
+        "any of three runs, settled": summary([c for c in cells if c["settled"]]),
         "three anchors, all cells": summary(anchored),
-        "three anchors, settled": summary([c for c in anchored if c["deviation"] < SETTLED]),
+        "three anchors, settled": summary([c for c in anchored if c["settled"]]),
     }
     rows = [[name, *(f"{x:.3g}" for x in found.values())] for name, found in figures.items()]
     show("shadow against own run at equal loss, gradient 1-norm", ["", "cells", "sign", "median error"], rows)
     share = len(settled) / len(first)
     print(f"settled: {share:.2f} of the cells; {missed} cells left out, whose own run never has the loss")
-    correlation = float(
-        np.corrcoef([c["deviation"] < SETTLED for c in first], [c["shadow"] * c["own"] > 0 for c in first])[0, 1]
-    )
+    print(f"settled: {sum(c['settled'] for c in anchored) / len(anchored):.2f} of the cells read off three anchors")
+    correlation = float(np.corrcoef([c["settled"] for c in first], [c["shadow"] * c["own"] > 0 for c in first])[0, 1])
     save("shadows", figures | {"settled share": share, "left out": missed, "settled and right": correlation, "points": first})
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from memoryless.formulas.modified_loss import modified_loss
     from memoryless.live.batch_sizes import audit_batch_sizes
     from memoryless.live.check.checking import check_step
+    from memoryless.live.check.recording import recorded
     from memoryless.live.dial import dial
     from memoryless.live.monitoring.monitor import Monitor
     from memoryless.live.run import audit_run
@@ -55,6 +56,7 @@ _HOME = {
     "formulas.modified_loss": "modified_loss",
     "live.batch_sizes": "audit_batch_sizes",
     "live.check.checking": "check_step",
+    "live.check.recording": "recorded",
     "live.dial": "dial",
     "live.monitoring.monitor": "Monitor",
     "live.run": "audit_run",
@@ -106,6 +108,7 @@ __all__ = [
     "modified_flow",
     "modified_loss",
     "order_of_accuracy",
+    "recorded",
     "trajectory",
 ]
 

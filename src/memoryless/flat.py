@@ -4,9 +4,12 @@ Every sum over theta goes through `total`, `dot` and `norm`: where theta is shar
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +33,7 @@ class Layout:
     """Where named tensors lie in theta, one after the other.
 
     Attributes:
-        parameters: the live tensors by name, in the order of theta.
+        parameters: the live tensors by name, in the order of theta; of sharded ones (DTensor) theta is this process's part.
         unreached: finds the names of those that get no gradient.
     """
 
@@ -52,10 +55,10 @@ class Layout:
         """Name of each tensor."""
         return list(self.parameters)
 
-    @cached_property
+    @property
     def tensors(self) -> list[Tensor]:
-        """The live tensors."""
-        return list(self.parameters.values())
+        """The live tensors, of sharded ones this process's part."""
+        return [local(p) for p in self.parameters.values()]
 
     @cached_property
     def shapes(self) -> list[torch.Size]:
@@ -120,16 +123,47 @@ def flat(tensors: Iterable[Tensor]) -> Tensor:
     return torch.cat([t.reshape(-1) for t in tensors])
 
 
+def local(x: Tensor) -> Tensor:
+    """This process's part of a sharded tensor (DTensor), in the same memory; any other tensor as it is."""
+    whole: Any = x
+    if not hasattr(whole, "to_local"):
+        return x
+    return (whole.detach() if torch.is_grad_enabled() else whole).to_local()
+
+
+_SUMMED: ContextVar[Callable[[Tensor], Tensor] | None] = ContextVar("summed", default=None)
+
+
+@contextmanager
+def sharded(summed: Callable[[Tensor], Tensor] | None) -> Iterator[None]:
+    """A context in which theta is this process's part of it, and sums over it are those of all processes.
+
+    Args:
+        summed: a small tensor of each process -> their sum, the same everywhere; None where theta is whole.
+    """
+    before = _SUMMED.set(summed)
+    try:
+        yield
+    finally:
+        _SUMMED.reset(before)
+
+
+def across(x: Tensor) -> Tensor:
+    """The sum over the processes of what each has found on its part of theta; where theta is whole, x."""
+    summed = _SUMMED.get()
+    return x if summed is None else summed(x)
+
+
 def total(x: Tensor) -> Tensor:
     """sum_i x_i, a scalar."""
-    return x.sum()
+    return across(x.sum())
 
 
 def dot(x: Tensor, y: Tensor) -> Tensor:
     """<x, y>, a scalar."""
-    return torch.dot(x, y)
+    return across(torch.dot(x, y))
 
 
 def norm(x: Tensor) -> Tensor:
     """The 2-norm, a scalar."""
-    return x.norm()
+    return x.norm() if _SUMMED.get() is None else across(x.norm().double().square()).sqrt().to(x.dtype)

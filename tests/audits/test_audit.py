@@ -83,13 +83,14 @@ def test_a_shadow_of_the_live_method_measures_the_same(name: str):
 
 @pytest.mark.parametrize("lr", [1e-3, 0.1])
 def test_changes_are_differences_of_two_values(lr):
-    loss, optimizer = small(lambda params: torch.optim.AdamW(params, lr=lr))
+    problem = problems.digits_mlp(width=8, count=100)
+    loss, optimizer = problem.loss, torch.optim.AdamW(problem.model.parameters(), lr=lr)
     plain_run(optimizer, loss, 20)
     found = ml.audit(optimizer, loss)
     literal = {
         "gradient_1_norm": lambda theta: loss.gradient(theta).abs().sum(),
         "gradient_norm_squared": lambda theta: loss.gradient(theta).square().sum(),
-        "sharpness": lambda theta: torch.linalg.eigvalsh(hessian(loss, theta))[-1],
+        "sharpness": lambda theta: torch.linalg.eigvalsh(hessian(problem, theta))[-1],
     }
     for e in found.effects:
         S = literal[e.measure]
@@ -102,9 +103,16 @@ def test_changes_are_differences_of_two_values(lr):
         assert found.validity.straight[e.measure] == pytest.approx(e.measured / e.slopes.best)
 
 
-def hessian(loss: ml.Loss, theta: torch.Tensor) -> torch.Tensor:
-    found = torch.stack([loss.curvature(theta, e) for e in torch.eye(len(theta), dtype=theta.dtype)])
-    return (found + found.T) / 2
+def hessian(problem: problems.Problem, theta: torch.Tensor) -> torch.Tensor:
+    shapes = {name: p.shape for name, p in problem.model.named_parameters()}
+
+    def value(theta: torch.Tensor) -> torch.Tensor:
+        parts = theta.split([shape.numel() for shape in shapes.values()])
+        named = {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+        inputs, classes = problem.batches[0]
+        return torch.nn.functional.cross_entropy(torch.func.functional_call(problem.model, named, (inputs,)), classes)
+
+    return torch.func.hessian(value)(theta)
 
 
 def test_words_follow_what_happens_where_a_slope_misleads():

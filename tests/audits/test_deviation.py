@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ import torch
 
 import memoryless as ml
 from memoryless.audits import deviation
+from memoryless.audits.beta_map import BetaMap
+from memoryless.audits.deviation import settles, usual
 from memoryless.audits.grid import Grid
 from memoryless.audits.shadow import Shadow
 from memoryless.experiments.problems import digits_batches, digits_mlp
@@ -85,8 +88,8 @@ def test_a_run_speaks_for_itself_and_not_for_a_method_on_another_scale():
     for stop in (early, last):
         itself, ball = stop.others
         assert itself.deviation == pytest.approx(0, abs=1e-8)
-        assert itself.settled
-        assert not ball.settled
+        assert itself.settled == (True,)
+        assert ball.settled == (False,)
         measured, *predicted = stop.maps
         assert measured.deviation is not None
         assert measured.settled is not None
@@ -94,7 +97,7 @@ def test_a_run_speaks_for_itself_and_not_for_a_method_on_another_scale():
         assert measured.settled[1, 1]
         assert all(each.settled is None for each in predicted)
     plain = json.loads(last.to_json())
-    assert [other["settled"] for other in plain["others"]] == [True, False]
+    assert [other["changes"]["gradient_1_norm"]["settled"] for other in plain["others"]] == [True, False]
     assert plain["maps"][0]["settled"][1][1] is True
 
 
@@ -119,3 +122,25 @@ def test_along_mini_batches():
     assert stop.maps[0].deviation is not None
     assert stop.maps[0].deviation[1, 1] == pytest.approx(0, abs=1e-8)
     assert stop.maps[0].deviation[0, 0] > 0.1
+
+
+def test_a_small_change_among_large_ones_is_not_settled_by_a_path_that_is_left():
+    changes = np.array([0.1, -0.11, 0.02, np.nan, 0.12, 0.09])
+    assert usual(changes) == pytest.approx(0.1)
+    deviations = np.array([0.3, 0.0, 0.3, 0.1, 0.41, 0.39])
+    assert settles(deviations, changes, usual(changes)).tolist() == [True, True, False, False, False, True]
+    assert not settles(np.array(0.0), np.array(np.nan), usual(np.array([np.nan])))
+
+
+def test_a_map_is_settled_where_each_of_its_measures_is():
+    axes, deviation = ((0.5, 0.9), (0.9, 0.999)), np.array([[0.1, 0.3], [0.0, 0.5]])
+    changes = {"one": np.array([[0.1, 0.1], [0.1, 0.1]]), "two": np.array([[0.01, 0.1], [0.1, 0.1]])}
+    found = BetaMap(*axes, "measured", changes, deviation=deviation)
+    one = found.settled_for("one")
+    assert one is not None
+    assert one.tolist() == [[True, True], [True, False]]
+    assert found.settled is not None
+    assert found.settled.tolist() == [[False, True], [True, False]]
+    known = replace(found, usual={"one": np.full((2, 2), 0.2), "two": np.full((2, 2), 0.01)})
+    assert known.settled is not None
+    assert known.settled.tolist() == [[True, False], [True, False]]

@@ -86,6 +86,7 @@ OPTIONS = {
     "atlas": {"--only": JUNK, "--library": JUNK, "--jobs": JUNK, "--limit": JUNK, "--store": FILES, "--html": FILES},
     "sweep": {"": FILES, "--jobs": JUNK, "--on": JUNK, "--store": FILES, "--plot": FILES},
     "plan": {"": FILES, "--jobs": JUNK, "--store": FILES},
+    "study": {"": JUNK, "--seeds": JUNK, "--jobs": JUNK, "--picture": FILES, "--store": FILES},
     "reproduce": {"": JUNK, "--betas": JUNK, "--lrs": JUNK, "--eps": JUNK, "--data": JUNK, "--picture": FILES},
 }
 SMALL = {
@@ -102,6 +103,7 @@ SMALL = {
     "atlas": ["--only", "none of this name"],
     "sweep": ["bad.toml", "--json"],
     "plan": ["bad.toml"],
+    "study": ["none of this name"],
     "reproduce": ["fig1", "--steps", "2", "--seeds", "1", "--jobs", "1", "--picture", "None"],
 }
 

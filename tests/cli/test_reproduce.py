@@ -2,15 +2,21 @@
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tyro
 
+from memoryless.cli.main import main
 from memoryless.cli.reproduce import Reproduce
+from memoryless.errors import BadInput
+from memoryless.experiments import fig5
 from memoryless.experiments.images import FILES
 from tests.experiments.test_fig1 import BETAS, CLASSES, PIXELS, idx
+from tests.experiments.test_figure import TOY
 
 
 @pytest.fixture
@@ -87,3 +93,67 @@ def test_unknown_options_exit_with_2(arguments: list[str], capsys: pytest.Captur
         tyro.cli(Reproduce, args=arguments)
     assert caught.value.code == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+# The figures with claims
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """fig5 of two tiny runs."""
+    recipe = fig5.FIGURES["fig5"]
+    tiny = [TOY._replace(steps=4, every=2, betas=(0.9, b)) for b in (0.9, 0.99)]
+    monkeypatch.setitem(fig5.FIGURES, "fig5", replace(recipe, settings=lambda scale, data, seeds: tiny))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_figure_with_claims(toy: Path, capsys: pytest.CaptureFixture[str]):
+    main(["reproduce", "fig5", "--jobs", "1"])
+    shown = capsys.readouterr()
+    assert shown.out.startswith("How sharp Adam lets the loss become, β₁ = 0.9 (small: MLP")
+    assert "  test, fixed before the run: mean of λ₁(P⁻¹H)" in shown.out
+    assert b"Software\x00memoryless" in (toy / "memoryless-fig5.png").read_bytes()
+    assert len((toy / "memoryless-fig5.jsonl").read_text().splitlines()) == 2
+    main(["reproduce", "fig5", "--jobs", "1", "--json", "--picture", "None"])
+    found = json.loads(capsys.readouterr().out)
+    assert [claim["claim"][:9] for claim in found["claims"]] == ["At β₁ = 0", "The small"]
+    assert found["runs"][1]["setting"]["betas"] == [0.9, 0.99]
+    assert len((toy / "memoryless-fig5.jsonl").read_text().splitlines()) == 2
+
+
+def test_ctrl_c_says_what_is_kept(toy: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    recipe, asked = fig5.FIGURES["fig5"], []
+
+    def run(setting: Any) -> Any:
+        asked.append(setting)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return recipe.run(setting)
+
+    monkeypatch.setitem(fig5.FIGURES, "fig5", replace(recipe, run=run))
+    with pytest.raises(SystemExit) as caught:
+        main(["reproduce", "fig5", "--jobs", "1"])
+    assert caught.value.code == 130
+    kept = "1 of 2 runs are in memoryless-fig5.jsonl; the same command goes on from there"
+    assert capsys.readouterr().err.splitlines()[-1] == f"memoryless: interrupted; {kept}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--eps 1e-3", "--eps is an option of fig1; the settings of fig5 are those of its --scale"),
+        ("--data mnist", "--data mnist: the small scale runs on the digits images; leave it out, or take --scale paper"),
+        ("--scale paper --data nowhere", "no such folder; expected cifar10, or a folder with data_batch_1.bin"),
+        ("--store nowhere/a.jsonl", "--store nowhere/a.jsonl: no folder nowhere"),
+        ("--store mine.jsonl", "mine.jsonl:1 is no row of a figure"),
+        ("--seeds 0", "--seeds must be at least 1, got 0"),
+    ],
+)
+def test_bad_options_of_a_figure(arguments: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.jsonl").write_text("mine\n")
+    with pytest.raises(BadInput) as caught:
+        tyro.cli(Reproduce, args=["fig5", "--seeds", "1", "--jobs", "1", *arguments.split()]).run()
+    assert message in str(caught.value)
+    assert {path.name for path in tmp_path.iterdir()} == {"mine.jsonl"}

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -149,6 +149,7 @@ methods = st.builds(
 )
 
 
+@settings(max_examples=40)
 @given(methods, st.integers(0, 50), st.integers(0, 100), st.lists(st.integers(0, 2), min_size=51, max_size=51) | st.none())
 def test_any_method_in_momentum_form(method, n, seed, order):
     batches = [Wave.random(4, seed), Wave.random(4, seed + 1), Wave.random(4, seed + 2)]

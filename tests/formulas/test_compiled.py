@@ -107,7 +107,7 @@ def custom_methods(draw: st.DrawFn) -> ml.Method:
     return ml.Method(LR, tuple(variables), lambda f, m, theta: above(f, m, theta) / below(f, m, theta) + beside(f, m, theta))
 
 
-@settings(max_examples=200)
+@settings(max_examples=50)
 @given(custom_methods(), st.none() | st.integers(0, 2), st.integers(0, 100))
 def test_any_users_method(method, step, seed):
     wave, point = Wave.random(4, seed), Wave.random(4, seed + 1).b

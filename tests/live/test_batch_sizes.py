@@ -79,7 +79,8 @@ def test_maps_are_those_of_an_audited_run(found):
         optimizer, whole.on(whole.model, pieces), order, stops=stops, measures=["gradient_1_norm"], compare=(), betas=AXES_OWN
     )
     assert run.maps is not None
-    assert np.array_equal(found.sizes[0].measured.values, run.maps.values)
+    # There the mean over all takes batches one by one, here six as one.
+    assert np.allclose(found.sizes[0].measured.values, run.maps.values, rtol=1e-9, atol=1e-16)
 
 
 def test_measured_and_predicted_agree_at_a_small_lr():

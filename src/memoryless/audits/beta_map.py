@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from memoryless.audits.deviation import SETTLED
+from memoryless.audits.deviation import settles, usual
 from memoryless.audits.effect import Changes
 from memoryless.audits.grid import Grid, Memory, from_memory, pair_by_pair, share_update
 from memoryless.audits.shadow import Shadow
@@ -87,6 +87,7 @@ class BetaMap(Result):
         others: for order "state", what is known of methods that are not on the grid.
         notes: what a reader must know besides.
         anchor: for a run with anchors, off which of the runs each pair is read, same shape: 0 is the live one.
+        usual: for a run with anchors, of each measure the size of the usual change on the run that a pair is read off.
     """
 
     betas_1: tuple[float, ...]
@@ -97,6 +98,7 @@ class BetaMap(Result):
     growth: float | None = None
     deviation: np.ndarray | None = None
     anchor: np.ndarray | None = None
+    usual: dict[str, np.ndarray] | None = None
     error: np.ndarray | None = None
     intervals: dict[str, np.ndarray] | None = None
     others: tuple[Guess, ...] = ()
@@ -104,8 +106,23 @@ class BetaMap(Result):
 
     @property
     def settled(self) -> np.ndarray | None:
-        """Where the live run speaks for a pair: booleans, shape (betas_1, betas_2); None where that is not known."""
-        return None if self.deviation is None else self.deviation < SETTLED
+        """Where the live run speaks for a pair in every measure: booleans, shape (betas_1, betas_2); None where not known."""
+        settled = [each for each in map(self.settled_for, self.changes) if each is not None]
+        return np.all(settled, axis=0) if settled else None
+
+    def settled_for(self, measure: str) -> np.ndarray | None:
+        """Where the live run speaks for a pair's change of a measure (`audits.deviation`).
+
+        Args:
+            measure: one of `changes`.
+
+        Returns:
+            Booleans, shape (len(betas_1), len(betas_2)); None where that is not known.
+        """
+        if self.deviation is None:
+            return None
+        change = self.changes[measure]
+        return settles(self.deviation, change, usual(change) if self.usual is None else self.usual[measure])
 
     @property
     def trusted(self) -> bool | None:

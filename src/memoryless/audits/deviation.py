@@ -5,9 +5,14 @@ gradient, from the same memory,
 
     deviation = |sum over the last 10 steps of (u' - u)| / |sum of u|,        sum of u = (theta[n-10] - theta[n]) / lr
 
-Below 0.25 a cell is settled by this run. Measured on networks for digits and text, Adam at several learning rates, full batch,
-against each pair's own run where that has the same loss: settled cells have its sign and most of its size
-(benchmarks/results/shadows.json); beyond, the pair's own run goes elsewhere and so may its effect.
+A change is settled by this run where the deviation is below 0.4 and the change exceeds twice what such a deviation makes of a
+change of the usual size,
+
+    |change| > 2 deviation median |change|,        the median over all that was asked of the run
+
+Measured on networks for digits, Adam at several learning rates, full batch, against each pair's own run where that has the same
+loss: settled cells have its sign and most of its size (benchmarks/results/shadows.json); beyond, the pair's own run goes
+elsewhere and so may its effect, and a change that is small among its neighbours has either sign.
 
 The sums go over 4096 coordinates drawn at random where theta has more, and phi acts coordinate by coordinate: the ratio is then
 an estimate, good to a few per cent of itself where no few coordinates dominate.
@@ -29,9 +34,33 @@ from memoryless.methods.method import AnyOptimizer, Method, Momentum, Part, vari
 
 STEPS = 10
 """So many last steps are compared."""
-SETTLED = 0.25
-"""A run speaks for a method that deviates by less."""
+SETTLED, MARGIN = 0.4, 2.0
+"""A run speaks for a method that deviates by less, and for changes that exceed that deviation of the usual by this factor."""
 COORDINATES = 2**12
+
+
+def usual(changes: np.ndarray) -> float:
+    """The size of the usual one among changes that were asked of a run.
+
+    Args:
+        changes: of one measure; NaN where none is known.
+    """
+    known = np.abs(changes[np.isfinite(changes)])
+    return float(np.median(known)) if known.size else math.nan
+
+
+def settles(deviation: np.ndarray, change: np.ndarray, usual: np.ndarray | float) -> np.ndarray:
+    """Whether a run speaks for changes of a measure that others' memories make on its path.
+
+    Args:
+        deviation: of each, any shape.
+        change: of the measure, same shape.
+        usual: size of the usual change on the run, or of the run that each was read off.
+
+    Returns:
+        Booleans, same shape.
+    """
+    return (deviation < SETTLED) & (np.abs(change) > MARGIN * deviation * usual)
 
 
 class _Moment(NamedTuple):

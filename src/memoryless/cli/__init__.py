@@ -23,6 +23,7 @@ Then one file per command, with the command's name:
 * `report`: a monitored run as a page.
 * `atlas`: every optimizer of the known libraries.
 * `reproduce`: the paper's figures.
+* `study`: what memory causes, by the dial.
 * `sweep`: any grid of training runs.
 * `plan`: what it will take.
 """

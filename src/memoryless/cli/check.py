@@ -121,7 +121,7 @@ def _scalar(output: Any) -> Any:
     """The loss in what a criterion returned, to be differentiated."""
     from torch import Tensor
 
-    from memoryless.loss.loss import loss_in
+    from memoryless.loss.scope import loss_in
 
     value = loss_in(output)
     if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:

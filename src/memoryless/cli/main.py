@@ -22,6 +22,7 @@ from memoryless.cli.map import Map
 from memoryless.cli.plan import Plan
 from memoryless.cli.report import Report
 from memoryless.cli.reproduce import Reproduce
+from memoryless.cli.study import Study
 from memoryless.cli.sweep import Sweep
 from memoryless.cli.verify import Verify
 from memoryless.cli.watch import Watch
@@ -40,6 +41,7 @@ COMMANDS = {
     "report": Report,
     "atlas": Atlas,
     "reproduce": Reproduce,
+    "study": Study,
     "sweep": Sweep,
     "plan": Plan,
 }
@@ -59,6 +61,7 @@ Examples:
   memoryless report run.jsonl
   memoryless atlas --only Adam Lion
   memoryless reproduce fig1
+  memoryless study dial
   memoryless sweep grid.toml
   memoryless plan grid.toml
   memoryless audit --optimizer "sgd(lr=0.1, momentum=0.9)" --steps 300

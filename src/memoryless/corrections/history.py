@@ -222,8 +222,7 @@ def along(method: AnyOptimizer, point: Point, sequence: Sequence[int], variables
             mine = {key: back for (j, key), back in backs.items() if j == i}
             drifts: dict[Kernel, Tensor] = {}
             if mine:
-                _, product = point.loss.linearize(theta, i, products=len(mine))
-                drifts = {key: product(back) for key, back in mine.items()}
+                drifts = dict(zip(mine, point.loss.curvatures(theta, torch.stack(list(mine.values())), i), strict=True))
             found = {}
             for v in dict.fromkeys(variables):
                 nodes = kernel.gauss_at(at, kernel.kernel(v, n, count)[at], kernel.node_count(v))

@@ -39,7 +39,7 @@ KINDS: tuple[Kind, ...] = (*POWER, 3, 4)
 VISIBLE = {"betas": (0.5, 0.7), "momentum": 0.5, "alpha": 0.7, "eps": 0.1, "smoothing": 0.1}
 """Hyperparameters with which every catalogue method shows its powers at moderate lrs."""
 
-LR, HALVINGS, STEPS = 2e-3, 3, 32
+LR, HALVINGS, STEPS = 2e-3, 3, 24
 """Largest step size, how often it is halved, and the steps of the largest that make up the horizon."""
 
 KEPT = 2**25
@@ -184,7 +184,7 @@ def verify(
         method: its lr is the largest, if `lrs` does not say otherwise.
         loss: smooth; full batch; float64, or rounding hides the higher orders.
         lrs: at least two, strictly decreasing; default the method's and three halvings of it, of a black box two.
-        horizon: time n lr up to which paths are compared; default 32 steps of the largest lr, of a black box 16.
+        horizon: time n lr up to which paths are compared; default 24 steps of the largest lr, of a black box 16.
         kinds: "frozen", "first", "resummed" and integer orders.
         about: the loss in words.
         on_step: told the pairs of steps taken, over all kinds and step sizes, and their number.

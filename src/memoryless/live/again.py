@@ -11,6 +11,7 @@ from memoryless.flat import Layout, flat
 from memoryless.isolation import isolated
 from memoryless.live.monitoring.ranks import Ranks, inside
 from memoryless.live.monitoring.replay import Criterion, Recorder, Replay, Step, Transform, held, require_same
+from memoryless.live.monitoring.shards import are_sharded
 from memoryless.live.transport import Memory
 from memoryless.loss.loss import Loss
 
@@ -33,6 +34,8 @@ class Again:
 
     def __init__(self, model: nn.Module, criterion: Criterion, gradient: Transform | None, parameters: Sequence[Tensor]):
         model = inside(model)
+        if are_sharded(model):
+            raise BadInput("the model's parameters are sharded (fully_shard): a dial along mini-batches takes whole ones")
         Loss(model, criterion, [None])  # refuses what it cannot take, in its own words
         self._layout = Layout({name: p for name, p in model.named_parameters() if p.requires_grad})
         where = self._layout.used
@@ -43,7 +46,7 @@ class Again:
             )
         self._model, self._recorder = model, Recorder(model, self._layout.device, self._fresh)
         self._recorder.wanted = True
-        self._replay = Replay(model, criterion, self._recorder, gradient, Ranks())
+        self._replay = Replay(model, criterion, self._recorder, gradient, Ranks(), self._layout)
         self.passes, self._number = 0, 0
         self._step, self._buffers = Step(), dict[str, Tensor]()
         self.theta, self.there = torch.empty(0), None

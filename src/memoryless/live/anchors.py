@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from memoryless.audits.beta_map import BetaMap, measured_map
-from memoryless.audits.deviation import STEPS, Deviations
+from memoryless.audits.deviation import STEPS, Deviations, usual
 from memoryless.audits.grid import Grid, update_of
 from memoryless.audits.shadow import Shadow
 from memoryless.errors import BadInput
@@ -112,6 +112,7 @@ class Anchors:
             return np.take_along_axis(np.stack(each), nearest[None], axis=0)[0]
 
         changes = {name: pick([m.changes[name] for m in found]) for name in live.changes}
+        size = {name: pick([np.full(nearest.shape, usual(m.changes[name])) for m in found]) for name in live.changes}
         cells = {(b1, b2): nearest[i, j] for i, b1 in enumerate(live.betas_1) for j, b2 in enumerate(live.betas_2)}
         checks = tuple(check for check in live.checks if not cells.get(check.betas, 0))  # the others are of the live path
-        return replace(live, changes=changes, checks=checks, deviation=pick(list(deviations)), anchor=nearest)
+        return replace(live, changes=changes, checks=checks, deviation=pick(list(deviations)), anchor=nearest, usual=size)

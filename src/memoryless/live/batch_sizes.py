@@ -185,6 +185,7 @@ def audit_batch_sizes(
     axes = tuple(sorted({*betas[0], one})), tuple(sorted({*betas[1], other}))
     data = together([batch for _, batch in loss.batches.select(None)])
     pieces_of = {size: [data] if size is None else cut(data, size) for size in sizes}
+    most = max(loss.batches.sizes or [1])
     setting = Setting(measures, axes, (axes[0].index(one), axes[1].index(other)), steps, seed)
     found = []
     for j, (size, pieces) in enumerate(pieces_of.items()):
@@ -194,7 +195,7 @@ def audit_batch_sizes(
             on_step(round(PARTS * (j + x)), PARTS * len(pieces_of))
 
         with isolated(loss.device, seed):  # the run draws what the model draws
-            found.append(_at_size(size, live, loss.on(model, pieces), setting, share))
+            found.append(_at_size(size, live, loss.on(model, pieces, most // (size or most)), setting, share))
     names = tuple(measure if isinstance(measure, str) else measure.__name__ for measure in measures)
     return BatchSizes(*axes, setting.own, names, own.lr, steps, tuple(found))
 

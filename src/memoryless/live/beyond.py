@@ -3,13 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from memoryless.audits.deviation import STEPS, Deviations
+import numpy as np
+
+from memoryless.audits.deviation import STEPS, Deviations, usual
 from memoryless.audits.shadow import Shadow
 from memoryless.errors import BadInput
 from memoryless.live.anchors import Anchors
 from memoryless.live.branches import Branches
 from memoryless.live.loop import Sight
-from memoryless.live.stop import Stop
+from memoryless.live.stop import Other, Stop
 from memoryless.live.watches import Watched
 from memoryless.loss.measures import evaluate
 from memoryless.loss.point import Point
@@ -63,10 +65,18 @@ class Beyond:
     def told(self, stop: Stop, shadow: Shadow, sight: Sight) -> Stop:
         """The stop with what is known of its shadows."""
         others, pairs = self._recent.of(sight.theta)
-        told = tuple(replace(other, deviation=each) for other, each in zip(stop.others, others, strict=True))
+        told = _with_deviations(stop, others)
         maps = (replace(m, deviation=pairs) if m.order == "measured" else m for m in stop.maps)
         stop = replace(stop, others=told, maps=tuple(self._anchors.read(m) for m in maps))
         if self._branches is None:
             return stop
         point = Point(self._loss, sight.theta)
         return replace(stop, branches=self._branches.at(sight.taken, shadow, point, evaluate(self._measures, point)))
+
+
+def _with_deviations(stop: Stop, deviations: Sequence[float | None]) -> tuple[Other, ...]:
+    """The others with their deviations, and with the usual change among them and the live optimizer."""
+    own = [effect.measured for effect in stop.audit.effects]
+    rows = np.array([[np.nan if x is None else x for x in own], *(other.happens for other in stop.others)])
+    common = tuple(usual(column) for column in rows.T)
+    return tuple(replace(other, deviation=each, usual=common) for other, each in zip(stop.others, deviations, strict=True))

@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from memoryless.audits.audit import Audit
 from memoryless.audits.beta_map import BetaMap
-from memoryless.audits.deviation import SETTLED
+from memoryless.audits.deviation import settles
 from memoryless.live.branches import Branch
 from memoryless.render.numbers import plain
 from memoryless.render.result import Result
@@ -28,6 +30,7 @@ class Other:
         state: slope of what the live optimizer's buffers tell of it (`audits.state_map`), the prediction to go by; None along
             mini-batches, and where they do not know.
         error: of the effect that they tell, relative; None where they cannot be read.
+        usual: of each measure the size of the usual change among the run's methods; None where that is not known.
     """
 
     method: str
@@ -40,11 +43,19 @@ class Other:
     deviation: float | None = None
     state: tuple[float, ...] | None = None
     error: float | None = None
+    usual: tuple[float, ...] | None = None
 
     @property
-    def settled(self) -> bool | None:
-        """Whether the live run speaks for it; None where that is not known."""
-        return None if self.deviation is None else self.deviation < SETTLED
+    def happens(self) -> tuple[float, ...]:
+        """By measure the change; its slope where no change was measured."""
+        return tuple(slope if change is None else change for change, slope in zip(self.change, self.measured, strict=True))
+
+    @property
+    def settled(self) -> tuple[bool, ...] | None:
+        """By measure whether the live run speaks for it (`audits.deviation`); None where that is not known."""
+        if self.deviation is None or self.usual is None:
+            return None
+        return tuple(settles(np.array(self.deviation), np.array(self.happens), np.array(self.usual)).tolist())
 
 
 @dataclass(frozen=True)
@@ -63,12 +74,16 @@ class Stop(Result):
         def changes(other: Other) -> dict[str, Any]:
             slopes = {kind: getattr(other, kind) for kind in ("measured", "state", "first", "resummed")}
             return {
-                name: {"measured": other.change[k], "slopes": {kind: each and each[k] for kind, each in slopes.items()}}
+                name: {
+                    "measured": other.change[k],
+                    "settled": other.settled and other.settled[k],
+                    "slopes": {kind: each and each[k] for kind, each in slopes.items()},
+                }
                 for k, name in enumerate(names)
             }
 
         others = [
-            {name: getattr(o, name) for name in ("method", "same_update", "outside", "error", "deviation", "settled")}
+            {name: getattr(o, name) for name in ("method", "same_update", "outside", "error", "deviation")}
             | {"changes": changes(o)}
             for o in self.others
         ]
@@ -78,7 +93,7 @@ class Stop(Result):
                 "measure": name,
                 "change": change.tolist(),
                 "misleads": m.misleads(name).tolist(),
-                "settled": None if m.settled is None else m.settled.tolist(),
+                "settled": None if (settled := m.settled_for(name)) is None else settled.tolist(),
                 "deviation": None if m.deviation is None else m.deviation.tolist(),
                 "anchor": None if m.anchor is None else m.anchor.tolist(),
                 "checks": [

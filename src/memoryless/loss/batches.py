@@ -46,6 +46,7 @@ class Batches:
         candidates = (getattr(holder, "generator", None) for holder in holders)
         self._generators = [g for g in candidates if isinstance(g, torch.Generator)]
         self._samples: dict[int, int] = {}
+        self._groups: list[tuple[Any, int]] = []
         try:
             self._count = len(source)  # pyright: ignore[reportArgumentType]
         except TypeError:
@@ -82,6 +83,33 @@ class Batches:
         for i, data in enumerate(self._stream() if held is None else (held[i] for i in range(self._count))):
             for draw in range(self._draws):
                 yield i + draw * self._count, self._noted(i, data)
+
+    def parts(self, batch: int | None) -> Iterator[tuple[int, Any, int]]:
+        """What a mean goes over: index of a batch, data, and how many batches that is.
+
+        Args:
+            batch: its index; None for all, in groups where there are any.
+        """
+        if batch is None and self._groups:
+            yield from ((0, data, count) for data, count in self._groups)
+            return
+        for i, data in self.select(batch):
+            yield i, data, 1
+
+    def group(self, count: int) -> None:
+        """Let means over all take neighbouring batches as one; they are held, put together, from now on.
+
+        Args:
+            count: of batches in a group; 1 ends it.
+
+        Raises:
+            BadInput: they do not fit together.
+        """
+        self._groups = []
+        if count > 1:
+            found = [data for _, data in self.select(None)]
+            groups = [found[low : low + count] for low in range(0, len(found), count)]
+            self._groups = [(together(group), len(group)) for group in groups]
 
     @property
     def sizes(self) -> list[int] | None:

@@ -193,7 +193,7 @@ class _GELUBackward(torch.autograd.Function):
         square = x.square()
         density = (square * -0.5).exp_()
         second = square.sub_(2).mul_(density).mul_(-1 / math.sqrt(2 * math.pi))
-        return aten.gelu_backward(u, x), second.mul_(u).mul_(dy)
+        return aten.gelu_backward(u, x), second.mul_(dy) * u  # not in place: u may have rows that the others have not
 
 
 def _by_torch(

@@ -18,57 +18,21 @@ import torch
 from torch import Tensor, nn
 
 from memoryless.errors import BadInput, BadType, CurvatureWarning, NotFinite
-from memoryless.flat import Layout, flat, norm, total
+from memoryless.flat import Layout, block, flat, norm, total
 from memoryless.isolation import Standing, draws, isolated
 from memoryless.loss import guard
 from memoryless.loss.batches import Batches, head
 from memoryless.loss.double_backward import twice_differentiable
 from memoryless.loss.many_points import ManyPoints
 from memoryless.loss.plainly import plainly
+from memoryless.loss.scope import Action, Scope, loss_in
 from memoryless.render.numbers import some
 
 Curvature = Callable[[Tensor], Tensor]
+GROUPED = 1e3
+"""Roundings of the gradient by which several batches taken as one may differ from their mean."""
 GUARDED = 0.25
 """Share of a batch's samples on which the derivatives are tested."""
-
-Action = Callable[[], Any]
-
-
-class _Scope(nn.Module):
-    """Runs an action with other parameters in a model's place, put there and taken back by `functional_call`.
-
-    What else its modules hold (a counter, the weight that a weight norm computes) is put back here.
-    """
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, action: Action) -> Any:
-        before = [(vars(module), dict(vars(module))) for module in self.model.modules()]
-        try:
-            return action()
-        finally:
-            for now, then in before:
-                for name in [name for name, value in now.items() if name not in then or then[name] is not value]:
-                    del now[name]
-                now.update({name: value for name, value in then.items() if name not in now})
-
-
-def loss_in(output: Any) -> Any:
-    """The loss that an output holds; the output itself if there is none, or no telling which.
-
-    Args:
-        output: what a criterion returned.
-    """
-    if isinstance(output, Tensor):
-        return output
-    if isinstance(output, Mapping):
-        return output.get("loss", output)
-    if isinstance(output, (tuple, list)) and not hasattr(output, "loss"):
-        scalars = [x for x in output if isinstance(x, Tensor) and x.numel() == 1]
-        return scalars[0] if len(scalars) == 1 else output
-    return getattr(output, "loss", output)
 
 
 def _advice(dtype: torch.dtype) -> str:
@@ -129,7 +93,7 @@ class Loss:
         self.model: nn.Module | None = model
         self.criterion: Callable[[nn.Module, Any], Tensor] | None = criterion
         self.frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
-        scope = _Scope(model)
+        scope = Scope(model)
         names = [f"model.{name}" for name in trainable]
 
         def at(tensors: Sequence[Tensor], action: Action) -> Any:
@@ -141,12 +105,14 @@ class Loss:
 
         self._setup(lambda tensors, batch: criterion(model, batch), at, trainable, batches, curvature, noise)
 
-    def on(self, model: nn.Module | None, batches: Iterable[Any]) -> "Loss":
+    def on(self, model: nn.Module | None, batches: Iterable[Any], at_once: int = 1) -> "Loss":
         """The same criterion on another model and other batches.
 
         Args:
             model: such as a copy of this one's.
             batches: re-iterable.
+            at_once: batches of one size that means over all may take as one: small ones spend their time on calls. Where the
+                model's samples speak of each other (batch normalization), or its noise is the batch's, they stay apart.
 
         Raises:
             BadInput: this loss was made of plain functions.
@@ -154,7 +120,28 @@ class Loss:
         if model is None or self.criterion is None:
             raise BadInput("expected the loss of a model, ml.Loss(model, criterion, batches), got one of plain functions")
         curvature: Literal["exact", "difference"] = "difference" if self._differences else "exact"
-        return Loss(model, self.criterion, batches, curvature=curvature, noise=self.noise)
+        loss = Loss(model, self.criterion, batches, curvature=curvature, noise=self.noise)
+        if at_once > 1 and self.noise is None and not loss._same_in_groups(at_once):
+            loss.batches.group(1)
+        return loss
+
+    def _same_in_groups(self, count: int) -> bool:
+        """Whether batches in groups have the same L and gradient, here and where every parameter is another."""
+        theta = self.theta
+        draw = torch.Generator().manual_seed(0)
+        aside = torch.randn(theta.numel(), generator=draw, dtype=torch.float64).to(theta)
+        points = [theta, theta + 0.1 * (theta.square().mean().sqrt() + 0.1) * aside]
+
+        def seen() -> Tensor:
+            return torch.stack([torch.cat([self(x).detach()[None], self.gradient(x)]) for x in points])
+
+        apart = seen()
+        try:
+            self.batches.group(count)
+        except BadInput:  # they do not fit together
+            return False
+        off, size = (seen() - apart).norm(dim=1), apart.norm(dim=1)
+        return bool((off <= GROUPED * torch.finfo(theta.dtype).eps * size).all() and (size > 0).all())
 
     @classmethod
     def of(
@@ -221,6 +208,7 @@ class Loss:
         self._unreached = set(parameters)
         self._differences = curvature == "difference"
         self._guarded = False
+        self._rowwise: bool | None = None
         self.batches = Batches(batches, self.device, noise if isinstance(noise, int) else 1)
         self._many = ManyPoints(self._plain_value, self.gradient, self.batches)
         self._require_finite(self.theta, "parameter")
@@ -288,8 +276,11 @@ class Loss:
             A scalar tensor in the units of the criterion.
         """
         tensors = self.layout.views(theta)
-        values = [self._at(tensors, lambda d=data, i=i: self._value(tensors, d, i)) for i, data in self.batches.select(batch)]
-        return torch.stack(values).mean()
+        total, count = torch.zeros((), dtype=theta.dtype, device=theta.device), 0
+        for i, data, many in self.batches.parts(batch):
+            total = total + many * self._at(tensors, lambda d=data, i=i: self._value(tensors, d, i))
+            count += many
+        return total / count
 
     def gradient(self, theta: Tensor, batch: int | None = None, noise: Standing | None = None) -> Tensor:
         """grad L(theta), shape (d,); of one batch if its index is given.
@@ -420,6 +411,28 @@ class Loss:
         asked = itertools.count(1)
         return gradient, lambda v: product(v, next(asked) != products)
 
+    def curvatures(self, theta: Tensor, vs: Tensor, batch: int) -> Tensor:
+        """H_i(theta) v for several v: small batches spend their time on calls, so one backward pass serves all where torch can.
+
+        Args:
+            theta: shape (d,).
+            vs: shape (n, d).
+            batch: index of a batch.
+
+        Returns:
+            Shape (n, d), detached.
+        """
+        if len(vs) == 1 or vs.numel() > block(theta.device) or self._differences or self._rowwise is False:
+            _, product = self.linearize(theta, batch, products=len(vs))
+            return torch.stack([product(v) for v in vs])
+        self._guard(theta)
+        ((index, data),) = self.batches.select(batch)
+        _, product = self._linearize(theta, data, index)
+        if self._rowwise is None:
+            self._rowwise = _same_by_row(lambda v: product(v, True), vs[:2])
+            return self.curvatures(theta, vs, batch)
+        return product(vs, False)
+
     def each(self, theta: Tensor, products: int | None = None) -> Iterator[tuple[Tensor, Curvature]]:
         """`linearize` of every batch in turn, in one pass over them: one graph is held at a time, whatever their number.
 
@@ -447,10 +460,13 @@ class Loss:
 
     def _average(self, batch: int | None, term: Callable[[Any, int], Tensor]) -> Tensor:
         total, count = None, 0
-        for i, data in self.batches.select(batch):
+        for i, data, many in self.batches.parts(batch):
             value = term(data, i)
-            total = value if total is None else total.add_(value)
-            count += 1
+            if total is None:
+                total = value if many == 1 else value.mul_(many)
+            else:
+                total.add_(value, alpha=many)
+            count += many
         assert total is not None
         return total if count == 1 else total.div_(count)
 
@@ -520,7 +536,9 @@ class Loss:
         dependent = [j for j, g in enumerate(grads) if g.requires_grad]
 
         def product(v: Tensor, keep: bool) -> Tensor:
-            seeds = self.layout.views(v)
+            many = v.shape[:-1]  # rows of several v
+            pieces = zip(v.split([x.numel() for x in leaves], -1), leaves, strict=True)
+            seeds = [piece.view(*many, *x.shape) for piece, x in pieces]
             if not dependent:
                 return torch.zeros_like(v)
             parts = self._at(
@@ -532,9 +550,14 @@ class Loss:
                     retain_graph=keep,
                     allow_unused=True,
                     materialize_grads=True,
+                    is_grads_batched=bool(many),
                 ),
             )
-            return flat(parts)
+            if not many:
+                return flat(parts)
+            # What no gradient depends on comes without rows.
+            rows = [part.expand(*many, *x.shape).reshape(*many, -1) for part, x in zip(parts, leaves, strict=True)]
+            return torch.cat(rows, -1)
 
         return gradient, product
 
@@ -611,3 +634,15 @@ class Loss:
         for name, part in self.slices.items():
             if part.start <= first < part.stop:
                 raise NotFinite(f"{what} '{name}' is {vector[first].item()} first at flat index {first - part.start}")
+
+
+def _same_by_row(product: Curvature, vs: Tensor) -> bool:
+    """Whether the product with all rows at once is there and is that of each."""
+    one_by_one = torch.stack([product(v) for v in vs])
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # torch warns where it would loop itself
+            at_once = product(vs)
+    except (RuntimeError, TypeError, ValueError, Warning):
+        return False
+    return bool(norm(one_by_one) > 0 and norm(at_once - one_by_one) <= GROUPED * torch.finfo(vs.dtype).eps * norm(one_by_one))

@@ -94,7 +94,7 @@ def _others(stop: dict[str, Any], effect: dict[str, Any]) -> go.Figure:
     names = [
         other["method"]
         + ("" if other["same_update"] else " (indicative only)")
-        + ("" if other.get("settled", True) in (True, None) else " (not settled)")
+        + (" (not settled)" if other["changes"][effect["measure"]].get("settled") is False else "")
         for other in stop["others"]
     ]
     return dots([f"{stop['method']} (this run)", *names], {kind: [row.get(kind) for row in rows] for kind in KINDS})

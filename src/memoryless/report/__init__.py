@@ -13,7 +13,7 @@ derivation prints itself (`formulas.printing`). One file per command, with the c
 * `watch`: a monitored run in the terminal.
 * `report`: a monitored run as a page.
 * `atlas`: all optimizers, on the screen, as Markdown, and as a page that sorts itself.
-* `reproduce`: Fig. 1 in words and as a picture.
+* `reproduce`: Fig. 1 in words and as a picture; `claims`: the other figures, with the verdicts on what is claimed.
 * `sweep`: a grid of runs, as a table and a picture.
 * `plan`: what such a grid will take.
 """

@@ -97,13 +97,14 @@ def _others(run: Run) -> RenderableType:
         "measured by shadow memory on this run, as it happens and as slope; predicted by this optimizer's own buffers\n"
         "(- where they do not know) and from theta alone, as slopes;\n"
         "(*) has another F, would take another path: indicative only;\n"
-        "left by: how far its own last ten updates would have left this path, settled below 25 %"
+        "left by: how far its own last ten updates would have left this path; ~ not settled: by too much for this change"
     )
     table = _table(title, caption, "method", "measured", "slope", "buffers", "resummed", "first order", "left by")
     for other in last.others:
         slopes = ("-" if c is None else percent(c[0]) for c in (other.measured, other.state, other.resummed, other.first))
         name = other.method + ("" if other.same_update else " (*)")
-        table.add_row(name, percent(other.change[0]), *slopes, _share(other.deviation))
+        doubt = "~" if other.settled is not None and not other.settled[0] else ""
+        table.add_row(name, doubt + percent(other.change[0]), *slopes, _share(other.deviation))
     return table
 
 

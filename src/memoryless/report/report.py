@@ -8,13 +8,13 @@ import plotly.graph_objects as go
 from markupsafe import Markup
 
 from memoryless.errors import BadInput
-from memoryless.live.monitoring.log import Record, stops
+from memoryless.live.monitoring.log import Record, stops, told
 from memoryless.live.monitoring.measuring import SURE
 from memoryless.render import figures
 from memoryless.render.numbers import SignedLog, finite, label, percent, plain
 from memoryless.render.page import fill
 from memoryless.render.style import COLOUR, IN_THE_DARK, MARK
-from memoryless.report.watch import sentence, straight, word
+from memoryless.report.watch import made_of, sentence, straight, word
 
 UNKNOWN = "less than its 95 % interval: the sign is not known"
 
@@ -30,9 +30,9 @@ def page(records: Sequence[Record], command: str | None = None) -> str:
         BadInput: nothing was measured yet.
     """
     head, found = records[0], [stop for stop in stops(records) if stop["effects"] or stop["shadows"]]
-    notes = [r["text"] for r in records if r["kind"] == "note"]
+    broken, notes = told(records)
     if not found:
-        raise BadInput(f"nothing was measured yet in this run{': ' + notes[0] if notes else ''}")
+        raise BadInput(f"nothing was measured yet in this run{': ' + (broken + notes)[0] if broken + notes else ''}")
     from plotly.offline import get_plotlyjs  # half a second, which only charts need
 
     last = found[-1]
@@ -46,6 +46,8 @@ def page(records: Sequence[Record], command: str | None = None) -> str:
         stops=found,
         last=last,
         measures=head["measures"],
+        broken=broken,
+        made_of=made_of(last),
         notes=notes,
         charts=_charts(head, found, run),
         words={(s["step"], e["measure"]): word(e) for s in found for e in s["effects"]},

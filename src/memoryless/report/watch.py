@@ -9,9 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from memoryless.audits.effect import STRAIGHT
-from memoryless.live.monitoring.log import Record, stops
+from memoryless.live.monitoring.log import Record, stops, told
 from memoryless.live.monitoring.measuring import SURE
-from memoryless.render.numbers import finite, label, percent
+from memoryless.render.numbers import finite, label, percent, share
 from memoryless.render.style import TERMINAL
 
 LINES = 12
@@ -79,8 +79,26 @@ def view(records: Sequence[Record], name: str) -> RenderableType:
                 Text(f"  {other['method']} would: {_slope(e)} on the {label(e['measure'])} (slope)") for e in other["effects"]
             ]
         lines += [line for line in [_best(found[-1])] if line]
-    lines += [Text(f"Note: {r['text']}", style=TERMINAL["doubt"]) for r in records if r["kind"] == "note"]
+        if of_step := made_of(found[-1]):
+            lines.append(Text(f"  {of_step}"))
+    broken, notes = told(records)
+    lines += [Text(text, style=TERMINAL["fails"]) for text in broken]
+    lines += [Text(f"Note: {text}", style=TERMINAL["doubt"]) for text in notes]
     return Group(*lines)
+
+
+def made_of(stop: Record) -> str:
+    """What the step of a stop is made of; empty where that is not known.
+
+    Args:
+        stop: as logged.
+    """
+    check = stop.get("check") or {}
+    if not check.get("shares"):
+        return ""
+    parts = ", ".join(f"{share(value)} {name}" for name, value in check["shares"]["whole"].items())
+    noise = f"; {share(check['noise'])} of a batch's squared gradient is noise" if check["noise"] is not None else ""
+    return f"step {stop['step']:,} is {parts}{noise}"
 
 
 def _table(head: Record, found: Sequence[Record]) -> Table:

@@ -121,7 +121,7 @@ def test_random_lag_of_one_order_is_equation_9_in_the_mean(name):
     assert relative_error(M, c.M) < 1e-11
 
 
-REPEATS = 200
+REPEATS = 100
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,11 @@ import memoryless as ml
 from memoryless.errors import BadInput, BadType
 from memoryless.flat import Layout, flat
 from memoryless.live.check import record
-from memoryless.live.check.reference import Reference
+from memoryless.live.check.reference import Reference, copied_optimizer
 from memoryless.methods.buffers import states_of
 from memoryless.methods.method_optimizer import MethodOptimizer
-from tests.live.check.mutations import LR, MUTATIONS, Loop, Mutation, clip, sgd
+from tests.live.check.held_out import HELD_OUT
+from tests.live.check.mutations import LR, MUTATIONS, Loop, Mutation, broken, clip, sgd
 
 O = torch.optim
 
@@ -23,6 +24,13 @@ O = torch.optim
 def gradient(p: torch.Tensor) -> torch.Tensor:
     assert p.grad is not None
     return p.grad
+
+
+@pytest.mark.parametrize("mutation", HELD_OUT, ids=lambda m: m.name)
+def test_broken_steps_that_it_was_not_written_for_too(mutation: Mutation):
+    result = mutation.run()
+    assert result.ok is False
+    assert result.causes[0].name == mutation.cause
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda m: m.name)
@@ -100,6 +108,91 @@ def test_the_reference_is_the_catalogues(name: str):
     _, F = method.update((state,) if len(method.parts) > 1 else state, flat(gradient(p) for p in tensors), layout.theta())  # pyright: ignore
     redone = Reference(record.before(loop.optimizer, {})).redo()
     torch.testing.assert_close(flat(redone.thetas), layout.theta() - method.lr * F, rtol=1e-13, atol=1e-14)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_compiled_step_may_correct_its_bias_in_float32(compiled: bool):
+    """1 - 0.999 in float32 is off by 1e-5, which moving the betas does not tell: 1 - beta_2 in v moves along."""
+
+    def step(self: Any) -> None:
+        (group,) = self.param_groups
+        b1, b2 = (torch.tensor(b, dtype=torch.float32) for b in group["betas"])
+        for p in group["params"]:
+            s = self.state[p]
+            s.update(s or {"step": torch.tensor(0.0), "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)})
+            s["step"] += 1
+            s["exp_avg"].lerp_(p.grad, 1 - group["betas"][0])
+            s["exp_avg_sq"].mul_(group["betas"][1]).addcmul_(p.grad, p.grad, value=1 - group["betas"][1])
+            c1, c2 = (1 - b ** s["step"].float() for b in (b1, b2))
+            p.sub_(group["lr"] * (s["exp_avg"] / c1) / ((s["exp_avg_sq"] / c2).sqrt() + group["eps"]))
+
+    loop = Loop(lambda m: broken(O.Adam, step)(m.parameters(), lr=0.1), torch.float32)
+    note = loop.check.note
+
+    def noted() -> None:
+        loop.check._compiled = compiled
+        note()
+
+    loop.check.note = noted  # pyright: ignore[reportAttributeAccessIssue]
+    assert [loop.steps(1).ok for _ in range(3)] == [True] * 3 if compiled else loop.steps(1).ok is False
+
+
+def test_an_optimizer_whose_copy_would_step_the_run_is_not_checked_and_the_run_goes_on_as_it_would():
+    class Closed(O.Optimizer):
+        def __init__(self, parameters: Any):
+            super().__init__(parameters, {"lr": LR})
+            self.held = self.param_groups[0]["params"]
+            self.update = lambda: [p.sub_(p.grad, alpha=LR) for p in self.held]  # of the original, in a copy too
+
+        @torch.no_grad()
+        def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+            self.update()
+
+    ends = []
+    for how in ("plain", "checked", "recorded"):
+        loop = Loop(lambda model: Closed(model.parameters()))
+        for _ in range(3):
+            loop.optimizer.zero_grad()
+            if how == "checked":
+                assert "writes into what the run holds" in loop.step(loop.batches()).verdict
+            elif how == "recorded":
+                with ml.recorded(loop.optimizer) as step:
+                    loop.plain(loop.batches())
+                assert "writes into what the run holds" in step.check().verdict
+            else:
+                loop.plain(loop.batches())
+        ends.append(flat(loop.model.state_dict().values()))
+    assert torch.equal(ends[0], ends[1])
+    assert torch.equal(ends[0], ends[2])
+
+
+def test_an_optimizer_made_of_others_or_that_keeps_by_id_is_copied_whole():
+    class Keeps(O.SGD):
+        def __init__(self, parameters: Any):
+            super().__init__(parameters, lr=LR)
+            self.inner = O.AdamW(self.param_groups, lr=LR)
+            self.inner.extra = 2.0  # pyright: ignore[reportAttributeAccessIssue]
+            self.sizes: dict[int, float] = {}
+
+        @torch.no_grad()
+        def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+            for p in self.param_groups[0]["params"]:
+                self.sizes[id(p)] = self.sizes.get(id(p), 0.0) + 1.0
+                p.sub_(p.grad, alpha=LR * self.inner.extra / self.sizes[id(p)])  # pyright: ignore
+
+    model = nn.Linear(2, 1)
+    live = Keeps(model.parameters())
+    for _ in range(2):
+        model(torch.ones(1, 2)).sum().backward()
+        live.step()
+    copied = copied_optimizer(live)
+    assert isinstance(copied, Keeps)
+    for p, q in zip(model.parameters(), copied.param_groups[0]["params"], strict=True):
+        q.grad = gradient(p).clone()
+    live.step()
+    copied.step()
+    for p, q in zip(model.parameters(), copied.param_groups[0]["params"], strict=True):
+        assert torch.equal(p, q)
 
 
 def test_the_run_is_bit_for_bit_the_one_without():

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import memoryless as ml
@@ -194,22 +193,3 @@ def test_what_one_process_cannot_is_said_by_all_and_none_waits(tmp_path: Path):
     for each in every:
         assert "process 0: log" in each["log"]["refused"]
         assert "cannot be written: No such file or directory" in each["log"]["refused"]
-
-
-def sharded(rank: int) -> list[str]:
-    net = plain_model()
-    early = torch.optim.AdamW(net.parameters())
-    fully_shard(net)
-    said = []
-    for optimizer in (torch.optim.AdamW(net.parameters()), early):
-        with pytest.raises(ml.errors.BadInput) as error:
-            ml.Monitor(net, criterion, optimizer)
-        said.append(str(error.value))
-    return said
-
-
-def test_sharded_parameters_are_refused():
-    for said in spread(2, sharded):
-        assert all(
-            "the model's parameters are sharded (fully_shard): a monitor takes whole ones for now" in text for text in said
-        )

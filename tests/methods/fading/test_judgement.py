@@ -175,7 +175,7 @@ def test_fades(rule: Rule):
     torch.testing.assert_close(steady.M, finite.M, rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("beta", [0.9, 0.999, 0.9999999, 1 - 1e-8, 1 - 1e-10])
+@pytest.mark.parametrize("beta", [0.9, 0.999, 0.9999999, 1 - 1e-10])
 def test_one_judgement_from_formula_and_experiment(beta: float):
     method = ml.Adam(lr=0.01, betas=(0.9, beta))
     black_box = TorchMethod(lambda p: Adam(p, lr=0.01, betas=(0.9, beta)), SHAPES)

@@ -5,7 +5,7 @@ import signal
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -40,6 +40,8 @@ PATIENCE = 6
 class Store(Lines):
     """Rows of the atlas, one written at a time: a process that is killed loses no finished row.
 
+    Another kind of row is another `WHAT`, `FIELDS`, `key` and `present`.
+
     Args:
         path: of the file; made by the first row.
 
@@ -47,24 +49,43 @@ class Store(Lines):
         BadInput: it cannot be read, or a line is no row; the message says which.
     """
 
+    WHAT = "an atlas"
+    FIELDS = ("library", "name", "versions", "kind", "problems")
+    """What every row has; the first two are the first in its line."""
+
     def __init__(self, path: Path):
-        super().__init__(
-            path, b'{"library": "', {"library", "name", "versions", "kind", "problems"}.issubset, "a store of an atlas"
-        )
+        head = f'{{"{self.FIELDS[0]}": "'.encode()
+        super().__init__(path, head, set(self.FIELDS).issubset, f"a store of {self.WHAT}")
 
     @property
     def rows(self) -> dict[Key, Row]:
-        """The last row of each optimizer."""
-        return {(row["library"], row["name"]): row for row in self.records}
+        """The last row of each key."""
+        return {self.key(row): row for row in self.records}
 
-    def has(self, key: Key) -> bool:
-        """Whether it holds a row for this optimizer, made with what is installed now.
+    def key(self, row: Row) -> Key:
+        """What a row is found by.
 
         Args:
-            key: library and name.
+            row: of this store.
+        """
+        return row[self.FIELDS[0]], row[self.FIELDS[1]]
+
+    def present(self, key: Key) -> dict[str, str]:
+        """The versions that a row for this key would have now.
+
+        Args:
+            key: of the row.
+        """
+        return versions(key[0])
+
+    def has(self, key: Key) -> bool:
+        """Whether it holds a row for this key, made with what is installed now.
+
+        Args:
+            key: of the row; of the atlas library and name.
         """
         row = self.rows.get(key)
-        return row is not None and row["versions"] == versions(key[0])
+        return row is not None and row["versions"] == self.present(key)
 
 
 @contextmanager
@@ -120,25 +141,33 @@ class _Worker:
         self.answer.close()
 
 
-def run(tasks: Tasks, jobs: int = 2, limit: float = LIMIT) -> Iterator[Row]:
+Refused = Callable[[Key, str, float], Row]
+"""The row of a task that ended without one: its key, why, and the limit."""
+
+
+def run(
+    tasks: Tasks, jobs: int = 2, limit: float = LIMIT, refused: Refused | None = None, preload: Sequence[str] = PRELOAD
+) -> Iterator[Row]:
     """Work on the tasks, each in a process of its own; whatever happens to it, there is a row.
 
     Args:
-        tasks: they must pickle.
+        tasks: they must pickle; the first part of a key names a module that they need.
         jobs: at a time.
         limit: seconds of processor time for each.
+        refused: makes the row of a task that ended without one; default that of an atlas.
+        preload: further modules that tasks need.
 
     Yields:
         The last version of each row, as they are finished.
     """
     waiting, working = deque(tasks.items()), []
-    context = processes.context([*PRELOAD, *sorted({library for library, _ in tasks})])
+    context = processes.context([*preload, *sorted({library for library, _ in tasks})])
     try:
         while waiting or working:
             while waiting and len(working) < jobs:
                 working.append(_started(context, *waiting.popleft(), limit))
             left = min(worker.end for worker in working) - time.monotonic()
-            ready = connection.wait([worker.answer for worker in working], timeout=max(0.0, left))
+            ready = connection.wait([worker.answer for worker in working], timeout=min(max(0.0, left), 3600.0))
             for worker in [*working]:
                 end = _heard(worker) if worker.answer in ready else ""
                 if time.monotonic() > worker.end:
@@ -146,7 +175,7 @@ def run(tasks: Tasks, jobs: int = 2, limit: float = LIMIT) -> Iterator[Row]:
                 if end:
                     working.remove(worker)
                     worker.close()
-                    yield worker.row or _refused(worker.key, end, limit)
+                    yield worker.row or (refused or _refused)(worker.key, end, limit)
     finally:
         for worker in working:
             worker.close()

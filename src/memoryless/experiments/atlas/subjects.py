@@ -201,11 +201,12 @@ def _accumulating(cls: Any, parameters: list[nn.Parameter]) -> Optimizer:
     """Its momentum is p.grad, which it must find again: nobody zeroes it."""
 
     def step(self: Any, closure: Any = None) -> None:
-        for p in parameters:
+        held = [p for group in self.param_groups for p in group["params"]]
+        for p in held:
             if (left := self.state[p].get("left")) is not None:
                 _gradient(p).add_(left)
         cls.step(self)
-        for p in parameters:
+        for p in held:
             self.state[p]["left"] = _gradient(p).clone()
 
     return type(cls.__name__, (cls,), {"step": step})(parameters)
@@ -213,8 +214,9 @@ def _accumulating(cls: Any, parameters: list[nn.Parameter]) -> Optimizer:
 
 def _sparse(cls: Any, parameters: list[nn.Parameter]) -> Optimizer:
     def step(self: Any, closure: Any = None) -> None:
-        for p in parameters:
-            p.grad = _gradient(p).to_sparse()
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.grad = _gradient(p).to_sparse()
         cls.step(self)
 
     return type(cls.__name__, (cls,), {"step": step})(parameters)

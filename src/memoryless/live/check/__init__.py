@@ -11,4 +11,5 @@ May import what `live` may. In reading order:
 * `step_check`: the answer.
 * `judging`: from a record to the answer's parts.
 * `checking`: `check_step(optimizer, ...)`, around a step of a loop.
+* `recording`: `recorded(optimizer)`, a step that is checked later.
 """

@@ -136,9 +136,23 @@ def decay(case: Case) -> Iterator[Try]:
     said = ("coupled", "into the gradient") if any(decoupled) else ("decoupled", "apart from it")
     reverse = "decoupled" if any(decoupled) else "coupled into the gradient"
     yield Try(f"weight decay {said[0]}", f"documented {reverse}, taken {said[1]}", case.redo(other))
-    yield Try(
-        "no weight decay", "the group's weight decay was left out", case.with_settings(lambda g: g.update(weight_decay=0.0))
-    )
+    none = case.with_settings(lambda g: g.update(weight_decay=0.0))
+    yield Try("no weight decay", "the group's weight decay was left out", none)
+    if any(decoupled):
+        rates = [_lr(case, h) * case.groups[h.group]["weight_decay"] for h in case.held]
+        after = [t if h.gradient is None else t * (1 - r) for t, h, r in zip(none.thetas, case.held, rates, strict=True)]
+        yield Try("weight decay after the step", "of what the step led to", Redone(after, none.states))
+
+        def at_once(groups: list[dict[str, Any]], held: list[Held]) -> None:
+            for h in held:
+                h.theta = h.theta * (1 - (0.0 if h.gradient is None else groups[h.group]["weight_decay"]))
+            for group in groups:
+                group["weight_decay"] = 0.0
+
+        yield Try("weight decay without the lr", "1 - weight_decay in place of 1 - lr weight_decay", case.redo(at_once))
+    for own in dict.fromkeys(group["weight_decay"] for group in case.groups if len(case.groups) > 1):
+        yield Try("weight decay of another group", f"{own:.3g} in every group",
+                  case.with_settings(lambda g, own=own: g.update(weight_decay=own)))  # fmt: skip
 
 
 def correction(case: Case) -> Iterator[Try]:
@@ -163,32 +177,42 @@ def correction(case: Case) -> Iterator[Try]:
         yield Try("bias correction by another count", f"as at step {n + 1} instead of {min(known) + 1}", at(n))
 
 
-def eps_inside(case: Case) -> Iterator[Try]:
-    """eps under the square root, from the averages after the documented step."""
-    thetas = [t.clone() for t in case.at.thetas]
-    seen = False
+def denominators(case: Case) -> Iterator[Try]:
+    """eps in another place, or one average's bias corrected alone, from the averages after the documented step.
+
+    With c = 1 - beta^n, and m and v as they are kept, the update is m/c_1 / (sqrt(v/c_2) + eps), once decoupled decay is off.
+    """
+    found: dict[str, list[Tensor]] = {}
+    texts = {
+        "eps inside the root": "sqrt(v + eps) instead of sqrt(v) + eps",
+        "eps before the bias correction": "(sqrt(v) + eps)/sqrt(c) instead of sqrt(v/c) + eps, c = 1 - beta_2^n",
+        "bias correction of the first average alone": "v is used as it is",
+        "bias correction of the second average alone": "m is used as it is",
+    }
     for k, (h, s) in enumerate(zip(case.held, case.at.states, strict=True)):
         group = case.groups[h.group]
-        if (
-            ("exp_avg_sq" not in s and "square_avg" not in s)
-            or "eps" not in group
-            or h.gradient is None
-            or group.get("amsgrad")
-        ):
+        if "eps" not in group or h.gradient is None or group.get("amsgrad") or isinstance(group["eps"], tuple):
             continue
         n, lr, eps = float(s.get("step", 0)), _lr(case, h), group["eps"]
         if "exp_avg_sq" in s and "betas" in group and "exp_avg" in s:
-            v = s["exp_avg_sq"] / (1 - float(group["betas"][1]) ** n)
+            v, (c1, c2) = s["exp_avg_sq"], (1 - float(b) ** n for b in group["betas"])
         elif "square_avg" in s and not group.get("momentum") and not group.get("centered"):
-            v = s["square_avg"]
+            v, c1, c2 = s["square_avg"], 1.0, 1.0
         else:
             continue
-        seen = True
-        # The update is proportional to 1/(sqrt(v) + eps) once decoupled decay is taken off.
         start = h.theta.double() * (1 - lr * group["weight_decay"] if _decoupled(case, group) else 1)
-        thetas[k] = start + (case.at.thetas[k] - start) * (v.sqrt() + eps) / (v + eps).sqrt()
-    if seen:
-        yield Try("eps inside the root", "sqrt(v + eps) instead of sqrt(v) + eps", Redone(thetas, case.at.states))
+        root = (v / c2).sqrt() + eps
+        factors = (
+            root / (v / c2 + eps).sqrt(),
+            root / ((v / c2).sqrt() + eps / c2**0.5),
+            root / (v.sqrt() + eps),
+            torch.full_like(v, c1),
+        )
+        for name, factor in zip(texts if c2 < 1 else list(texts)[:1], factors, strict=False):
+            thetas = found.setdefault(name, [t.clone() for t in case.at.thetas])
+            thetas[k] = start + (case.at.thetas[k] - start) * factor
+    for name, thetas in found.items():
+        yield Try(name, texts[name], Redone(thetas, case.at.states))
 
 
 def betas_swapped(case: Case) -> Iterator[Try]:
@@ -196,6 +220,29 @@ def betas_swapped(case: Case) -> Iterator[Try]:
     if any(isinstance(group.get("betas"), tuple) and len(group["betas"]) == 2 for group in case.groups):
         yield Try("betas swapped", "beta_2 in the place of beta_1 and the reverse",
                   case.with_settings(lambda g: g.update(betas=g["betas"][::-1]) if "betas" in g else None))  # fmt: skip
+
+
+def betas_per_cent(case: Case) -> Iterator[Try]:
+    """Betas over 100."""
+    if any(isinstance(group.get("betas"), tuple) for group in case.groups):
+
+        def hundredth(group: dict[str, Any]) -> None:
+            if "betas" in group:
+                group["betas"] = tuple(beta / 100 for beta in group["betas"])
+
+        yield Try("betas in per cent", "each is a hundredth of what the group says", case.with_settings(hundredth))
+
+
+def lower(case: Case) -> Iterator[Try]:
+    """The gradient rounded to half precision on its way."""
+    for dtype in (torch.bfloat16, torch.float16):
+
+        def rounded(groups: list[dict[str, Any]], held: list[Held], dtype: torch.dtype = dtype) -> None:
+            for h in held:
+                h.gradient = None if h.gradient is None else h.gradient.to(dtype).to(h.gradient.dtype)
+
+        name = str(dtype).removeprefix("torch.")
+        yield Try("gradient of lower precision", f"rounded to {name} within the step", case.redo(rounded))
 
 
 def moved_betas(case: Case) -> Iterator[Try]:
@@ -260,6 +307,14 @@ def memory(case: Case) -> Iterator[Try]:
                 h.state = {}
 
         yield Try("memory not used", "the step of an empty state", case.redo(empty))
+    if any("max_exp_avg_sq" in h.state for h in case.held):
+
+        def lost(groups: list[dict[str, Any]], held: list[Held]) -> None:
+            for h in held:
+                if "max_exp_avg_sq" in h.state:
+                    h.state = h.state | {"max_exp_avg_sq": torch.zeros_like(h.state["max_exp_avg_sq"])}
+
+        yield Try("amsgrad's maximum not kept", "the maximum of this step alone", case.redo(lost))
 
 
 def scaled(case: Case) -> Iterator[Try]:
@@ -289,8 +344,8 @@ def factor(case: Case) -> float | None:
     return top / bottom if bottom else None
 
 
-CAUSES = (without_gradient, tied, nothing_moved, twice, direction, decay, momentum, correction, betas_swapped, eps_inside,
-          moved_betas, other_lr, memory, scaled)  # fmt: skip
+CAUSES = (without_gradient, tied, nothing_moved, twice, direction, decay, momentum, correction, betas_swapped, denominators,
+          betas_per_cent, moved_betas, other_lr, memory, lower, scaled)  # fmt: skip
 """In the order in which they are named where several explain a step equally well."""
 
 

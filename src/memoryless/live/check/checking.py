@@ -2,24 +2,27 @@
 
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from memoryless.errors import BadInput, BadType
+from memoryless.flat import local
 from memoryless.live.check import gradients
-from memoryless.live.check.causes import Case
 from memoryless.live.check.history import equal, same
-from memoryless.live.check.judging import deviations, explained, of_history
-from memoryless.live.check.record import Record, after, before, skips
-from memoryless.live.check.reference import Reference, copied_optimizer, torchs
-from memoryless.live.check.shares import shares
+from memoryless.live.check.judging import judged
+from memoryless.live.check.record import Record, Untouched, after, before, cut, skips
+from memoryless.live.check.reference import MIXING, Reference, copied_optimizer, torchs
 from memoryless.live.check.step_check import Cause, StepCheck
 from memoryless.methods.black_box.snapshot import insists_on_closure
 from memoryless.methods.wrapped import unwrapped
 
+NONE = "no step was taken in the block, as where a GradScaler skips one"
+TOUCHES = "a copy of it writes into what the run holds, which was put back"
 KEPT = 16
 """Learning rates of the past that are remembered."""
 
@@ -91,6 +94,10 @@ class Checking:
 
     Attributes:
         result: of the last step; None before the first.
+        failed: why the step of the block could not be noted; empty where it could.
+        names: of tensors by id.
+        whole: whether all coordinates are looked at in the next block, though it is one of many.
+        template: a copy of an optimizer that is not torch's, before the step.
     """
 
     def __init__(
@@ -103,12 +110,14 @@ class Checking:
         batches: Sequence[Any] | None,
         gradient: Callable[[Tensor], Tensor] | None,
     ):
+        self._wrapped = isinstance(model, DistributedDataParallel)
+        model = model.module if isinstance(model, DistributedDataParallel) else model
         self.optimizer, self.model, self.criterion, self.reference = optimizer, model, criterion, reference
         self.window, self.ranks, self.averaged, self.scaler = loop
         self.batches, self.gradient = _some(batches), gradient
         self.result: StepCheck | None = None
         self._taken: int | Tensor = 0  # steps, those outside of the block too
-        self._known, self._depth = 0, 0
+        self._known, self._depth, self._blocks, self.whole = 0, 0, 0, False
         counted = weakref.WeakMethod(self._counted)
 
         def count(*_: Any) -> None:
@@ -119,7 +128,7 @@ class Checking:
         weakref.finalize(self, optimizer.register_step_post_hook(count).remove).atexit = False
         self._previous: Record | None = None
         self._lrs: list[float] = []
-        self._names = {} if model is None else {id(p): name for name, p in model.named_parameters()}
+        self.names = {} if model is None else {id(p): name for name, p in model.named_parameters()}
 
     def at(self, batches: Sequence[Any]) -> Self:
         """The same, for a step on these batches."""
@@ -127,30 +136,49 @@ class Checking:
         return self
 
     def __enter__(self) -> Self:
-        self._record, self._first, self._expected, self._template = None, None, None, None
-        self._failed, self._passes, self._handles, self._closed = "", [], [], ""
+        self.begin()
+        self._handles.append(self.optimizer.register_step_pre_hook(self._seen))
+        return self
+
+    def begin(self) -> None:
+        """A block begins that may hold a step."""
+        self._record, self._first, self._expected, self.template = None, None, None, None
+        self.failed, self._passes, self._handles, self._closed = "", [], [], ""
         self._start = self._taken = int(self._taken)
+        self._compiled = False
+        documented = self.reference or torchs(type(self.optimizer))
+        parts = documented is not None and documented.__name__ not in MIXING and self.batches is None and not self.whole
+        self._n, self._blocks = self._blocks if parts else 0, self._blocks + 1
         if self._start != self._known:
             self._previous = None  # others were taken since
         try:
             self._prepare()
         except Exception as error:  # a criterion that fails on the batch, say: the run goes on
-            self._failed = _line(error)
-        self._handles.append(self.optimizer.register_step_pre_hook(self._seen))
-        return self
+            self.failed = _line(error)
 
     def _prepare(self) -> None:
         """Note what has to be known before the block."""
         patched = "step" in vars(self.optimizer)  # by a schedule, which calls the class's own, or by the user
-        self._first = before(self.optimizer, self._names, self._previous) if patched else None
+        self._first = before(self.optimizer, self.names, self._previous, self._n) if patched else None
         if self.reference is None and torchs(type(self.optimizer)) is None:
-            self._template = copied_optimizer(self.optimizer)
+            self.template = copied_optimizer(self.optimizer)
         if self.batches is not None and self.model is not None and self.criterion is not None:
             tensors = self._tensors()
+            if self._spread:
+                return
             self._expected = gradients.expect(self.model, self.criterion, self.batches, tensors, self.averaged)
             self._expected.previous = None if self._previous is None else [h.gradient for h in self._previous.held]
             self._passes, hook = gradients.listened(self.model, tensors[0].device)
             self._handles.append(hook)
+
+    @property
+    def _spread(self) -> str:
+        """Why the gradient cannot be told from this process's batches; empty where it can."""
+        if any(hasattr(p, "to_local") for p in self._tensors()):
+            return "the parameters are sharded, and it is the mean over the processes"
+        if self._wrapped and self.ranks is None:
+            return "it is the mean over the processes; give ranks= and the batches of all of them"
+        return ""
 
     def _tensors(self) -> list[Tensor]:
         return list({id(p): p for group in self.optimizer.param_groups for p in group["params"]}.values())
@@ -158,27 +186,31 @@ class Checking:
     def _seen(self, _: Optimizer, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
         """Before a step; where the gradient comes from a closure, after that has been called for the first time."""
         self._depth += 1
+        self._compiled = torch.compiler.is_compiling()
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if not callable(closure):
-            self._note()
+            self.note()
             return None
 
         self._closed = "its gradient comes from a closure, without which a copy may not step: "
 
         def then() -> Any:
             value = closure()
-            self._note()
+            self.note()
             return value
 
         return ((*args[:1], *args[2:]), kwargs | {"closure": then})
 
-    def _note(self) -> None:
-        if self._record is not None or self._failed:
+    def note(self) -> None:
+        """The optimizer is about to step, its gradients are in place."""
+        if self._record is not None or self.failed:
             return
         try:
-            self._record = None if skips(self.optimizer) else before(self.optimizer, self._names, self._previous)
+            self._record = None if skips(self.optimizer) else before(self.optimizer, self.names, self._previous, self._n)
+            if self._record is not None:
+                self._record.compiled = self._compiled
         except Exception as error:  # within the user's step
-            self._failed = _line(error)
+            self.failed = _line(error)
 
     def _counted(self) -> None:
         """A step was taken, in the block or outside; one that was called within another counts with that."""
@@ -188,34 +220,62 @@ class Checking:
             self._taken = self._taken + (1 if infinite is None else (infinite == 0).long())
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.end(self._answer if kind is None else None)
+
+    def end(self, answer: Callable[[Record | None], StepCheck] | None) -> None:
+        """The block is over.
+
+        Args:
+            answer: what makes the result of the step before that in the block; None for a block that failed.
+        """
         for handle in self._handles:
             handle.remove()
         self._depth, previous, self._previous = 0, self._previous, None
-        if kind is None:
+        if answer is not None:
             try:
                 with torch.no_grad():
-                    self.result = self._answer(previous)
+                    self.result = answer(previous)
             except Exception as error:  # whatever a copy of an optimizer may fail at: the run goes on
                 self.result = self._not(self._closed + _line(error))
         self._known = self._taken = int(self._taken)
 
-    def _answer(self, previous: Record | None) -> StepCheck:
-        record = self._record if self._failed else self._record or self._patched()
+    @property
+    def stepped(self) -> bool:
+        """Whether there was a step in the block."""
+        return int(self._taken) > self._start
+
+    def found(self, previous: Record | None) -> Record | None:
+        """The block's step; None where there was none.
+
+        Args:
+            previous: the step before.
+        """
+        record = self._record if self.failed else self._record or self._patched()
         if record is None:
-            if int(self._taken) == self._start:
+            if not self.stepped:
                 self._previous = previous
-            return self._not(self._failed or "no step was taken in the block, as where a GradScaler skips one")
+            return None
         self._taken = max(int(self._taken), self._start + 1)
+        return record
+
+    def _answer(self, previous: Record | None) -> StepCheck:
+        record = self.found(previous)
+        if record is None:
+            return self._not(self.failed or NONE)
         reference, known = None, None
         try:
-            reference = Reference(record, self.reference, self._template)
+            reference = Reference(record, self.reference, self.template)
             known = reference.own
         except Exception as error:  # a copy of an optimizer that fails
-            self._failed = self._failed or _line(error)
+            self.failed = self.failed or _line(error)
         after(record, self.optimizer, known)
         self._previous = record
         try:
-            return self._not(self._failed) if self._failed or not reference else self._judge(record, previous, reference)
+            if self.failed or not reference:
+                return self._not(self.failed)
+            kept = None if reference.documented is not None else Untouched(self.optimizer)
+            found = self._judge(record, previous, reference)
+            return self._not(TOUCHES) if kept is not None and kept.restore() else found
         finally:
             self._lrs = [*self._lrs, *(float(g["lr"]) for g in record.groups if "lr" in g)][-KEPT:]
 
@@ -224,7 +284,7 @@ class Checking:
         if (record := self._first) is None:
             return None
         for h, p in zip(record.held, self._tensors(), strict=True):
-            h.gradient = None if p.grad is None else p.grad.detach().clone()
+            h.gradient = None if p.grad is None else cut(local(p.grad.detach()), local(p.detach()), h.window).clone()
         after(record, self.optimizer)
         return None if all(equal(h.theta, h.after) and same(h.state, h.state_after) for h in record.held) else record
 
@@ -232,32 +292,14 @@ class Checking:
         return StepCheck(self._start, type(self.optimizer).__name__, unchecked=why)
 
     def _judge(self, record: Record, previous: Record | None, reference: Reference) -> StepCheck:
-        name = record.cls.__name__ if reference.documented is None else reference.documented.__name__
-        bound, off, where = deviations(reference)
-        dtypes = {h.theta.dtype for h in record.held} if reference.settled() else {torch.float64}
-        precision = str(max(dtypes, key=lambda x: torch.finfo(x).eps)).removeprefix("torch.")
-        said = f"{name}, {'a copy of it' if reference.documented is None else f'single-tensor path in {precision}'}"
-        causes, notes = of_history(record, previous, reference), []
+        causes, notes = [], []
         if self._expected is not None and (why := gradients.unlike(self._expected, self._passes)):
             notes.append(f"the gradient was not checked: {why}")
         elif self._expected is not None:
-            causes += self._of_gradient(record)
-        if bound is not None and off:
-            lrs = [*self._lrs, *(float(g["initial_lr"]) for g in record.groups if "initial_lr" in g)]
-            counts = [int(h.state_after["step"]) for h in previous.held if "step" in h.state_after] if previous else []
-            counts += [h.count for h in record.held if h.count is not None]
-            causes += explained(Case(reference, reference.at, where, lrs, counts), bound)
-        if reference.documented is None:
-            notes.append(
-                f"{name} is not torch's: only what a copy of it does again can be told; reference= names what it should be"
-            )
-
-        def parts() -> dict[str, dict[str, float]] | None:
-            with torch.no_grad():
-                found = shares(reference, reference.at)
-            return None if found is None else dict(zip([*(h.name for h in record.held), "whole"], found, strict=True))
-
-        return StepCheck(self._start, said, tuple(off), tuple(causes), self._noise(), tuple(notes), _shares=parts)
+            causes = self._of_gradient(record)
+        elif self.batches is not None and self._spread:
+            notes.append(f"the gradient was not checked: {self._spread}")
+        return replace(judged(self._start, reference, previous, self._lrs, (causes, notes)), noise=self._noise())
 
     def _of_gradient(self, record: Record) -> list[Cause]:
         """Why the gradient is another than that of the batches, where it is."""

@@ -51,6 +51,7 @@ class Expected:
         previous: gradients that the last step saw.
         passes: forward passes that `each` took.
         drawn: generators that it drew from.
+        own: this process's, where `each` is the mean of several.
     """
 
     each: list[Gradients]
@@ -61,6 +62,7 @@ class Expected:
     previous: Gradients | None = None
     passes: list[Pass] = field(default_factory=list)
     drawn: set[str] = field(default_factory=set)
+    own: Gradients | None = None
 
     def mean(self, even: bool = False) -> Gradients:
         """Over all samples of the batches; over batches, if even."""
@@ -238,6 +240,8 @@ def causes(
     if ranks and ranks > 1:
         test("averaged instead of summed across ranks", f"divided by {ranks} ranks once more", change(times(raw, 1 / ranks)))
         test("summed instead of averaged across ranks", f"{ranks} times the mean", change(times(raw, ranks)))
+    if expected.own is not None:
+        test("gradient of one rank only", "only that of this process", change(expected.own))
     if k > 1:
         for j, one in enumerate(expected.each):
             what = f"rank {j}" if ranks == k else f"micro-batch {j}"
@@ -251,6 +255,8 @@ def causes(
     for old in (expected.leftover, expected.previous):
         if old is not None and norm(old) > 0:
             test("gradient accumulated across zero_grad", "an earlier gradient was still in .grad", change(added(raw, old)))
+    if expected.previous is not None:
+        test("gradient of an earlier step", "it is the one that the last step saw", expected.previous)
     if expected.averaged is not None:
         test("averaged weights evaluated", "the gradient is that at the averaged (EMA) weights", change(expected.averaged))
     top = sum(float((a * b.double()).sum()) for a, b in zip(want, seen, strict=True) if a is not None and b is not None)

@@ -1,12 +1,13 @@
 """What a step's state says about the steps before: restored or not, counted or not, of which precision, of which settings."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from memoryless.live.check.record import Held, Record
+from memoryless.live.check.record import Held, Record, mapped
 from memoryless.live.check.reference import Reference, buffers
 from memoryless.render.numbers import share
 
@@ -30,9 +31,14 @@ def of_state(now: Record, previous: Record | None) -> Iterator[Found]:
     infinite = [k for k, h in enumerate(now.held) if h.gradient is not None and not bool(h.gradient.isfinite().all())]
     if infinite:
         yield Found("gradient not finite", "the optimizer was given a NaN or an infinity", infinite, 1.0)
+    shared = [k for k, h in enumerate(now.held) if any(
+        h.buffers_at & other.buffers_at for other in now.held if other is not h and other.place != h.place)]  # fmt: skip
+    if shared:
+        yield Found("buffer shared by tensors", "what one writes into its memory the other reads", shared, 1.0)
     if previous is not None and len(previous.held) == len(now.held):
-        yield from _restored(now.held, previous.held)
-        yield from _between(now.held, previous.held)
+        seen = [_overlap(h, b) for h, b in zip(now.held, previous.held, strict=True)]
+        yield from _restored([h for h, _ in seen], [b for _, b in seen])
+        yield from _between([h for h, _ in seen], [b for _, b in seen])
     else:
         empty = [k for k, h in enumerate(now.held) if h.count == 0 and any(bool(b.any()) for b in buffers(h.state).values())]
         if empty:
@@ -45,6 +51,24 @@ def of_state(now: Record, previous: Record | None) -> Iterator[Found]:
             and ("max_exp_avg_sq" in h.state or now.defaults.get("amsgrad"))]  # fmt: skip
     if lost:
         yield Found("amsgrad dropped", "built or saved with amsgrad, stepped without", lost, 1.0)
+
+
+def _overlap(h: Held, b: Held) -> tuple[Held, Held]:
+    """A tensor at a step and at the step before, what was looked at both times of it."""
+    if h.window == b.window:
+        return h, b
+    first = max((w[0] for w in (h.window, b.window) if w is not None), default=0)
+    last = max(first, min((w[1] for w in (h.window, b.window) if w is not None), default=0))
+
+    def of(x: Held, tree: Any) -> Any:
+        start, shape = 0 if x.window is None else x.window[0], x.theta.shape
+        part = slice(max(0, first - start), max(0, last - start))
+        return mapped(lambda t: t.reshape(-1)[part] if t.shape == shape else t, tree)
+
+    return (
+        replace(h, theta=of(h, h.theta), state=of(h, h.state)),
+        replace(b, after=of(b, b.after), state_after=of(b, b.state_after)),
+    )
 
 
 def _restored(now: list[Held], before: list[Held]) -> Iterator[Found]:
@@ -117,6 +141,25 @@ def swallowed(now: Record, reference: Reference) -> Iterator[Found]:
         if where and max(float(now.held[k].theta.abs().max()) for k in where) > 0:
             dtype = str(now.held[where[0]].after.dtype).removeprefix("torch.")
             yield Found(what, f"{share(max(shares))} of it is lost to rounding in {dtype}", sorted(set(where)), max(shares))
+
+
+def eps_lost(now: Record) -> Iterator[Found]:
+    """An eps that is 0 in the parameters' type, where the step left the finite numbers.
+
+    Args:
+        now: this step.
+    """
+    where = []
+    for k, h in enumerate(now.held):
+        eps = now.groups[h.group].get("eps")
+        zero = isinstance(eps, float) and 0 < eps < torch.finfo(h.theta.dtype).smallest_normal * _eps(h.theta) / 2
+        if not zero or h.gradient is None or bool(h.after.isfinite().all()):
+            continue
+        if bool(h.gradient.isfinite().all()) and bool(h.theta.isfinite().all()):
+            where.append(k)
+    if where:
+        dtype = str(now.held[where[0]].theta.dtype).removeprefix("torch.")
+        yield Found(f"eps lost in {dtype}", "it is 0 in that type, and something was divided by it", where, 1.0)
 
 
 def _eps(x: Tensor) -> float:

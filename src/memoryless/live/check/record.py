@@ -1,7 +1,7 @@
 """A step as it was taken: parameters, gradients, state and groups before it, parameters and state after."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from memoryless.errors import BadInput
+from memoryless.flat import local
 from memoryless.isolation import Standing, standing
 
 
@@ -49,6 +50,44 @@ def kept(x: Any, known: Any) -> Any:
     return copied(x)
 
 
+def here(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A tensor's state, of sharded ones this process's part."""
+    return {key: mapped(local, value) for key, value in state.items()}
+
+
+ROUND = 64
+"""Steps in a row of which one is looked at whole, the others at two parts of 63 of each large tensor."""
+LARGE = 2**12
+"""Coordinates beyond which a tensor is looked at in parts."""
+Window = tuple[int, int]
+
+
+def window_of(size: int, n: int) -> Window | None:
+    """The part of a tensor that is looked at: it overlaps with that of the step before and of the next; None for all of it.
+
+    Args:
+        size: coordinates of the tensor.
+        n: number of the step.
+    """
+    j, parts = n % ROUND, ROUND - 1
+    if not j or size <= LARGE:
+        return None
+    return (j - 1) * size // parts, min(size, (j + 1) * size // parts)
+
+
+def cut(tree: Any, p: Tensor, window: Window | None) -> Any:
+    """What lies beside a tensor, its part alone.
+
+    Args:
+        tree: a tensor, or the tensor's state.
+        p: that tensor, whole.
+        window: of it.
+    """
+    if window is None:
+        return tree
+    return mapped(lambda x: x.reshape(-1)[window[0] : window[1]] if x.shape == p.shape else x, tree)
+
+
 @dataclass
 class Held:
     """One tensor at one step.
@@ -57,6 +96,9 @@ class Held:
         name: in the model, or its place in the optimizer.
         group: number of its param group.
         place: address of its memory: tied tensors share it.
+        size: coordinates of the whole tensor.
+        window: the part of it that everything here is of; None for all.
+        buffers_at: addresses of the state's buffers: no two tensors share one.
         trained: whether it requires a gradient.
         theta: before the step, in its own dtype.
         gradient: as the optimizer saw it; None where there was none.
@@ -72,8 +114,25 @@ class Held:
     theta: Tensor
     gradient: Tensor | None
     state: dict[str, Any]
+    size: int = 0
+    window: Window | None = None
+    buffers_at: set[int] = field(default_factory=set)
     after: Tensor = field(default_factory=lambda: torch.empty(0))
     state_after: dict[str, Any] = field(default_factory=dict)
+
+    def picked(self, pick: Callable[[Tensor], Tensor]) -> "Held":
+        """Some of its coordinates.
+
+        Args:
+            pick: of a tensor like theta, those.
+        """
+        shape = self.theta.shape
+
+        def of(tree: Any) -> Any:
+            return mapped(lambda x: pick(x) if x.shape == shape and x.ndim else x, tree)
+
+        parts = {key: of(getattr(self, key)) for key in ("theta", "gradient", "state", "after", "state_after")}
+        return replace(self, **parts)
 
     @property
     def count(self) -> int | None:
@@ -93,6 +152,8 @@ class Record:
         defaults: what the optimizer was built with.
         cls: the optimizer's class.
         noise: where the generators stood.
+        part: whether the tensors are this process's parts of sharded ones.
+        compiled: whether the step was traced by torch.compile.
     """
 
     held: list[Held]
@@ -101,15 +162,18 @@ class Record:
     cls: type[Optimizer]
     groups_after: list[dict[str, Any]] = field(default_factory=list)
     noise: Standing | None = None
+    compiled: bool = False
+    part: bool = False
 
 
-def before(optimizer: Optimizer, names: Mapping[int, str], previous: Record | None = None) -> Record:
+def before(optimizer: Optimizer, names: Mapping[int, str], previous: Record | None = None, n: int = 0) -> Record:
     """Note a step that is about to be taken.
 
     Args:
         optimizer: its gradients are in place.
         names: of tensors by id.
         previous: the step before; what it left and is still there is not copied again.
+        n: number of the step, which tells the parts that are looked at.
 
     Raises:
         BadInput: a gradient is sparse.
@@ -123,16 +187,24 @@ def before(optimizer: Optimizer, names: Mapping[int, str], previous: Record | No
             seen.add(id(p))
             if p.grad is not None and p.grad.is_sparse:
                 raise BadInput("a gradient is sparse; expected dense, use Embedding(sparse=False)")
-            gradient = None if p.grad is None else p.grad.detach().clone()
+            whole = local(p.detach())
+            window = window_of(whole.numel(), n)
+            gradient = None if p.grad is None else cut(local(p.grad.detach()), whole, window).clone()
             if gradient is not None and scale is not None:
                 gradient /= scale
             name = names.get(id(p), f"tensor {len(held)}")
             left = previous.held[len(held)] if previous is not None and len(held) < len(previous.held) else None
-            theta = kept(p, None if left is None else left.after)
-            state = kept(dict(optimizer.state.get(p, {})), None if left is None else left.state_after)
-            held.append(Held(name, number, p.data_ptr(), p.requires_grad, theta, gradient, state))
-    noise = standing(held[0].theta.device)
-    return Record(held, settings(optimizer), dict(optimizer.defaults), type(optimizer), noise=noise)
+            own, now = cut(whole, whole, window), cut(here(optimizer.state.get(p, {})), whole, window)
+            theta = kept(own, None if left is None else left.after)
+            state = kept(now, None if left is None else left.state_after)
+            at = {v.data_ptr() for v in now.values() if isinstance(v, Tensor) and v.ndim} - {0}
+            place = whole.data_ptr() or -len(held) - 1  # 0 of all that are empty here
+            held.append(Held(name, number, place, p.requires_grad, theta, gradient, state, whole.numel(), window, at))
+    own = type(optimizer).__module__.startswith("torch.optim")  # draws no random numbers, where it is elementwise
+    noise = None if own else standing(held[0].theta.device)
+    record = Record(held, settings(optimizer), dict(optimizer.defaults), type(optimizer), noise=noise)
+    record.part = any(hasattr(p, "to_local") for group in optimizer.param_groups for p in group["params"])
+    return record
 
 
 def skips(optimizer: Optimizer) -> bool:
@@ -156,8 +228,34 @@ def after(record: Record, optimizer: Optimizer, known: tuple[list[Tensor], list[
     tensors = {id(p): p for group in optimizer.param_groups for p in group["params"]}
     thetas, states = known or ([None] * len(tensors), [None] * len(tensors))
     for held, p, theta, state in zip(record.held, tensors.values(), thetas, states, strict=True):
-        held.after, held.state_after = kept(p, theta), kept(dict(optimizer.state.get(p, {})), state)
+        whole, now = local(p.detach()), here(optimizer.state.get(p, {}))
+        held.after = kept(cut(whole, whole, held.window), theta)
+        held.state_after = kept(cut(now, whole, held.window), state)
     record.groups_after = settings(optimizer)
+
+
+class Untouched:
+    """What a run holds, to be put back where a copy of its optimizer writes into it: by a closure over the original, say.
+
+    Args:
+        optimizer: of the run.
+    """
+
+    def __init__(self, optimizer: Optimizer):
+        held = {id(p): p for group in optimizer.param_groups for p in group["params"]}.values()
+        tensors = [local(x.detach()) for p in held for x in (p, p.grad) if x is not None and not x.is_sparse]
+        mapped(lambda x: tensors.append(x) or x, [dict(optimizer.state.get(p, {})) for p in held])
+        self._kept = [(x, x.detach().clone()) for x in tensors]
+
+    def restore(self) -> bool:
+        """Whether something was written to; it is as it was."""
+        touched = [
+            (x, value) for x, value in self._kept if not torch.equal(x, value) and not bool((x.isnan() & value.isnan()).any())
+        ]
+        with torch.no_grad():
+            for x, value in touched:
+                x.copy_(value)
+        return bool(touched)
 
 
 def settings(optimizer: Optimizer) -> list[dict[str, Any]]:

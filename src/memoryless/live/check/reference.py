@@ -7,12 +7,14 @@ What rounding can explain: a step of k operations in a format of precision eps i
 k eps (every rounding is moved into an operand), so the result is within sum_i |f(x_i (1 + k eps)) - f(x_i)|, the larger of both
 signs, which is found by taking the step again; the stored result adds its own rounding. k = 16 covers the longest path through
 an elementwise step of torch (average, square, correction, root, eps, quotient, product, sum: 12), 4 the ways theta itself goes.
-Where bias corrections are computed in float32 (capturable, fused, an lr that is a tensor), the betas and the lr are inputs too.
+Where bias corrections are computed in float32 (capturable, fused, compiled, an lr that is a tensor), the betas and the lr are
+inputs too.
 """
 
 import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
@@ -22,6 +24,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from memoryless.errors import BadInput
+from memoryless.flat import flat
 from memoryless.isolation import isolated
 from memoryless.live.check.record import Held, Record, copied, mapped
 from memoryless.methods.black_box.remade import HOOKS
@@ -66,8 +69,13 @@ class Reference:
 
     def __post_init__(self) -> None:
         self.documented = self.documented or torchs(self.record.cls)
+        if self.record.part and self.mixes:
+            raise BadInput(
+                f"{self.record.cls.__name__} may mix coordinates, of which each process has a part: not checked under sharding"
+            )
         if self.documented is None and self.template is None:
-            raise BadInput(f"{self.record.cls.__name__} is none of torch's optimizers; give reference=, the class it should be")
+            raise BadInput(f"{self.record.cls.__name__} is none of torch's optimizers, and there is no copy of it: "
+                           "give reference=, the class it should be")  # fmt: skip
 
     @property
     def mixes(self) -> bool:
@@ -97,6 +105,8 @@ class Reference:
         tensors = [x for h in self.record.held for x in (h.theta, h.gradient, *buffers(h.state).values()) if x is not None]
         if self.documented is None or any(x.dtype not in (torch.float32, torch.float64) for x in tensors):
             return None
+        if any(group.get("fused") for group in self.record.groups):  # rounds otherwise, always
+            return None
         return self._redone(torch.clone, None, 1, wide=False)
 
     def settled(self) -> bool:
@@ -108,6 +118,8 @@ class Reference:
 
     def _redone(self, copy_of: Callable[[Tensor], Tensor], edit: Edit | None, times: int, wide: bool = True) -> Redone:
         """The step from copies of what was recorded; a gradient is only read."""
+        if edit is None and times == 1 and not self.mixes and any(h.window for h in self.record.held):
+            return self._together(wide)
         groups = [self._plain(group) for group in copied(self.record.groups)]
         held = [
             replace(
@@ -122,7 +134,8 @@ class Reference:
             edit(groups, held)
         tensors = [torch.nn.Parameter(h.theta if edit is None else h.theta.clone()) for h in held]
         optimizer = self._optimizer(groups, held, tensors)
-        with isolated(tensors[0].device, self.record.noise):
+        # torch's elementwise optimizers draw no random numbers.
+        with isolated(tensors[0].device, self.record.noise) if self.mixes else nullcontext():
             for _ in range(times):
                 for p, h in zip(tensors, held, strict=True):
                     p.grad = None if h.gradient is None else h.gradient.clone() if times > 1 else h.gradient
@@ -179,6 +192,34 @@ class Reference:
                 optimizer.state[p] = documented([p], **lr).state[p]
         return optimizer
 
+    def _together(self, wide: bool) -> Redone:
+        """The step of parts of tensors, those of one kind end to end: of an elementwise step it is the same."""
+        held = self.record.held
+        kinds = _kinds(dict(enumerate(held)))
+        record = replace(self.record, held=[_joined([held[k] for k in kind]) for kind in kinds])
+        found = Reference(record, self.documented)._redone(_double if wide else torch.clone, None, 1, wide)
+        thetas, states = {}, {}
+        for kind, theta, state in zip(kinds, *found, strict=True):
+            sizes = [held[k].theta.numel() for k in kind]
+            split = {key: x.split(sizes) for key, x in state.items() if isinstance(x, Tensor) and x.shape == theta.shape}
+            for i, (k, own) in enumerate(zip(kind, theta.split(sizes), strict=True)):
+                thetas[k] = own.view_as(held[k].theta)
+                states[k] = state | {key: parts[i].view_as(held[k].theta) for key, parts in split.items()}
+        return Redone([thetas[k] for k in range(len(held))], [states[k] for k in range(len(held))])
+
+    def at_some(self, masks: list[Tensor]) -> "Reference":
+        """The step of some coordinates, tensors of one kind end to end.
+
+        Args:
+            masks: which, of each tensor.
+        """
+        picked = {
+            k: h.picked(lambda x, mask=mask: x[mask])
+            for k, (h, mask) in enumerate(zip(self.record.held, masks, strict=True)) if bool(mask.any())
+        }  # fmt: skip
+        joined = [_joined([picked[k] for k in kind]) for kind in _kinds(picked)]
+        return Reference(replace(self.record, held=joined), self.documented)
+
     def bound(self, at: Redone) -> Bound:
         """What rounding can explain of a difference from a reference step.
 
@@ -207,6 +248,10 @@ class Reference:
             states = [{k: a[k] + b.get(k, 0) for k in a} for a, b in zip(states, most[1], strict=True)]
         for k, (h, t) in enumerate(zip(record.held, at.thetas, strict=True)):
             thetas[k] += stored(h.theta.dtype, t)
+            if self._in_float32():
+                group, theta = record.groups[h.group], h.theta.double()
+                decay = float(group.get("lr", 0.0)) * group.get("weight_decay", 0.0) * theta.abs()
+                thetas[k] += self._of_corrections(h, at.states[k]) * ((t - theta).abs() + decay)
             for key, value in _buffers(at.states[k]).items():
                 own = h.state_after.get(key)
                 states[k][key] = states[k][key] + stored(own.dtype if isinstance(own, Tensor) else h.theta.dtype, value)
@@ -217,9 +262,23 @@ class Reference:
         return Bound(thetas, states)
 
     def _in_float32(self) -> bool:
+        if self.record.compiled:
+            return True
         return any(group.get(key) for group in self.record.groups for key in ("capturable", "fused")) or any(
             isinstance(group.get("lr"), Tensor) for group in self.record.groups
         )
+
+    def _of_corrections(self, h: Held, state: dict[str, Any]) -> float:
+        """Relative error of an update whose bias corrections 1 - beta^n were computed in float32.
+
+        beta^n off by k eps of it makes 1 - beta^n off by k eps beta^n / (1 - beta^n); the second enters as its root. Moving the
+        betas tells nothing of it at the first steps, where 1 - beta in the average moves along and cancels.
+        """
+        betas, n = self.record.groups[h.group].get("betas"), float(state.get("step", 0))
+        if not isinstance(betas, tuple) or not n:
+            return 0.0
+        decays = [float(beta) ** n for beta in betas]
+        return OF_THETA * torch.finfo(torch.float32).eps * sum(b / (1 - b) for b in decays if b < 1)
 
     def _perturb(self, groups: list[dict[str, Any]], held: list[Held], what: str, sign: float) -> None:
         """Multiply one input by 1 +- k eps; the sign alternates over coordinates at random where they are mixed."""
@@ -252,6 +311,31 @@ class Reference:
         return 1 + size * (2.0 * torch.randint(0, 2, x.shape, generator=generator).to(x) - 1)
 
 
+def _kinds(held: Mapping[int, Held]) -> list[list[int]]:
+    """Numbers of tensors of the same group, type, count and kind of state."""
+    found: dict[tuple, list[int]] = {}
+    for k, h in held.items():
+        rest = [(key, float(x)) for key, x in h.state.items() if not isinstance(x, Tensor) or not x.ndim]
+        kind = h.group, h.theta.dtype, h.gradient is None, tuple(h.state), tuple(h.state_after), tuple(rest)
+        found.setdefault(kind, []).append(k)
+    return list(found.values())
+
+
+def _joined(every: list[Held]) -> Held:
+    """Tensors of one kind as one."""
+    first = every[0]
+
+    def of(key: str) -> Any:
+        values = [getattr(h, key) for h in every]
+        if isinstance(values[0], dict):
+            several = {k for k, x in values[0].items() if isinstance(x, Tensor) and x.shape == first.theta.shape and x.ndim}
+            return {k: flat(v[k] for v in values) if k in several else x for k, x in values[0].items()}
+        return None if values[0] is None or not values[0].numel() else flat(values)
+
+    made = {key: of(key) for key in ("theta", "gradient", "state", "after", "state_after")}
+    return replace(first, window=None, **{k: v for k, v in made.items() if v is not None})
+
+
 STATED = {torch.optim.Adagrad}
 """Whose state is made with the optimizer, not at its first step."""
 
@@ -262,14 +346,27 @@ def copied_optimizer(optimizer: Optimizer) -> Optimizer | None:
     Args:
         optimizer: live.
     """
-    found = object.__new__(type(optimizer))
-    memo: dict[int, Any] = {id(optimizer): found}
     try:
-        for key, value in vars(optimizer).items():
-            if key != "step":  # bound to the original, by a schedule
-                found.__dict__[key] = type(value)() if key in HOOKS else copy.deepcopy(value, memo)
+        with torch.no_grad():  # in which states are made: their views may be written to
+            return _with_attributes(optimizer, {})
     except Exception:
         return None
+
+
+def _with_attributes(optimizer: Optimizer, memo: dict[int, Any]) -> Optimizer:
+    found = memo[id(optimizer)] = object.__new__(type(optimizer))
+    values = {key: value for key, value in vars(optimizer).items() if key != "step"}  # bound to the original, by a schedule
+    for value in values.values():  # optimizers that it is made of
+        for inner in value if isinstance(value, (list, tuple)) else (value,):
+            if isinstance(inner, Optimizer) and id(inner) not in memo:
+                _with_attributes(inner, memo)
+    for key, value in values.items():
+        found.__dict__[key] = type(value)() if key in HOOKS else copy.deepcopy(value, memo)
+    # What is kept by a tensor's id is kept by that of its copy.
+    own = {id(p): id(memo[id(p)]) for group in optimizer.param_groups for p in group["params"] if id(p) in memo}
+    for key, value in list(found.__dict__.items()):
+        if isinstance(value, dict) and any(isinstance(k, int) and k in own for k in value):
+            found.__dict__[key] = type(value)({own.get(k, k): v for k, v in value.items()})  # pyright: ignore[reportCallIssue]
     return found
 
 
@@ -294,7 +391,7 @@ def _options(cls: type[Optimizer]) -> frozenset[str]:
 def stored(dtype: torch.dtype, x: Tensor) -> Tensor:
     """How far a stored number may be from x: half a unit in the last place, written at most four times; or the least number."""
     info = torch.finfo(dtype)
-    return OF_THETA * info.eps * x.abs() + info.tiny + 4 * torch.finfo(torch.float64).eps * x.abs()
+    return x.abs().mul_(OF_THETA * (info.eps + torch.finfo(torch.float64).eps)).add_(info.tiny)
 
 
 def _double(x: Tensor) -> Tensor:

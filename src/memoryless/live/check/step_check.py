@@ -56,6 +56,8 @@ class StepCheck(Result):
         causes: likely ones, the best first.
         noise: share of the gradient's squared norm that is noise of the batches; None where fewer than two were given.
         notes: what could not be checked.
+        judged: share of the coordinates that were looked at: all at the first step of a check and at every 64th; at the steps
+            between a 32nd of tensors with more than 4,096, each time others.
         unchecked: why the step could not be checked; empty where it was.
     """
 
@@ -66,13 +68,15 @@ class StepCheck(Result):
     noise: float | None = None
     notes: tuple[str, ...] = ()
     unchecked: str = ""
+    judged: float = 1.0
     _shares: Callable[[], dict[str, dict[str, float]] | None] = field(default=lambda: None, repr=False, compare=False)
 
     @cached_property
     def shares(self) -> dict[str, dict[str, float]] | None:
         """Of the documented step, by tensor and on the "whole": gradient, memory, decay, which add up to 1; None if unknown.
 
-        Each is <part, step> / |step|^2; found when first asked for, by two more steps, which spares a check at every step.
+        Each is <part, step> / |step|^2, of the coordinates that were looked at; found when first asked for, by two more steps,
+        which spares a check at every step.
         """
         return self._shares()
 
@@ -87,7 +91,10 @@ class StepCheck(Result):
         if self.unchecked:
             return f"Step {self.step} could not be checked: {self.unchecked}."
         if self.ok:
-            return "; ".join([f"Step {self.step} is the documented one: {self.reference}, to rounding", *self.notes]) + "."
+            part = "" if self.judged == 1 else f" (looked at: {share(self.judged)} of the coordinates)"
+            return (
+                "; ".join([f"Step {self.step} is the documented one: {self.reference}, to rounding{part}", *self.notes]) + "."
+            )
         if not self.causes:
             names = ", ".join(dict.fromkeys(t.name for t in self.tensors))
             said = f"Step {self.step} is not the documented one ({self.reference})"
@@ -100,7 +107,10 @@ class StepCheck(Result):
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers and text."""
-        found = {name: getattr(self, name) for name in ("step", "ok", "verdict", "reference", "noise", "shares", "unchecked")}
+        found = {
+            name: getattr(self, name)
+            for name in ("step", "ok", "verdict", "reference", "noise", "shares", "judged", "unchecked")
+        }
         return plain(
             found | {"causes": [vars(c) for c in self.causes], "tensors": [vars(t) for t in self.tensors], "notes": self.notes}
         )

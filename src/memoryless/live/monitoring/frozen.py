@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from memoryless.flat import across
 from memoryless.live.monitoring.draws import Draws
 from memoryless.methods.method import Method, Momentum
 
@@ -230,6 +231,7 @@ def estimate(methods: Sequence[Sequence[Part]], terms: Terms, slopes: Tensor, se
                 out[k][:, into] = part.scale * torch.stack([update, plain, corrected])
                 L[k] += terms_of
                 moved[k] += displaced
+    L, moved = (list(across(torch.from_numpy(np.stack(each))).numpy()) if methods else [] for each in (L, moved))
     # A readout has terms or displacements, never both.
     variances = [successive(terms_of) + np.square(each).mean(0) for terms_of, each in zip(L, moved, strict=True)]
     return [Estimated(rows[0], rows[1], rows[2], variance) for rows, variance in zip(out, variances, strict=True)]

@@ -28,13 +28,14 @@ class Log:
 
     Attributes:
         last: step of the last stop in it; -1 where there is none.
+        checked: step of the last broken one that it tells of, likewise.
 
     Raises:
         BadInput: it cannot be written, is no log, or that of another run.
     """
 
     def __init__(self, path: str | os.PathLike[str], head: Record):
-        self.path, self.last = Path(path), -1
+        self.path, self.last, self.checked = Path(path), -1, -1
         try:
             self._file = open(self.path, "a+b", buffering=0)  # noqa: SIM115  # held for as long as the run
         except OSError as error:
@@ -61,7 +62,9 @@ class Log:
         if other := [key for key in SAME if records[0].get(key) != plain(head[key])]:
             there, here = records[0].get(other[0]), plain(head[other[0]])
             raise BadInput(f"log {self.path} is of another run ({other[0]}: {there} there, {here} here); give another file")
-        self.last = max((r["step"] for r in records if r["kind"] == "stop"), default=-1)
+        self.last, self.checked = (
+            max((r["step"] for r in records if r["kind"] == kind), default=-1) for kind in ("stop", "check")
+        )
 
     def write(self, record: Record) -> None:
         """Append a record; it is on the disk when this returns.
@@ -128,6 +131,10 @@ def numbers(record: Record) -> dict[str, float]:
     for effect in record["effects"]:
         name = effect["measure"]
         found |= {f"memory/{name}/{key}": effect[key] for key in ("value", "change", "slope", "error")}
+    check = record.get("check") or {}
+    found |= {f"memory/step/{part}": share for part, share in ((check.get("shares") or {}).get("whole") or {}).items()}
+    if check.get("ok") is not None:
+        found["memory/step/ok"] = int(check["ok"])
     return {key: float(value) for key, value in found.items() if isinstance(value, (int, float))}
 
 
@@ -175,6 +182,8 @@ class Sinks:
 
     def _file_each(self, record: Record) -> None:
         for file in list(self._files):
+            if record["kind"] == "check" and record["step"] <= file.checked:  # told before the run was resumed
+                continue
             try:
                 file.write(record)
             except OSError as error:
@@ -211,6 +220,18 @@ def _tell(sink: Any, told: Mapping[str, float], step: int) -> None:
             sink.add_scalar(name, value, step)
     else:
         getattr(sink, str(way))(dict(told), step=step)
+
+
+def told(records: Sequence[Record]) -> tuple[list[str], list[str]]:
+    """What is said of a run in words: its broken steps, and notes.
+
+    Args:
+        records: of the log.
+    """
+    broken = [r["verdict"] for r in records if r["kind"] == "check"]
+    if (end := records[-1])["kind"] == "end" and end.get("off"):
+        broken.append(f"Of {end['checked']:,} checked steps {end['off']:,} are not the documented ones.")
+    return broken, [r["text"] for r in records if r["kind"] == "note"]
 
 
 def stops(records: Sequence[Record]) -> list[Record]:

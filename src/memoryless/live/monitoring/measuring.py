@@ -18,7 +18,7 @@ from memoryless.audits.effect import Changes
 from memoryless.audits.grid import Grid
 from memoryless.audits.shadow import Shadow
 from memoryless.errors import BadInput
-from memoryless.flat import dot, total
+from memoryless.flat import dot, norm, total
 from memoryless.live.monitoring.draws import Draws
 from memoryless.live.monitoring.frozen import Estimated, Part, Reading, Terms, estimate
 from memoryless.live.monitoring.past_weights import Live
@@ -274,12 +274,12 @@ class Measuring:
         assert present.theta_next is not None
         theta = present.theta.double()
         real = (theta - present.theta_next.double()) / present.lr
-        rounding = torch.finfo(present.theta.dtype).eps * (theta.norm() / present.lr + 30 * real.norm())
-        if (differs := float((real - update.double()).norm())) > 1e-3 * float(real.norm()) + float(rounding):
+        rounding = torch.finfo(present.theta.dtype).eps * (norm(theta) / present.lr + 30 * norm(real))
+        if (differs := float(norm(real - update.double()))) > 1e-3 * float(length := norm(real)) + float(rounding):
             assert present.live is not None
             raise BadInput(
                 f"the optimizer's step is not that of {present.live.method} (it differs by "
-                f"{differs / (float(real.norm()) or 1.0):.0%}): its state or step are changed by something else"
+                f"{differs / (float(length) or 1.0):.0%}): its state or step are changed by something else"
             )
 
     def _map(self, found: Mapping[str, Estimated], told: "_Told", regressor: "_Regressor | None") -> dict[str, Any] | None:

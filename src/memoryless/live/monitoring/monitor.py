@@ -10,25 +10,26 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from memoryless.errors import BadInput, BadType
-from memoryless.flat import Layout, norm
+from memoryless.flat import Layout, norm, sharded
 from memoryless.isolation import isolated
 from memoryless.live.monitoring.account import Account
+from memoryless.live.monitoring.checks import Checks, of_gradient
 from memoryless.live.monitoring.log import Record, Sinks
 from memoryless.live.monitoring.measuring import Measuring, Upcoming
 from memoryless.live.monitoring.ranks import Here, Ranks, SharedLoss, inside
 from memoryless.live.monitoring.replay import Criterion, Recorder, Replay, Transform, held
 from memoryless.live.monitoring.sample import Sample
 from memoryless.live.monitoring.schedule import Schedule
+from memoryless.live.monitoring.shards import are_sharded
 from memoryless.live.monitoring.subjects import Betas, Subjects
 from memoryless.live.monitoring.watching import Watching
-from memoryless.loss.loss import Loss
 from memoryless.loss.measures import Differentiable
 from memoryless.methods.live_optimizer import step_of
 from memoryless.methods.method import AnyOptimizer
@@ -57,8 +58,8 @@ class Monitor:
                 monitor.step(batch)
 
     Args:
-        model: trained, float32 or float64; with DistributedDataParallel every process makes a monitor of its own part, effects
-            are of the global batch, and the first process alone writes the log.
+        model: trained, float32 or float64; with DistributedDataParallel or fully_shard every process makes a monitor of its own
+            part, effects are of the global batch, and the first process alone writes the log.
         criterion: `criterion(model, batch)` returns the mean loss of a batch, the one that is trained.
         optimizer: over the model's parameters. Adam, AdamW, NAdam, SGD and RMSprop are measured; of others only `shadows`.
         every: so many steps, or a list of steps, at which to measure; None goes by `budget`.
@@ -74,6 +75,8 @@ class Monitor:
         measures: names, or differentiable functions theta -> scalar.
         start: steps that the run has behind it where watching begins; default what the optimizer has counted there.
         seed: of the draws.
+        check: whether steps are judged as `check_step` does: True those at stops, with their gradients, "every step" all. A
+            broken one is logged and warned of, once for the same cause; shares of the steps at stops are logged.
 
     Attributes:
         stops: the records of this process's stops, as they are logged.
@@ -118,6 +121,7 @@ class Monitor:
     measures: Sequence[str | Differentiable] = ("gradient_1_norm",)
     start: int | None = None
     seed: int = 0
+    check: bool | Literal["every step"] = False
     stops: list[Record] = field(default_factory=list, init=False)
     notes: list[str] = field(default_factory=list, init=False)
 
@@ -128,6 +132,8 @@ class Monitor:
     def _set_up(self) -> None:
         self._require_arguments()
         model = self._model = inside(self.model)
+        ranks = self._ranks
+        ranks.sharded = are_sharded(model)
         optimizer = self._optimizer = unwrapped(self.optimizer)
         if not getattr(type(optimizer).step, "hooked", False):  # torch's mark, set by Optimizer.__init__
             name = type(optimizer).__name__
@@ -136,21 +142,36 @@ class Monitor:
                 "torch.optim.Optimizer"
             )
         layout = self._layout = Layout({name: p for name, p in model.named_parameters() if p.requires_grad})
-        Loss(model, self.criterion, [None])  # refuses what it cannot take, in its own words
+        ranks.loss(model, self.criterion, [None])  # refuses what it cannot take, in its own words
         if not {id(p) for group in optimizer.param_groups for p in group["params"]} & set(layout.used):
             raise BadInput("the optimizer holds none of the model's trainable parameters; build both from the same model")
-        sample = self._sample = Sample(layout.sizes, self.coordinates, self.seed, layout.device)
+        sample = self._sample = self._sampled(layout)
         subjects = self._subjects = Subjects(optimizer, layout, list(self.shadows or ()), self.betas)
         gradients = self.replays + 1 + 4 * len(self.measures) * PROBED
         self._schedule = Schedule(self.every, self.budget, gradients)
         self._watching = Watching(optimizer, layout, sample, subjects, self._schedule, self.replays, self.seed)
-        self._entered, self._hooks, self._account = False, [], Account()
+        self._entered, self._depth, self._hooks, self._account = False, 0, [], Account()
         self._hooks: list[Any]
         self._probe: list[Any] | Iterable[Any] = [] if self.data is None else self.data
         self._said: set[str] = set()
         if subjects.unknown is not None:
             self._say(f"{subjects.unknown}: its own memory is not measured, only shadows")
+        names = {id(p): name for name, p in model.named_parameters()}
+        self._checks = Checks(optimizer, names, self.check, lambda record: self._sinks.write(record), self._say)
         self._sinks = Sinks(None if self._ranks.rank else self.log, self._head(), self._say)  # one log
+
+    def _sampled(self, layout: Layout) -> Sample:
+        """Of a part of theta its share of the coordinates; all of it if all of theta is."""
+        ranks = self._ranks
+        if not ranks.sharded:
+            return Sample(layout.sizes, self.coordinates, self.seed, layout.device)
+        if not all(parts := ranks.told(layout.d)):
+            raise BadInput(f"a process holds no part of the parameters ({parts}): fewer processes are needed")
+        if any(callable(measure) or measure == "sharpness" for measure in self.measures):
+            raise BadInput("of sharded parameters only named measures are known, and not sharpness")
+        part = sum(parts) > self.coordinates
+        count = -(-self.coordinates // ranks.count) if part else layout.d
+        return Sample(layout.sizes, count, self.seed + ranks.rank, layout.device, part)
 
     def _require_arguments(self) -> None:
         if not isinstance(self.model, nn.Module) or not callable(self.criterion) or not isinstance(self.optimizer, Optimizer):
@@ -218,10 +239,11 @@ class Monitor:
         self._last = behind[0][1]
         watching = self._watching
         watching.recorder = Recorder(self._model, self._layout.device, watching.fresh)
-        self._replay = Replay(self._model, self.criterion, watching.recorder, self.gradient, self._ranks, watching.not_held)
+        how = watching.recorder, self.gradient, self._ranks, self._layout, watching.not_held
+        self._replay = Replay(self._model, self.criterion, *how)
         self._hooks = [
             self._optimizer.register_step_pre_hook(self._hook),
-            self._optimizer.register_step_post_hook(lambda *_: self._guarded(watching.after_step)),
+            self._optimizer.register_step_post_hook(lambda *_: self._guarded(self._after_step)),
         ]
         self._account = Account()
         self._guarded(lambda: watching.plan(self._last))
@@ -245,7 +267,8 @@ class Monitor:
             first = f"a budget of {self.budget:.0%} pays for a first at step {self._schedule.period:,}; "
             why = first if self.every is None else ""
             self._say(f"no stop within {steps:,} steps: {why}give every=, the steps from one to the next")
-        self._sinks.write({"kind": "end", "step": watching.step, "overhead": self._account.overhead})
+        checked = {"checked": self._checks.steps, "off": self._checks.off} if self._checks.on else {}
+        self._sinks.write({"kind": "end", "step": watching.step, "overhead": self._account.overhead} | checked)
         self._sinks.close()
 
     def step(self, batch: Any, *more: Any) -> Record | None:
@@ -305,7 +328,7 @@ class Monitor:
         """Before a step; where the gradients come from a closure, after that has been called for the first time."""
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if closure is None:
-            self._guarded(self._watching.before_step)
+            self._guarded(self._before_step)
             return None
         told = False
 
@@ -314,22 +337,36 @@ class Monitor:
             value = closure()
             if not told:
                 told = True
-                self._guarded(self._watching.before_step)
+                self._guarded(self._before_step)
             return value
 
         return ((*args[:1], *args[2:]), kwargs | {"closure": then})
 
+    def _before_step(self) -> None:
+        self._depth += 1
+        if self._depth > 1:  # called by the step of a class derived from it, which has told already
+            return
+        self._checks.before(self._watching.at_stop)
+        self._watching.before_step()
+
+    def _after_step(self) -> None:
+        self._depth -= 1
+        if self._depth > 0:
+            return
+        self._checks.after(self._watching.step - 1)
+        self._watching.after_step()
+
     def _require_light(self) -> None:
         """Say if what is kept at every step takes more than the budget, which the stops alone go by."""
         share = self._account.watching
-        if self.every is None and share > self.budget:
+        if self.every is None and share > self.budget and not self._checks.every:
             self._say(
                 f"watching takes {share:.0%} of these steps, stops not counted, and the budget is {self.budget:.0%}: give "
                 f"fewer coordinates= than {len(self._sample):,}, or betas=None for no map"
             )
 
     def _told(self, batch: Any, more: Sequence[Any]) -> Record | None:
-        watching, unread = self._watching, None
+        watching, unread, self._depth = self._watching, None, 0
         if watching.past.steps == SETTLED and watching.stepped:
             self._require_light()
         try:
@@ -365,13 +402,16 @@ class Monitor:
         present, error = watching.present, watching.error
         if present is None and error is None:
             error = "the stop's own step was not seen"
-        sizes = () if present is None else (float(norm(present.gradient)), float(norm(present.theta)))
+        copies = present is not None and not ranks.sharded
+        sizes = (float(norm(present.gradient)), float(norm(present.theta))) if copies else ()
         if not ranks.agree(Here(watching.step, self._affords(upcoming), sizes, error)):
             return None
         assert present is not None
         assert watching.recorder is not None
         watching.recorder.wanted = False  # the passes of a measurement are none of the run's
-        with account.stop(), isolated(self._layout.device):
+        with account.stop(), isolated(self._layout.device), sharded(ranks.summed if ranks.sharded else None):
+            if self._checks.on:
+                self._checks.with_gradient(of_gradient(self._replay, present, watching.kept.get(present.n)))
             options: Any = {"curvature": "difference", "noise": "fixed"}
             measuring = Measuring(
                 self._sample,
@@ -391,6 +431,8 @@ class Monitor:
             "seconds": account.cost,
         }
         record |= found
+        if self._checks.last is not None:
+            record["check"] = self._checks.record(found["noise_scale"])
         self.stops.append(record)
         self._sinks.write(record)
         return record

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim import SGD, NAdam, Optimizer, RMSprop
 
 from memoryless.errors import BadInput
-from memoryless.flat import Layout
+from memoryless.flat import Layout, local
 from memoryless.methods import kernel
 from memoryless.methods.black_box.torch_method import stepsize
 from memoryless.methods.buffers import names_of
@@ -228,5 +228,5 @@ def _whole(optimizer: Optimizer, layout: Layout, name: str | int) -> Tensor:
             parts = [optimizer.state.get(p, {}).get(name) for p in tensors]
         for p, part in zip(tensors, parts, strict=True):
             if part is not None and id(p) in used:
-                found[used[id(p)]] = part.reshape(-1)
+                found[used[id(p)]] = local(part).reshape(-1)
     return found

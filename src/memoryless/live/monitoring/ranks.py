@@ -1,8 +1,9 @@
-"""The processes of a run with one copy of the parameters each (DistributedDataParallel): effects are those of the global batch.
+"""The processes of a run: effects are those of the global batch.
 
-Every process takes its own part of a batch again; the gradients are averaged, as those of the run were, and all that follows
-from them is the same everywhere. Double backward is not supported through the wrapper (PyTorch issues 47562, 63812), so that
-gradients are taken of the module inside it.
+With one copy of the parameters each (DistributedDataParallel) every process takes its own part of a batch again; the gradients
+are averaged, as those of the run were, and all that follows from them is the same everywhere. (For sharded ones see `shards`:
+each process has its part of everything.) Double backward is not supported through the wrapper (PyTorch issues 47562, 63812), so
+that gradients are taken of the module inside it.
 
 What differs between processes could keep one of them waiting for ever: whether a stop is paid for, a batch that cannot be had
 again. So each stop begins with an agreement, and with every gradient goes whether a process could not take it. They talk in a
@@ -16,11 +17,11 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from memoryless.errors import BadInput
 from memoryless.isolation import Standing
+from memoryless.live.monitoring.shards import ShardedLoss
 from memoryless.loss.loss import Loss
 from memoryless.loss.measures import Differentiable
 
@@ -39,15 +40,9 @@ def inside(model: nn.Module) -> nn.Module:
         model: of the run.
 
     Raises:
-        BadInput: its parameters are sharded, or it exchanges numbers in its forward pass.
+        BadInput: it exchanges numbers in its forward pass.
     """
     found = model.module if isinstance(model, DistributedDataParallel) else model
-    shards = any(type(module).__name__ == "FullyShardedDataParallel" for module in found.modules())
-    if shards or any(isinstance(p, DTensor) for p in found.parameters()):
-        raise BadInput(
-            "the model's parameters are sharded (fully_shard): a monitor takes whole ones for now, of one process or of "
-            "DistributedDataParallel"
-        )
     if _world() > 1 and any(isinstance(module, nn.SyncBatchNorm) for module in found.modules()):
         raise BadInput("SyncBatchNorm exchanges numbers between processes in each forward pass; a monitor expects BatchNorm")
     return found
@@ -80,6 +75,7 @@ class Ranks:
     Attributes:
         count: how many.
         rank: which one this is.
+        sharded: whether each has its part of the parameters.
 
     Raises:
         BadInput: not all of them make a monitor.
@@ -87,6 +83,7 @@ class Ranks:
 
     def __init__(self) -> None:
         self.count, self.rank, self._group, self._lost = _world(), 0, None, False
+        self.sharded = False
         if self.count > 1:
             self.rank = dist.get_rank()
             try:
@@ -169,6 +166,31 @@ class Ranks:
             self._require(self.told(error))
         return sent[:-1].div_(self.count).reshape(like.shape)
 
+    def summed(self, x: Tensor) -> Tensor:
+        """The sum over the processes.
+
+        Args:
+            x: this one's, small.
+        """
+        if self._group is None:
+            return x
+        sent = x.detach().to(torch.float64, copy=True).cpu()
+        self._sent(lambda: dist.all_reduce(sent, group=self._group))
+        return sent.to(x)
+
+    def loss(self, model: nn.Module, criterion: Callable[[nn.Module, Any], Any], batches: Any, **options: Any) -> Loss:
+        """As `Loss(...)`; of sharded parameters that of all processes, products by differences.
+
+        Args:
+            model: of the run.
+            criterion: of it.
+            batches: this process's.
+            **options: of `Loss`.
+        """
+        if self.sharded:
+            return ShardedLoss(model, criterion, batches, lambda x: self.summed(x) / self.count)
+        return Loss(model, criterion, batches, **options)
+
     def agree(self, here: Here) -> bool:
         """Whether to measure a stop that comes: the same answer everywhere.
 
@@ -235,17 +257,18 @@ class SharedLoss(Loss):
             **options: of `Loss`.
         """
         if ranks.count == 1:
-            return Loss(*args, **options)
+            return ranks.loss(*args, **options)
 
-        def made() -> SharedLoss:
-            loss = cls(*args, **options)
+        def made() -> Loss:
+            loss = ranks.loss(*args) if ranks.sharded else cls(*args, **options)
             loss.batches.require_replayable()
             return loss
 
         loss = ranks.together(made)
         if len(set(counts := ranks.told(len(loss)))) > 1:
             raise BadInput(f"data= must have as many batches in each process, got {counts}")
-        loss.ranks = ranks
+        if isinstance(loss, SharedLoss):
+            loss.ranks = ranks
         return loss
 
     def _gradient(self, theta: Tensor, data: Any, index: int, noise: Standing | None = None) -> Tensor:

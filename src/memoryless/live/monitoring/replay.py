@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from memoryless.errors import BadInput
-from memoryless.flat import dot, norm
+from memoryless.flat import Layout, dot, norm
 from memoryless.isolation import Standing, restore, standing
 from memoryless.live.monitoring.ranks import Ranks
+from memoryless.live.monitoring.shards import whole
 from memoryless.loss.batches import tensors
 from memoryless.loss.loss import Loss
 
@@ -163,6 +164,7 @@ class Replay:
         recorder: of its forward passes.
         gradient: what the loop does to a step's gradient, shape (d,), before the optimizer gets it.
         ranks: the processes, of whose gradients the step's is the mean.
+        layout: of theta.
         others: coordinates that the optimizer does not hold; its gradient is 0 there.
     """
 
@@ -173,14 +175,15 @@ class Replay:
         recorder: Recorder,
         gradient: Transform | None,
         ranks: Ranks,
+        layout: Layout,
         others: Sequence[slice] = (),
     ):
         self._model, self._criterion, self._recorder, self._transform = model, criterion, recorder, gradient
-        self._ranks, self._others = ranks, others
+        self.ranks, self._layout, self._others = ranks, layout, others
 
     def loss(self, batches: Sequence[Any], **options: Any) -> Loss:
         """Of batches that are held."""
-        return Loss(self._model, self._criterion, list(batches), **options)
+        return self.ranks.loss(self._model, self._criterion, list(batches), **options)
 
     def raw(self, s: int, step: Step | None, theta: Tensor, buffers: Mapping[str, Tensor]) -> Tensor:
         """The mean gradient of a step's micro-batches at theta, shape (d,), before what the loop does to it.
@@ -194,10 +197,37 @@ class Replay:
         Raises:
             BadInput: its batch is not known, or was written to since.
         """
-        return self._ranks.mean(lambda: self._own(s, step, theta, buffers), theta)
+        if not self.ranks.sharded:
+            return self.ranks.mean(lambda: self.own(s, step, theta, buffers), theta)
+        self.ranks.together(lambda: self._require_there(s, step))
+        if len(set(counts := self.ranks.told(0 if step is None else len(step.batches)))) > 1:
+            raise BadInput(f"the processes took different numbers of micro-batches at step {s}: {counts}")
+        return self.own(s, step, theta, buffers)  # the wrapped module averages
 
-    def _own(self, s: int, step: Step | None, theta: Tensor, buffers: Mapping[str, Tensor]) -> Tensor:
-        """This process's part."""
+    def own(self, s: int, step: Step | None, theta: Tensor, buffers: Mapping[str, Tensor]) -> Tensor:
+        """This process's part of `raw`."""
+        total, count = None, 0
+        for gradient in self.each(s, step, theta, buffers):
+            total, count = gradient if total is None else total.add_(gradient), count + 1
+        assert total is not None
+        return total.div_(count)
+
+    def each(self, s: int, step: Step | None, theta: Tensor, buffers: Mapping[str, Tensor]) -> Iterator[Tensor]:
+        """This process's part of `raw`, micro-batch by micro-batch."""
+        self._require_there(s, step)
+        assert step is not None
+        loss = self.loss(step.batches)
+        each = max(1, len(step.passes) // len(step.batches))
+        for i in range(len(step.batches)):
+            passes = step.passes[i * each : (i + 1) * each]
+            dtype = next((seen.autocast for seen in passes if seen.autocast is not None), None)
+            kind = theta.device.type
+            with loss.before(buffers), self._recorder.again(passes), torch.autocast(kind, dtype, enabled=dtype is not None):
+                gradient = loss.gradient(theta, i)
+            yield gradient
+
+    @staticmethod
+    def _require_there(s: int, step: Step | None) -> None:
         if step is None or not step.batches:
             raise BadInput(f"step {s} was taken without monitor.step(batch) after it, so it cannot be replayed")
         for batch, versions in zip(step.batches, step.versions, strict=True):
@@ -206,23 +236,19 @@ class Replay:
                     "a batch was written to after its step (a loader that reuses its buffers?), so it cannot be replayed; give "
                     "monitor.step a copy"
                 )
-        loss, total = self.loss(step.batches), None
-        each = max(1, len(step.passes) // len(step.batches))
-        for i in range(len(step.batches)):
-            passes = step.passes[i * each : (i + 1) * each]
-            dtype = next((seen.autocast for seen in passes if seen.autocast is not None), None)
-            kind = theta.device.type
-            with loss.before(buffers), self._recorder.again(passes), torch.autocast(kind, dtype, enabled=dtype is not None):
-                gradient = loss.gradient(theta, i)
-            total = gradient if total is None else total.add_(gradient)
-        assert total is not None
-        return total.div_(len(step.batches))
+
+    @property
+    def transforms(self) -> bool:
+        """Whether the loop does something to a gradient that depends on its size, for all that is known."""
+        return self._transform is not None
 
     def transformed(self, gradient: Tensor) -> Tensor:
         """What the optimizer gets of a gradient, shape (d,): what the loop makes of it, where the optimizer holds theta."""
         if self._transform is None and not self._others:
             return gradient
-        made = gradient.clone() if self._transform is None else self._transform(gradient.clone())
+        made = gradient.clone()
+        if self._transform is not None:
+            made = whole(self._layout, made, self._transform) if self.ranks.sharded else self._transform(made)
         if not isinstance(made, Tensor) or made.shape != gradient.shape:
             got = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
             raise BadInput(f"gradient= must map a gradient of shape {tuple(gradient.shape)} to one of that shape, got {got}")

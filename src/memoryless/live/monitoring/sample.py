@@ -13,6 +13,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from memoryless.flat import dot, total
+
 
 class Sample:
     """Coordinates of theta.
@@ -22,27 +24,28 @@ class Sample:
         count: how many to sample; all where there are no more.
         seed: of the draw.
         device: where theta lives.
+        part: whether there are other parts of theta, not all of which may be sampled whole.
 
     Attributes:
         index: sampled coordinates, ascending; None for all.
         weights: w of each, shape (coordinates,), float64.
     """
 
-    def __init__(self, sizes: Sequence[int], count: int, seed: int, device: torch.device):
+    def __init__(self, sizes: Sequence[int], count: int, seed: int, device: torch.device, part: bool = False):
         d = sum(sizes)
         self.index: Tensor | None = None
         self.strata = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
         self.weights = torch.ones(d, dtype=torch.float64)
-        if d > count:
+        if d > count or part:
             generator = torch.Generator().manual_seed(seed)
-            taken = [max(1, min(size, round(count * size / d))) for size in sizes]
+            taken = [min(size, max(1, round(count * size / max(d, 1)))) for size in sizes]
             places, start = [], 0
             for size, few in zip(sizes, taken, strict=True):
                 places.append(start + torch.randperm(size, generator=generator)[:few].sort().values)
                 start += size
             self.index = torch.cat(places)
             self.strata = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(taken))
-            share = torch.tensor([size / few for size, few in zip(sizes, taken, strict=True)], dtype=torch.float64)
+            share = torch.tensor([size / max(few, 1) for size, few in zip(sizes, taken, strict=True)], dtype=torch.float64)
             self.weights = share[self.strata]
             self.index = self.index.to(device)
         self.strata, self.weights = self.strata.to(device), self.weights.to(device)
@@ -58,7 +61,9 @@ class Sample:
         assert self.index is not None
         firsts = torch.bincount(self.strata, minlength=self.tensors).cumsum(0).tolist()
         ends = [0, *firsts]
-        shares = [float(self.weights[start]) * (stop - start) for start, stop in itertools.pairwise(ends)]
+        shares = [
+            float(self.weights[start]) * (stop - start) if stop > start else 0.0 for start, stop in itertools.pairwise(ends)
+        ]
         begin, found = 0, []
         for start, stop, size in zip(ends, ends[1:], shares, strict=False):
             found.append(self.index[start:stop] - begin)
@@ -103,7 +108,7 @@ class Sample:
         Args:
             y: on the sample, shape (coordinates,).
         """
-        return float(self.weights @ y.double())
+        return float(dot(self.weights, y.double()))
 
     def variance(self, y: Tensor) -> float:
         """Of `total`, from the spread of y within each tensor; 0 where all coordinates are taken.
@@ -114,11 +119,11 @@ class Sample:
         if self.index is None:
             return 0.0
         y, zero = y.double(), torch.zeros(self.tensors, dtype=torch.float64, device=y.device)
-        n = torch.zeros_like(zero).index_add_(0, self.strata, torch.ones_like(y))
+        n = torch.zeros_like(zero).index_add_(0, self.strata, torch.ones_like(y)).clamp_min(1)
         mean = zero.index_add(0, self.strata, y) / n
         spread = torch.zeros_like(zero).index_add_(0, self.strata, (y - mean[self.strata]).square()) / (n - 1).clamp_min(1)
         size = torch.zeros_like(zero).index_add_(0, self.strata, self.weights)
-        return float((size * (size - n) / n * spread).sum())
+        return float(total(size * (size - n).clamp_min(0) / n * spread))
 
     def slope(self, y: Tensor, x: Tensor) -> float:
         """b of y on x, weighted, without a constant: both are sums whose terms may vanish together.
@@ -128,5 +133,5 @@ class Sample:
             x: on the sample.
         """
         x, y = x.double(), y.double()
-        square = float((self.weights * x) @ x)
-        return float((self.weights * x) @ y) / square if square > 0 else 0.0
+        square = float(dot(self.weights * x, x))
+        return float(dot(self.weights * x, y)) / square if square > 0 else 0.0

@@ -8,7 +8,7 @@ import torch
 from torch.optim import Optimizer
 
 from memoryless.errors import BadType
-from memoryless.flat import Layout, flat
+from memoryless.flat import Layout, flat, local
 from memoryless.live.monitoring import draws
 from memoryless.live.monitoring.measuring import Present, Upcoming
 from memoryless.live.monitoring.past_weights import Live, Past
@@ -57,7 +57,7 @@ class Watching:
         seed: int,
     ):
         self._optimizer, self._layout, self._sample, self._subjects = optimizer, layout, sample, subjects
-        self._schedule, self._replays, self._seed, self._tensors = schedule, replays, seed, layout.tensors
+        self._schedule, self._replays, self._seed, self._tensors = schedule, replays, seed, list(layout.parameters.values())
         self.past, self.before, self.recorder = Past(optimizer), 0, None
         self.recorder: Recorder | None
         used = {id(p) for group in optimizer.param_groups for p in group["params"]}
@@ -80,6 +80,11 @@ class Watching:
     def step(self) -> int:
         """Steps that the run has behind it now."""
         return self.before + self.past.steps
+
+    @property
+    def at_stop(self) -> bool:
+        """Whether the step that is about to be taken is a stop's."""
+        return self.past.steps in self._upcoming
 
     @property
     def not_held(self) -> list[slice]:
@@ -131,12 +136,12 @@ class Watching:
             return
         grads = self._gradients()
         sampled = self._sample.of_tensors(grads)
-        there = self._sample.of_tensors([p.detach() for p in self._tensors]) if self._uses_theta else None
+        there = self._sample.of_tensors([local(p.detach()) for p in self._tensors]) if self._uses_theta else None
         assert self.recorder is not None
         if used or stop:
             self.kept[s] = Step(self.recorder.taken(), gradient=sampled, theta=there)
         if used and self._sample.index is not None and self._subjects.groups:
-            theta = self._layout.theta() if self._uses_theta else self._tensors[0].new_zeros(()).expand(self._layout.d)
+            theta = self._layout.theta() if self._uses_theta else self._layout.tensors[0].new_zeros(()).expand(self._layout.d)
             seen = images(self._subjects.groups, flat(grads), theta)
             for upcoming in self._upcoming.values():
                 if upcoming.whole is not None and s in upcoming.whole:
@@ -159,7 +164,7 @@ class Watching:
         """What the optimizer gets, tensor by tensor."""
         scale = getattr(self._optimizer, "grad_scale", None)
         grads = [
-            p.grad.detach() if own and p.grad is not None else torch.zeros_like(p)
+            local(p.grad.detach()) if own and p.grad is not None else torch.zeros_like(local(p))
             for p, own in zip(self._tensors, self._held, strict=True)
         ]
         grads = grads if scale is None else [g / scale for g in grads]

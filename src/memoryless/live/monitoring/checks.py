@@ -1,0 +1,182 @@
+"""Steps of a monitored run judged as `check_step` does, and at a stop, where it is replayed, the gradient too."""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from memoryless.errors import BadInput
+from memoryless.flat import norm
+from memoryless.live.check import gradients
+from memoryless.live.check.checking import check_step
+from memoryless.live.check.step_check import Cause, StepCheck
+from memoryless.live.monitoring.log import Record
+from memoryless.live.monitoring.measuring import Present
+from memoryless.live.monitoring.replay import Replay, Step
+
+EVERY = "every step"
+
+logger = logging.getLogger("memoryless")
+
+
+class Checks:
+    """Of one run.
+
+    Args:
+        optimizer: of the run.
+        names: of its tensors by id.
+        when: False for none, True for those at stops, or "every step".
+        told: is given each record to be logged.
+        note: is told why steps cannot be checked.
+
+    Attributes:
+        every: whether all steps are checked.
+        steps: that were checked.
+        off: that were not the documented ones.
+        last: the check of the latest step; None where that was not checked.
+
+    Raises:
+        BadInput: when is something else.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        names: Mapping[int, str],
+        when: Any,
+        told: Callable[[Record], object],
+        note: Callable[[str], object],
+    ):
+        if when not in (False, True, EVERY):
+            raise BadInput(f"check must be True (at stops), {EVERY!r} or False, got {when!r}")
+        self.every, self._told, self._note = when == EVERY, told, note
+        self.steps = self.off = 0
+        self.last: StepCheck | None = None
+        self._checking, self._said, self._inside = None, set(), False
+        self._said: set[tuple[str, ...]]
+        if when:
+            try:
+                self._checking = check_step(optimizer)
+                self._checking.names = dict(names)
+            except BadInput as error:
+                note(f"steps are not checked: {error}")
+
+    @property
+    def on(self) -> bool:
+        """Whether any steps are checked."""
+        return self._checking is not None
+
+    def before(self, stop: bool) -> None:
+        """The optimizer is about to step, its gradients are in place.
+
+        Args:
+            stop: whether the step is a stop's.
+        """
+        self.last = None
+        if self._checking is not None and (stop or self.every):
+            self._inside, self._checking.whole = True, stop
+            self._checking.begin()
+            self._checking.note()
+
+    def after(self, step: int) -> None:
+        """It has stepped.
+
+        Args:
+            step: number of that in the run.
+        """
+        if self._checking is None or not self._inside:
+            return
+        self._inside = False
+        self._checking.__exit__(None)
+        result = self._checking.result
+        if result is None or not self._checking.stepped:
+            return
+        self.last = replace(result, step=step)
+        self.steps += 1
+        if self.last.ok is None:
+            self._note(f"step {step:,} could not be checked: {self.last.unchecked}")
+        self.tell(self.last)
+
+    def tell(self, check: StepCheck) -> None:
+        """Log a broken step and warn of it, once for the same likeliest cause.
+
+        Args:
+            check: of it.
+        """
+        if check.ok is not False:
+            return
+        self.off += 1
+        what = tuple(c.name for c in check.causes[:1]) or tuple(t.name for t in check.tensors)
+        if what in self._said:
+            return
+        self._said.add(what)
+        logger.warning(check.verdict)
+        found = check.as_dict()
+        keys = "step", "ok", "verdict", "reference", "causes", "tensors", "notes"
+        self._told({"kind": "check"} | {key: found[key] for key in keys})
+
+    def record(self, noise_scale: float | None) -> Record | None:
+        """The check of a stop's step, as it is logged there.
+
+        Args:
+            noise_scale: in batches.
+        """
+        if self.last is None:
+            return None
+        # Of a batch's squared gradient, E |g_b|^2 = |g|^2 + tr Sigma, the noise is tr Sigma.
+        noise = self.last.noise if noise_scale is None else noise_scale / (1 + noise_scale)
+        found: Record = {"ok": self.last.ok, "reference": self.last.reference, "noise": noise}
+        return found | {"shares": None if self.last.unchecked else self.last.shares, "verdict": self.last.verdict}
+
+    def with_gradient(self, causes: list[Cause]) -> None:
+        """What a replay says of the gradient of the latest step.
+
+        Args:
+            causes: why it is another than that of its batches.
+        """
+        if self.last is not None and causes:
+            known = self.last.ok is False
+            self.last = replace(self.last, causes=(*causes, *self.last.causes))
+            self.off -= known  # told anew, with these
+            self.tell(self.last)
+
+
+def of_gradient(replay: Replay, present: Present, step: Step | None) -> list[Cause]:
+    """Why the optimizer got another gradient than that of the step's batches, where it did.
+
+    Args:
+        replay: takes the step again.
+        present: the run at it.
+        step: what is kept of it.
+
+    Raises:
+        BadInput: it cannot be taken again.
+    """
+    n, theta, gradient, buffers = present.n, present.theta, present.gradient, present.buffers
+    signs = 2.0 * torch.randint(0, 2, theta.shape, generator=torch.Generator().manual_seed(0)) - 1
+    eps = torch.finfo(theta.dtype).eps
+    mean, moved = (replay.raw(n, step, x, buffers) for x in (theta, theta * (1 + eps * signs.to(theta))))
+    doubt = gradients.PASSES * (float(norm(mean - moved)) + eps * float(norm(mean)))
+    want = replay.transformed(mean)
+    ratio = float(norm(want)) / max(float(norm(mean)), 1e-300)
+    gap = float(norm(gradient - want))
+    if gap <= doubt * max(ratio, 1.0 if replay.transforms else 0.0):
+        return []
+    several = replay.ranks.count > 1
+    each = [mean] if several else list(replay.each(n, step, theta, buffers))
+    expected = gradients.Expected([[g] for g in each], [1] * len(each), [doubt], [None])
+    if several and not replay.ranks.sharded:
+        expected.own = [replay.own(n, step, theta, buffers)]
+
+    def change(x: gradients.Gradients) -> gradients.Gradients:
+        return [None if t is None else replay.transformed(t.to(theta)) for t in x]
+
+    # Of a part of theta what a loop does to the whole gradient is not tried further.
+    known = replay.ranks.sharded and replay.transforms
+    found = [] if known else gradients.causes([gradient], expected, change, [gradient], None, replay.ranks.count, None)
+    text = f"it is not that of the batch, {gap / max(float(norm(want)), 1e-300):.2g} of its norm off"
+    unknown = Cause("another gradient", text, ("all",), 0.0)
+    return list({name: Cause(name, text, ("all",), share) for name, text, share in reversed(found)}.values())[::-1] or [unknown]

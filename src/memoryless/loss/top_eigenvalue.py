@@ -1,0 +1,139 @@
+"""The largest eigenvalue of the Hessian along a run, plain or preconditioned, each search begun where the last one ended.
+
+    lambda_1(H),    lambda_1(P^-1 H) = lambda_1(P^-1/2 H P^-1/2)
+
+for a diagonal P > 0: the two matrices are similar, and the second is symmetric, so that its largest eigenvalue is found from
+products with H alone: at the first point by Lanczos (ARPACK), which needs no good start, then by LOBPCG (Knyazev 2001,
+https://doi.org/10.1137/S1064827500366124), which needs few products from one; where it does not get there, by Lanczos again.
+(Of a bad start LOBPCG is the wrong search: scipy's returns the iterate of the least residual, which the start itself may be.)
+Of a symmetric A and a unit vector v with r = A v - rho v, rho = v . A v, some eigenvalue lies within |r| of rho; it is the
+largest one unless the search began without a share of its vector, for which there is noise in every start.
+"""
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh, lobpcg
+from torch import Tensor
+
+from memoryless.errors import BadInput
+from memoryless.loss.point import Point
+
+NOISE = 0.1
+"""Of the length of the last eigenvector: in it shows one that has overtaken."""
+ROUND = 10
+"""Iterations of LOBPCG after which its tolerance, relative to the eigenvalue, is set anew."""
+BASIS = 16
+"""Vectors that Lanczos keeps."""
+
+
+@dataclass(frozen=True)
+class Eigenvalue:
+    """What a search found.
+
+    Attributes:
+        value: rho, in the units of H, or of P^-1 H.
+        residual: |A v - rho v| of the unit vector v: some eigenvalue lies so near.
+        tolerance: what the residual was to fall below.
+        products: with H that were taken.
+    """
+
+    value: float
+    residual: float
+    tolerance: float
+    products: int
+
+    @property
+    def converged(self) -> bool:
+        """Whether the residual fell below the tolerance."""
+        return self.residual <= self.tolerance
+
+
+class TopEigenvalue:
+    """Follows lambda_1(H) or lambda_1(P^-1 H) from point to point.
+
+    Args:
+        relative: the residual over the eigenvalue that is aimed at.
+        products: with H at one point by each search, about, at most.
+        seed: of the vectors that the first search begins with.
+
+    Example:
+        >>> from memoryless.loss.loss import Loss
+        >>> loss = Loss.of(lambda t: (t**2 * torch.arange(1.0, 21.0, dtype=t.dtype)).sum() / 2, torch.ones(20).double())
+        >>> top = TopEigenvalue(relative=1e-6)
+        >>> round(top.at(Point(loss)).value, 6), round(top.at(Point(loss), P=2 * torch.ones(20).double()).value, 6)
+        (20.0, 10.0)
+    """
+
+    def __init__(self, relative: float = 1e-3, products: int = 400, seed: int = 0):
+        self.relative, self.products = relative, products
+        self._random = np.random.default_rng(seed)
+        self._last: tuple[float, NDArray[np.float64]] | None = None
+
+    def at(self, point: Point, P: Tensor | None = None) -> Eigenvalue:
+        """The largest eigenvalue at a point.
+
+        Args:
+            point: of the loss, theta of shape (d,).
+            P: diagonal of the preconditioner, shape (d,), positive; None for H itself.
+
+        Returns:
+            It, with its residual.
+
+        Raises:
+            BadInput: P is of another shape, or not positive and finite.
+        """
+        d, taken = point.theta.numel(), 0
+        if P is not None and (P.shape != point.theta.shape or not bool(((P > 0) & P.isfinite()).all())):
+            raise BadInput(f"the preconditioner must be {d} positive finite numbers, one for each parameter")
+        scale = torch.ones_like(point.theta) if P is None else P.rsqrt()
+
+        def product(x: NDArray[np.float64]) -> NDArray[np.float64]:
+            nonlocal taken
+            taken += 1
+            found = scale * point.curvature(scale * torch.from_numpy(x.reshape(-1).copy()).to(point.theta))
+            return found.double().cpu().numpy().reshape(x.shape)
+
+        if d < 5:  # too few dimensions to iterate in
+            matrix = np.stack([product(x) for x in np.eye(d)])
+            values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
+            rho, v = float(values[-1]), vectors[:, -1]
+        else:
+            operator = LinearOperator((d, d), matvec=product, matmat=product, dtype=np.float64)  # pyright: ignore[reportCallIssue]
+            rho, v, residual = 0.0, self._random.standard_normal(d), np.inf
+            if self._last is not None and len(self._last[1]) == d:
+                rho, v = self._last[0], self._last[1] + NOISE * v / np.linalg.norm(v)
+                while residual > self.relative * abs(rho) and taken < self.products:
+                    rho, v, residual = _lobpcg(operator, v, self.relative * abs(rho))
+            if residual > self.relative * abs(rho):
+                rho, v = _lanczos(operator, v, self.relative, self.products)
+        self._last = rho, v
+        residual = float(np.linalg.norm(product(v) - rho * v))
+        return Eigenvalue(rho, residual, self.relative * abs(rho), taken)
+
+
+def _lobpcg(operator: LinearOperator, v: NDArray[np.float64], aim: float) -> tuple[float, NDArray[np.float64], float]:
+    """Some iterations: the eigenvalue, its unit vector, the norm of its residual."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it has not converged: the caller looks at the residual
+        found: Any = lobpcg(operator, v[:, None], tol=aim, maxiter=ROUND, largest=True, retResidualNormsHistory=True)
+    values, vectors, norms = found
+    return float(values[0]), vectors[:, 0], float(np.min(norms))
+
+
+def _lanczos(
+    operator: LinearOperator, v: NDArray[np.float64], relative: float, products: int
+) -> tuple[float, NDArray[np.float64]]:
+    """The eigenvalue and its unit vector; the start's Rayleigh quotient where Lanczos finds none."""
+    basis = min(BASIS, len(v))
+    tolerance: Any = relative / 3  # ARPACK's is an estimate; scipy's stubs say int
+    try:
+        values, vectors = eigsh(operator, k=1, which="LA", v0=v, tol=tolerance, ncv=basis, maxiter=max(1, products // basis))
+        return float(values[0]), vectors[:, 0]
+    except ArpackError:  # not found within so many products, or A is zero
+        v = v / np.linalg.norm(v)
+        return float(v @ operator.matvec(v)), v

@@ -1,0 +1,61 @@
+"""The study of the dial: its arms against `ml.dial` itself, and its tests on numbers made for them."""
+
+import numpy as np
+import pytest
+import torch
+
+import memoryless as ml
+from memoryless.errors import BadInput
+from memoryless.experiments import dial_study as study
+from memoryless.experiments.figure import Found
+from memoryless.experiments.problems import cross_entropy, digits_mlp
+from memoryless.experiments.training import Networks, iterates
+
+
+@pytest.mark.parametrize("placebo", [None, "permuted"])
+@pytest.mark.parametrize("strength", [-1.0, 0.0, 0.5, 1.0])
+def test_many_networks_at_once_take_the_steps_of_the_dial(strength: float, placebo: str | None):
+    problems = [digits_mlp(seed, width=4, count=30) for seed in (0, 1)]
+    networks = Networks(problems[0].model, cross_entropy, problems[0].batches)
+    method = ml.AdamW(1e-3, (0.9, 0.99), 1e-6, 0.0)
+    dialled = study.Dialled(method, strength, study.permutation(networks.layout) if placebo else None)
+    path = iterates(networks, dialled, torch.stack([p.loss.theta for p in problems]))
+    thetas = [next(path)[0] for _ in range(21)][-1]
+    for theta, problem in zip(thetas, (digits_mlp(seed, width=4, count=30) for seed in (0, 1)), strict=True):
+        own = torch.optim.AdamW(problem.model.parameters(), lr=1e-3, betas=(0.9, 0.99), eps=1e-6, weight_decay=0.0)
+        optimizer, loss = ml.dial(own, strength, placebo=placebo), problem.loss
+        for _ in range(20):
+            loss.layout.set_gradients(loss.gradient(loss.theta))
+            optimizer.step()
+        torch.testing.assert_close(theta, loss.theta, rtol=1e-10, atol=1e-12)
+
+
+def made(effect: float, rival: float, lost: bool = False) -> list[Found]:
+    """Numbers of four seeds, whose 1-norm grows by `effect` from s = -1 to s = 1, in the other arms by `rival`."""
+    own, found = np.array([1.0, 2.0, 3.0, 4.0]), []
+    for setting in study.settings("small", None, 4):
+        rate = effect if setting.arm == "dial" else rival
+        norms = own * np.exp(rate * (1 + 0.01 * own) * setting.strength / 2)
+        rest = {name: (own + 0.1 * setting.strength * (1 + 0.1 * own)).tolist() for name in study.MEASURES}
+        missing = [None if lost and setting.strength == 1.0 and k == 2 else x for k, x in enumerate(norms.tolist())]
+        found.append(Found(setting, rest | {"gradient_1_norm": missing, "steps": [1, 1, 1, 1]}))
+    return found
+
+
+def test_verdicts_are_those_of_numbers_made_for_them():
+    words = {v.claim: v.word for v in study.verdicts(made(0.4, 0.0))}
+    assert words[study.CLAIMS["gradient_1_norm"]] == words[study.DOSE] == words[study.RIVALS["lr"]] == "yes"
+    assert words[study.CLAIMS["test_accuracy"]] == "no"
+    words = {v.claim: v.word for v in study.verdicts(made(-0.4, 0.3))}
+    assert words[study.CLAIMS["gradient_1_norm"]] == words[study.DOSE] == words[study.RIVALS["placebo"]] == "no"
+
+
+def test_only_seeds_that_reached_the_target_in_every_arm_are_compared():
+    for one in study.studies(made(0.4, 0.0, lost=True)):
+        assert "(3 of 4 seeds reached)" in one.name
+        assert one.between("dial", "gradient_1_norm") == pytest.approx(0.4 * (1 + 0.01 * np.array([1.0, 2.0, 4.0])))
+
+
+def test_it_has_one_scale():
+    with pytest.raises(BadInput, match="one scale"):
+        study.settings("paper", None, None)
