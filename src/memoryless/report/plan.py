@@ -69,19 +69,22 @@ def lines(plan: Plan) -> Iterator[str]:
     axes = [f"{name.replace('_', ' ')} +{1 / count:.0%}" for name, count in plan.axes.items() if count > 1]
     if axes:
         yield f"grid: in proportion to its runs; one more value of {', '.join(axes)}"
+    told = set()
     for kind in plan.kinds:
-        if growth := _growth(kind):
-            yield f"{kind.run.problem}, {kind.run.optimizer}, batch {kind.run.batch_size}: {growth}"
+        which = f"{kind.run.problem}, batch {kind.run.batch_size or 'own'}"
+        if which not in told and (growth := _growth(kind)):
+            yield f"{which}: {growth}"
+        told.add(which)
 
 
 def _growth(kind: Kind) -> str:
     cost, told = kind.cost, []
-    if cost.half is not None:
-        told.append(f"twice the data, {number(cost.step / cost.half)} times the time of a step (measured on half)")
+    if cost.data is not None:
+        told.append(f"a step takes {number(cost.data)} times as long as on half of the data")
     if cost.wide is not None:
         d, step = cost.wide
-        told.append(f"twice the width ({number(d / cost.d)} times the parameters), {number(step / cost.step)} times (measured)")
-    return "; ".join(told)
+        told.append(f"{number(step)} times as long with twice the width ({number(d)} times the parameters)")
+    return ", ".join(told)
 
 
 def span(seconds: float) -> str:

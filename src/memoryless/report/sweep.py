@@ -65,9 +65,9 @@ def print_sweep(sweep: Sweep, console: Console) -> None:
     if not console.is_terminal:  # a file has no width
         console.width = WIDE
     console.print(table)
-    diverged = any(row.state == "done" and (row.record or {})["diverged"] is not None for row in sweep.rows)
+    diverged = any(row.state == "done" and row.diverged for row in sweep.rows)
     spread = ", mean ± standard deviation over seeds" if max(len(rows) for _, rows in every) > 1 else ""
-    console.print(f"at the last step{spread}{'; † so many diverged' if diverged else ''}")
+    console.print(f"at the last step{spread}{'; †n: n runs diverged, and are left out' if diverged else ''}")
     for line in lines(sweep):
         console.print(line, soft_wrap=True, markup=False, highlight=False)
 
@@ -118,11 +118,11 @@ def _value(value: Any) -> str:
 
 def _spread(done: Sequence[Row], name: str) -> str:
     """Mean and standard deviation of what was recorded last."""
-    values = [value for row in done if finite(value := row.last.get(name))]
-    diverged = sum(row.record is not None and row.record["diverged"] is not None for row in done)
-    mark = f" †{diverged}" if diverged else ""
+    diverged = [row for row in done if row.diverged]
+    values = [value for row in done if row not in diverged and finite(value := row.last.get(name))]
+    mark = f" †{len(diverged)}" if diverged else ""
     if not values:
-        return NOTHING + mark
+        return mark.strip() or NOTHING
     mean, digits = float(np.mean(values)), 4
     if len(values) == 1:
         return number(mean, digits) + mark

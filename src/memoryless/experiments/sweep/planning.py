@@ -37,8 +37,9 @@ class Cost(NamedTuple):
         start: seconds until the first step.
         memory: bytes that its process takes at most.
         checkpoint: bytes.
-        half: seconds of a step on half of the samples; None along mini-batches.
-        wide: parameters, and seconds of a step, of a network twice as wide; None where there is no width.
+        data: times that a step takes as long as one on half of the samples; None along mini-batches.
+        wide: times as many parameters that a network twice as wide has, and times as long that its step takes; None where there
+            is no width.
     """
 
     d: int
@@ -47,8 +48,8 @@ class Cost(NamedTuple):
     start: float
     memory: int
     checkpoint: int
-    half: float | None
-    wide: tuple[int, float] | None
+    data: float | None
+    wide: tuple[float, float] | None
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,7 @@ def measured(run: Run, place: Callable[[str], str]) -> Cost:
     """
     import torch
 
-    from memoryless.experiments.sweep.problem import Order, map_tensors, measure, parts, size
+    from memoryless.experiments.sweep.problem import map_tensors, measure, parts, size
     from memoryless.experiments.sweep.training import begin, seeded
 
     torch.set_num_threads(run.cores)
@@ -196,34 +197,51 @@ def measured(run: Run, place: Callable[[str], str]) -> Cost:
         clock = time.perf_counter()
         training = begin(run, place)
         start = time.perf_counter() - clock
-        made, mini = training.made, bool(run.dial) and run.batch_size != FULL
+        made = training.made
         made.model.train()
-        order = Order(made, run)
-        step = _timed(lambda n: training.step(order[n], mini))
-        record = _timed(lambda n: measure(made, run.what), least=1)
+        step, d = _stepping(made, run, training), sum(p.numel() for p in made.parameters)
+        seconds, record = _timed(step), _timed(lambda n: measure(made, run.what), least=1)
         saved = io.BytesIO()
         torch.save(training.state(), saved)
-        memory, half = _peak(), None
+        memory, data, wide = _peak(), None, None
         if run.batch_size == FULL and size(made.samples) > 1:
             part = map_tensors(lambda x: x[: size(made.samples) // 2], made.samples)
-            halved = Order(made._replace(samples=part, batches=parts(part)), run)
-            half = _timed(lambda n: training.step(halved[n], mini))
-        d = sum(p.numel() for p in made.parameters)
-        return Cost(d, step, record, start, memory, saved.tell(), half, _wide(run, mini))
+            data = 1 / _ratio(_stepping(made._replace(samples=part, batches=parts(part)), run, training), step)
+        if (problem := _twice_as_wide(run)) is not None:
+            wider = begin(run._replace(problem=problem))
+            count = sum(p.numel() for p in wider.made.parameters)
+            wide = count / d, _ratio(_stepping(wider.made, run, wider), step)
+        return Cost(d, seconds, record, start, memory, saved.tell(), data, wide)
 
 
-def _wide(run: Run, mini: bool) -> tuple[int, float] | None:
-    from memoryless.experiments.sweep.problem import KNOWN, Order
-    from memoryless.experiments.sweep.training import begin
+def _stepping(made: Any, run: Run, training: Any) -> Callable[[int], object]:
+    from memoryless.experiments.sweep.problem import Order
+
+    order, mini = Order(made, run), bool(run.dial) and run.batch_size != FULL
+    return lambda n: training.step(order[n], mini)
+
+
+def _twice_as_wide(run: Run) -> str | None:
+    from memoryless.experiments.sweep.problem import KNOWN
 
     path, options = called(run.problem)
     width = inspect.signature(KNOWN[path].make).parameters.get("width") if path in KNOWN else None
     if width is None:
         return None
-    told = ", ".join(f"{name}={value}" for name, value in {**options, "width": 2 * options.get("width", width.default)}.items())
-    training = begin(run._replace(problem=f"{path}({told})"))
-    order = Order(training.made, run)
-    return sum(p.numel() for p in training.made.parameters), _timed(lambda n: training.step(order[n], mini))
+    told = {**options, "width": 2 * options.get("width", width.default)}
+    return f"{path}({', '.join(f'{name}={value}' for name, value in told.items())})"
+
+
+def _ratio(one: Callable[[int], object], other: Callable[[int], object]) -> float:
+    """Processor time of one over that of the other, taken in turn: other work on the machine slows both alike."""
+    took, begin, n = ([], []), time.perf_counter(), 0
+    while n < 2 * STEPS[0] or (n < STEPS[1] and time.perf_counter() - begin < 2 * SECONDS):
+        for action, times in zip((one, other), took, strict=True):
+            now = time.process_time()
+            action(n)
+            times.append(time.process_time() - now)
+        n += 1
+    return median(took[0][1:]) / median(took[1][1:])
 
 
 def _timed(action: Callable[[int], object], least: int = STEPS[0]) -> float:

@@ -158,6 +158,11 @@ class Row:
         return self.state == "left" and self.record is not None
 
     @property
+    def diverged(self) -> bool:
+        """Whether its loss left the finite numbers, where it ended."""
+        return (self.record or {}).get("diverged") is not None
+
+    @property
     def last(self) -> dict[str, float | None]:
         """The last that was recorded."""
         records = (self.record or {}).get("records") or [{}]
