@@ -273,9 +273,16 @@ class Checking:
         try:
             if self.failed or not reference:
                 return self._not(self.failed)
-            kept = None if reference.documented is not None else Untouched(self.optimizer)
-            found = self._judge(record, previous, reference)
-            return self._not(TOUCHES) if kept is not None and kept.restore() else found
+            if reference.documented is not None:
+                return self._judge(record, previous, reference)
+            touched, kept = False, Untouched(self.optimizer)
+            try:
+                found = self._judge(record, previous, reference)
+            except Exception as error:  # a copy that fails, half way maybe
+                found = self._not(self._closed + _line(error))
+            finally:
+                touched = kept.restore()
+            return self._not(TOUCHES) if touched else found
         finally:
             self._lrs = [*self._lrs, *(float(g["lr"]) for g in record.groups if "lr" in g)][-KEPT:]
 

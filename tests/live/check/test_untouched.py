@@ -1,0 +1,42 @@
+"""What a check leaves as it was, whatever a copy of an optimizer does: parameters, state, buffers."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import memoryless as ml
+from tests.live.check.mutations import LR, criterion
+
+O = torch.optim
+
+
+class Shrinks(O.Optimizer):
+    """Its step goes over the parameters that a function gives: in a copy those of the original."""
+
+    def __init__(self, tensors: list[nn.Parameter]):
+        self.get: Callable[[], list[nn.Parameter]] = lambda: tensors
+        super().__init__(tensors, {})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        for p in self.param_groups[0]["params"]:
+            self.state[p].setdefault("m", torch.zeros_like(p))
+        for p in self.get():
+            p.mul_(0.9)
+            self.state[p]["m"].add_(1)  # a copy has none of that tensor
+
+
+@pytest.mark.parametrize("way", [ml.check_step, ml.recorded])
+def test_a_copy_that_fails_half_way_leaves_the_parameters(way: Any):
+    p = nn.Parameter(torch.tensor([1.0, -2.0, float("nan")], dtype=torch.float64))
+    optimizer = Shrinks([p])
+    p.grad = torch.ones_like(p)
+    with way(optimizer) as check:
+        optimizer.step()
+    assert p[:2].tolist() == [0.9, -1.8]
+    result = check.result if way is ml.check_step else check.check()
+    assert "a copy of it writes into what the run holds" in result.verdict
+    assert p[:2].tolist() == [0.9, -1.8]
