@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 import memoryless as ml
-from tests.live.check.mutations import LR, criterion
+from memoryless.live.check import recording
+from memoryless.live.check.record import Untouched
+from tests.live.check.mutations import LR
 
 O = torch.optim
 
@@ -40,3 +42,22 @@ def test_a_copy_that_fails_half_way_leaves_the_parameters(way: Any):
     result = check.result if way is ml.check_step else check.check()
     assert "a copy of it writes into what the run holds" in result.verdict
     assert p[:2].tolist() == [0.9, -1.8]
+
+
+def test_what_is_put_back_may_hold_a_nan():
+    p = nn.Parameter(torch.tensor([float("nan"), 1.0]))
+    kept = Untouched(O.SGD([p], lr=LR))
+    p.data[1] = 2.0
+    assert kept.restore()
+    assert float(p.detach()[1]) == 1.0
+    assert not kept.restore()
+
+
+def test_of_an_optimizer_of_torch_no_second_copy_is_held(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(recording, "Untouched", lambda _: pytest.fail("a copy of what is never written to"))
+    p = nn.Parameter(torch.ones(3))
+    optimizer = O.AdamW([p])
+    p.grad = torch.ones(3)
+    with ml.recorded(optimizer) as step:
+        optimizer.step()
+    assert step.check().ok

@@ -13,9 +13,9 @@ from torch.optim import Optimizer
 from memoryless.errors import BadInput, BadType
 from memoryless.flat import local
 from memoryless.live.check import gradients
-from memoryless.live.check.history import equal, same
+from memoryless.live.check.history import same
 from memoryless.live.check.judging import judged
-from memoryless.live.check.record import Record, Untouched, after, before, cut, skips
+from memoryless.live.check.record import Record, Untouched, after, before, cut, equal, skips
 from memoryless.live.check.reference import MIXING, Reference, copied_optimizer, torchs
 from memoryless.live.check.step_check import Cause, StepCheck
 from memoryless.methods.black_box.snapshot import insists_on_closure

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from memoryless.live.check.record import Held, Record, mapped
+from memoryless.live.check.record import Held, Record, equal, mapped
 from memoryless.live.check.reference import Reference, buffers
 from memoryless.render.numbers import share
 
@@ -168,11 +168,6 @@ def _eps(x: Tensor) -> float:
 
 def _large(state: dict[str, Any], h: Held) -> list[Tensor]:
     return [b for b in buffers(state).values() if b.shape == h.theta.shape and b.numel() > 1]
-
-
-def equal(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors hold the same numbers; a NaN counts as equal to a NaN."""
-    return a is b or torch.equal(a, b) or (a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all()))
 
 
 def same(a: dict[str, Any], b: dict[str, Any]) -> bool:

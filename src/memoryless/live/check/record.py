@@ -50,6 +50,11 @@ def kept(x: Any, known: Any) -> Any:
     return copied(x)
 
 
+def equal(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors hold the same numbers; a NaN counts as equal to a NaN."""
+    return a is b or torch.equal(a, b) or (a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all()))
+
+
 def here(state: Mapping[str, Any]) -> dict[str, Any]:
     """A tensor's state, of sharded ones this process's part."""
     return {key: mapped(local, value) for key, value in state.items()}
@@ -249,9 +254,7 @@ class Untouched:
 
     def restore(self) -> bool:
         """Whether something was written to; it is as it was."""
-        touched = [
-            (x, value) for x, value in self._kept if not torch.equal(x, value) and not bool((x.isnan() & value.isnan()).any())
-        ]
+        touched = [(x, value) for x, value in self._kept if not equal(x, value)]
         with torch.no_grad():
             for x, value in touched:
                 x.copy_(value)
