@@ -53,6 +53,34 @@ def test_what_is_put_back_may_hold_a_nan():
     assert not kept.restore()
 
 
+class Counts(nn.Linear):
+    """Counts its passes, in a new tensor each time."""
+
+    seen: Tensor
+
+    def __init__(self):
+        super().__init__(4, 1, dtype=torch.float64)
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, input: Tensor) -> Tensor:
+        self.seen = self.seen + 1
+        return super().forward(input)
+
+
+def test_buffers_that_a_pass_replaces_are_as_without():
+    model = Counts()
+    optimizer = O.SGD(model.parameters(), lr=LR)
+    batch, before = torch.randn(6, 4, dtype=torch.float64), model.seen
+    with ml.check_step(optimizer, model, lambda net, x: net(x).square().mean(), batches=[batch]) as check:
+        assert model.seen is before
+        model(batch).square().mean().backward()
+        optimizer.step()
+    assert check.result is not None
+    assert check.result.ok
+    assert not check.result.notes
+    assert (float(model.seen), float(before)) == (1, 0)
+
+
 def test_of_an_optimizer_of_torch_no_second_copy_is_held(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(recording, "Untouched", lambda _: pytest.fail("a copy of what is never written to"))
     p = nn.Parameter(torch.ones(3))

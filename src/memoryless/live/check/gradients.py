@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from memoryless.isolation import Standing, isolated, moved, standing
+from memoryless.isolation import Standing, buffers_kept, isolated, moved, standing
 
 PASSES = 16
 """Roundings of each weight's way through forward and backward pass, as of a step (`reference`)."""
@@ -120,7 +120,7 @@ def expect(
 
     def gradients() -> list[Gradients]:
         device = tensors[0].device
-        with _buffers_kept(model), isolated(device, start := standing(device)):
+        with buffers_kept(model), isolated(device, start := standing(device)):
             found = [_gradient(model, criterion, batch, tensors) for batch in batches]
             drawn.update(moved(start, standing(device)))
         return found
@@ -164,17 +164,6 @@ def _shifted(tensors: Sequence[Tensor], to: Callable[[int, Tensor], Tensor]) -> 
     finally:
         for p, value in zip(tensors, before, strict=True):
             p.data.copy_(value)
-
-
-@contextlib.contextmanager
-def _buffers_kept(model: nn.Module) -> Iterator[None]:
-    before = [(b, b.detach().clone()) for b in model.buffers()]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for b, value in before:
-                b.copy_(value)
 
 
 def _signs(p: Tensor, k: int) -> Tensor:
