@@ -135,7 +135,7 @@ class ShardedLoss(Loss):
         if torch.isfinite(total(vector)):
             return
         if float(across((~torch.isfinite(vector)).sum().double())):
-            raise NotFinite(f"{what} a parameter is not finite")
+            raise NotFinite("a parameter is not finite" if what == "parameter" else f"{what} a parameter is not finite")
 
 
 def whole(layout: Layout, gradient: Tensor, transform: Callable[[Tensor], Tensor]) -> Tensor:
