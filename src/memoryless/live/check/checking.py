@@ -11,11 +11,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from memoryless.errors import BadInput, BadType
-from memoryless.flat import local
 from memoryless.live.check import gradients
 from memoryless.live.check.history import same
 from memoryless.live.check.judging import judged
-from memoryless.live.check.record import Record, Untouched, after, before, cut, equal, skips
+from memoryless.live.check.record import Record, Untouched, after, before, cut, equal, real, skips
 from memoryless.live.check.reference import MIXING, Reference, copied_optimizer, torchs
 from memoryless.live.check.step_check import Cause, StepCheck
 from memoryless.methods.black_box.snapshot import insists_on_closure
@@ -291,7 +290,7 @@ class Checking:
         if (record := self._first) is None:
             return None
         for h, p in zip(record.held, self._tensors(), strict=True):
-            h.gradient = None if p.grad is None else cut(local(p.grad.detach()), local(p.detach()), h.window).clone()
+            h.gradient = None if p.grad is None else cut(real(p.grad), real(p), h.window).clone()
         after(record, self.optimizer)
         return None if all(equal(h.theta, h.after) and same(h.state, h.state_after) for h in record.held) else record
 
@@ -320,7 +319,7 @@ class Checking:
         doubt = sum(d * d for d in expected.doubt) ** 0.5
         if not gap > doubt * max(ratio, 1.0 if self.gradient else 0.0):  # nor one that is not finite, which is told by itself
             return []
-        ends = [None if p.grad is None else p.grad.detach().double() for p in self._tensors()]
+        ends = [None if p.grad is None else real(p.grad).double() for p in self._tensors()]
         scale = None if self.scaler is None else float(self.scaler.get_scale())
         found = gradients.causes(seen, expected, change, ends, self.window, self.ranks, scale)
         names = tuple(h.name for h in record.held)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from memoryless.isolation import Standing, buffers_kept, isolated, moved, standing
+from memoryless.live.check.record import real
 
 PASSES = 16
 """Roundings of each weight's way through forward and backward pass, as of a step (`reference`)."""
@@ -114,7 +115,7 @@ def expect(
     """
     own = {id(p): name for name, p in model.named_parameters()}
     kept = [p.grad for p in tensors]
-    leftover = [None if g is None else g.detach().double().clone() for g in kept]
+    leftover = [None if g is None else real(g).double().clone() for g in kept]
 
     drawn: set[str] = set()
 
@@ -151,7 +152,7 @@ def _gradient(
 ) -> Gradients:
     wanted = [p for p in tensors if p.requires_grad]
     found = iter(torch.autograd.grad(criterion(model, batch), wanted, allow_unused=True))
-    return [next(found) if p.requires_grad else None for p in tensors]
+    return [None if not p.requires_grad or (g := next(found)) is None else real(g) for p in tensors]
 
 
 @contextlib.contextmanager

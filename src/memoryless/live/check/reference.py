@@ -73,6 +73,8 @@ class Reference:
             raise BadInput(
                 f"{self.record.cls.__name__} may mix coordinates, of which each process has a part: not checked under sharding"
             )
+        if self.record.complex and self.mixes:
+            raise BadInput(f"{self.record.cls.__name__} may not take complex parameters as pairs of numbers: not checked")
         if self.documented is None and self.template is None:
             raise BadInput(f"{self.record.cls.__name__} is none of torch's optimizers, and there is no copy of it: "
                            "give reference=, the class it should be")  # fmt: skip
