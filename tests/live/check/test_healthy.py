@@ -66,3 +66,10 @@ def test_a_step_of_ones_own_on_complex_parameters_is_not_checked():
     (result,) = steps(Own([nn.Parameter(torch.tensor([1 + 2j]))], {}), 1)
     assert result.ok is None
     assert "complex parameters" in result.verdict
+
+
+def test_an_empty_tensor_ahead_of_others_disables_nothing():
+    tensors = [nn.Parameter(torch.empty(0)), nn.Parameter(torch.randn(LARGE + 1))]
+    found = steps(O.AdamW(tensors), 3)
+    assert [r.ok for r in found] == [True] * 3, found[1].verdict
+    assert found[1].judged < 1

@@ -332,7 +332,7 @@ def _joined(every: list[Held]) -> Held:
         if isinstance(values[0], dict):
             several = {k for k, x in values[0].items() if isinstance(x, Tensor) and x.shape == first.theta.shape and x.ndim}
             return {k: flat(v[k] for v in values) if k in several else x for k, x in values[0].items()}
-        return None if values[0] is None or not values[0].numel() else flat(values)
+        return None if values[0] is None or not sum(x.numel() for x in values) else flat(values)
 
     made = {key: of(key) for key in ("theta", "gradient", "state", "after", "state_after")}
     return replace(first, window=None, **{k: v for k, v in made.items() if v is not None})
