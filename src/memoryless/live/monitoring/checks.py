@@ -35,6 +35,7 @@ class Checks:
     Attributes:
         every: whether all steps are checked.
         steps: that were checked.
+        unchecked: how many could not be.
         off: that were not the documented ones.
         last: the check of the latest step; None where that was not checked.
 
@@ -53,7 +54,7 @@ class Checks:
         if when not in (False, True, EVERY):
             raise BadInput(f"check must be True (at stops), {EVERY!r} or False, got {when!r}")
         self.every, self._told, self._note = when == EVERY, told, note
-        self.steps = self.off = 0
+        self.steps = self.off = self.unchecked = 0
         self.last: StepCheck | None = None
         self._checking, self._said, self._inside = None, set(), False
         self._said: set[tuple[str, ...]]
@@ -95,8 +96,9 @@ class Checks:
         if result is None or not self._checking.stepped:
             return
         self.last = replace(result, step=step)
-        self.steps += 1
+        self.steps += self.last.ok is not None
         if self.last.ok is None:
+            self.unchecked += 1
             self._note(f"step {step:,} could not be checked: {self.last.unchecked}")
         self.tell(self.last)
 

@@ -273,7 +273,8 @@ class Monitor:
             first = f"a budget of {self.budget:.0%} pays for a first at step {self._schedule.period:,}; "
             why = first if self.every is None else ""
             self._say(f"no stop within {steps:,} steps: {why}give every=, the steps from one to the next")
-        checked = {"checked": self._checks.steps, "off": self._checks.off} if self._checks.on else {}
+        checks = self._checks
+        checked = {"checked": checks.steps, "off": checks.off, "unchecked": checks.unchecked} if checks.on else {}
         self._sinks.write({"kind": "end", "step": watching.step, "overhead": self._account.overhead} | checked)
         self._sinks.close()
 
