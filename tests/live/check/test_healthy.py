@@ -73,3 +73,9 @@ def test_an_empty_tensor_ahead_of_others_disables_nothing():
     found = steps(O.AdamW(tensors), 3)
     assert [r.ok for r in found] == [True] * 3, found[1].verdict
     assert found[1].judged < 1
+
+
+def test_amsgrad_of_one_group_is_a_choice():
+    a, b = (nn.Parameter(torch.ones(3)) for _ in range(2))
+    optimizer = O.Adam([{"params": [a]}, {"params": [b], "amsgrad": False}], amsgrad=True)
+    assert [r.verdict for r in steps(optimizer, 2) if not r.ok] == []

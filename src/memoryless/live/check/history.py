@@ -47,8 +47,10 @@ def of_state(now: Record, previous: Record | None) -> Iterator[Found]:
     if low:
         kinds = sorted({str(b.dtype) for k in low for b in _large(now.held[k].state_after, now.held[k])})
         yield Found(f"buffers of lower precision ({kinds[0].removeprefix('torch.')})", "than the parameters'", low, 1.0)
+    # One group without it is a choice of the one who built it so.
+    none = now.defaults.get("amsgrad") and not any(group.get("amsgrad", True) for group in now.groups)
     lost = [k for k, h in enumerate(now.held) if not now.groups[h.group].get("amsgrad", True)
-            and ("max_exp_avg_sq" in h.state or now.defaults.get("amsgrad"))]  # fmt: skip
+            and ("max_exp_avg_sq" in h.state or none)]  # fmt: skip
     if lost:
         yield Found("amsgrad dropped", "built or saved with amsgrad, stepped without", lost, 1.0)
 
