@@ -49,3 +49,22 @@ def test_steps_that_could_not_be_checked_are_counted_apart(monkeypatch: pytest.M
     told(Training(adamw), check="every step", log=log)
     end = read(log)[-1]
     assert (end["checked"], end["off"], end["unchecked"]) == (0, 0, 25)
+
+
+def test_a_step_that_raised_is_not_what_a_later_one_is_held_to():
+    training, fails = Training(adamw), []
+
+    def raises(*_: Any) -> None:
+        if fails:
+            fails.clear()
+            raise MemoryError
+
+    def around(n: int) -> None:
+        if n == 0:  # after the monitor's own
+            training.optimizer.register_step_pre_hook(raises)
+        if n == 12:
+            fails.append(n)
+
+    watching, found = told(training, around)
+    assert [r["verdict"] for r in found] == []
+    assert watching._checks.off == 0

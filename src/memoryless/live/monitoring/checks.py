@@ -77,6 +77,9 @@ class Checks:
             stop: whether the step is a stop's.
         """
         self.last = None
+        if self._checking is not None and self._inside:  # a step that raised
+            self._inside = False
+            self._checking.end(None)
         if self._checking is not None and (stop or self.every):
             self._inside, self._checking.whole = True, stop
             self._checking.begin()
