@@ -79,3 +79,12 @@ def test_amsgrad_of_one_group_is_a_choice():
     a, b = (nn.Parameter(torch.ones(3)) for _ in range(2))
     optimizer = O.Adam([{"params": [a]}, {"params": [b], "amsgrad": False}], amsgrad=True)
     assert [r.verdict for r in steps(optimizer, 2) if not r.ok] == []
+
+
+def test_tensors_on_two_devices_are_of_two_kinds():
+    p = nn.Parameter(torch.ones(3))
+    p.grad = torch.ones(3)
+    record: Record = before(O.SGD([p], lr=LR), {})
+    here = record.held[0]
+    there = replace(here, theta=here.theta.to("meta"))
+    assert _kinds({0: here, 1: there, 2: here}) == [[0, 2], [1]]

@@ -314,11 +314,11 @@ class Reference:
 
 
 def _kinds(held: Mapping[int, Held]) -> list[list[int]]:
-    """Numbers of tensors of the same group, type, count and kind of state."""
+    """Numbers of tensors of the same group, type, device, count and kind of state."""
     found: dict[tuple, list[int]] = {}
     for k, h in held.items():
         rest = [(key, float(x)) for key, x in h.state.items() if not isinstance(x, Tensor) or not x.ndim]
-        kind = h.group, h.theta.dtype, h.gradient is None, tuple(h.state), tuple(h.state_after), tuple(rest)
+        kind = h.group, h.theta.dtype, h.theta.device, h.gradient is None, tuple(h.state), tuple(h.state_after), tuple(rest)
         found.setdefault(kind, []).append(k)
     return list(found.values())
 
