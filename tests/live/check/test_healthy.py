@@ -88,3 +88,13 @@ def test_tensors_on_two_devices_are_of_two_kinds():
     here = record.held[0]
     there = replace(here, theta=here.theta.to("meta"))
     assert _kinds({0: here, 1: there, 2: here}) == [[0, 2], [1]]
+
+
+def test_an_answer_can_be_pickled_with_its_shares():
+    p = nn.Parameter(torch.ones(3))
+    (result,) = steps(O.AdamW([p]), 1)
+    again = pickle.loads(pickle.dumps(result))
+    assert again == result
+    assert again.shares == result.shares
+    assert result.shares is not None
+    assert copy.deepcopy(result).to_json() == result.to_json()
