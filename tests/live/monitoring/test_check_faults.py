@@ -68,3 +68,11 @@ def test_a_step_that_raised_is_not_what_a_later_one_is_held_to():
     watching, found = told(training, around)
     assert [r["verdict"] for r in found] == []
     assert watching._checks.off == 0
+
+
+@pytest.mark.parametrize("check", [False, True])
+def test_a_closed_monitor_leaves_no_hook(check: bool):
+    training = Training(adamw, steps=3)
+    told(training, check=check)
+    assert not training.optimizer._optimizer_step_post_hooks
+    assert not training.optimizer._optimizer_step_pre_hooks

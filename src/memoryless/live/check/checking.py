@@ -97,6 +97,7 @@ class Checking:
         names: of tensors by id.
         whole: whether all coordinates are looked at in the next block, though it is one of many.
         template: a copy of an optimizer that is not torch's, before the step.
+        close: takes its hook off the optimizer: no more steps are counted.
     """
 
     def __init__(
@@ -124,7 +125,8 @@ class Checking:
                 own()
 
         count.counts = True  # pyright: ignore[reportFunctionMemberAccess]
-        weakref.finalize(self, optimizer.register_step_post_hook(count).remove).atexit = False
+        self.close = weakref.finalize(self, optimizer.register_step_post_hook(count).remove)
+        self.close.atexit = False
         self._previous: Record | None = None
         self._lrs: list[float] = []
         self.names = {} if model is None else {id(p): name for name, p in model.named_parameters()}

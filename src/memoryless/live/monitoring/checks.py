@@ -70,6 +70,11 @@ class Checks:
         """Whether any steps are checked."""
         return self._checking is not None
 
+    def close(self) -> None:
+        """No more steps come."""
+        if self._checking is not None:
+            self._checking.close()
+
     def before(self, stop: bool) -> None:
         """The optimizer is about to step, its gradients are in place.
 

@@ -266,6 +266,7 @@ class Monitor:
             return
         for hook in self._hooks:
             hook.remove()
+        self._checks.close()
         watching.recorder.remove()
         watching.recorder = None
         steps = watching.past.steps
