@@ -76,3 +76,9 @@ def test_a_closed_monitor_leaves_no_hook(check: bool):
     told(training, check=check)
     assert not training.optimizer._optimizer_step_post_hooks
     assert not training.optimizer._optimizer_step_pre_hooks
+
+
+@pytest.mark.parametrize("check", [torch.tensor([1, 2]), 1, None, "stops"])
+def test_another_check_is_refused_in_one_line(check: Any):
+    with pytest.raises(BadInput, match="check must be True"):
+        monitor(Training(adamw), check=check)

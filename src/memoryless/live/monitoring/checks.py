@@ -51,7 +51,7 @@ class Checks:
         told: Callable[[Record], object],
         note: Callable[[str], object],
     ):
-        if when not in (False, True, EVERY):
+        if not isinstance(when, bool) and not (isinstance(when, str) and when == EVERY):
             raise BadInput(f"check must be True (at stops), {EVERY!r} or False, got {when!r}")
         self.every, self._told, self._note = when == EVERY, told, note
         self.steps = self.off = self.unchecked = 0
