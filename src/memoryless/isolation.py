@@ -1,4 +1,4 @@
-"""Leave every random number generator that a model or a data loader may draw from as it was."""
+"""Leave every random number generator that a model or a data loader may draw from as it was, and a model's buffers."""
 
 import contextlib
 import random
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Standing(NamedTuple):
@@ -68,6 +68,28 @@ def isolated(
         restore(before, device)
         for generator, state in own:
             generator.set_state(state)
+
+
+@contextlib.contextmanager
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Run a block, then put back a model's buffers: their values, and the tensors themselves where a pass put others there.
+
+    Args:
+        model: whose passes may write to them.
+    """
+    before = [
+        (module, name, buffer, buffer.detach().clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for module, name, buffer, value in before:
+                module._buffers[name] = buffer
+                buffer.copy_(value)
 
 
 def draws(action: Callable[[], Any], device: torch.device) -> bool:

@@ -53,6 +53,16 @@ def test_one_that_overtakes_is_seen():
     assert top.at(quadratic(spectrum)).value == pytest.approx(6)
 
 
+@pytest.mark.parametrize("d", [200, 2000, 20_000])
+def test_one_that_overtakes_among_many_is_seen_at_a_rough_tolerance(d: int):
+    """A random start has a share of 1/sqrt(d) of it, and the one that it overtakes is an eigenvector still."""
+    top, rest = TopEigenvalue(relative=1e-2), torch.linspace(0, 1, d - 2).tolist()
+    for rising in (5.0, 8.0, 9.5, 10.5, 12.0, 14.0, 20.0):
+        found = top.at(quadratic([10.0, rising, *rest]))
+        assert found.value == pytest.approx(max(10.0, rising), rel=1e-2 if rising != 10.5 else 5e-2)
+        assert found.converged
+
+
 @pytest.mark.parametrize("d", [1, 2, 4, 5, 6])
 def test_few_dimensions(d: int):
     found = TopEigenvalue().at(quadratic([float(i) for i in range(d)]))

@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import memoryless as ml
+from memoryless.flat import local
 from memoryless.live.monitoring import ranks
 from memoryless.live.monitoring.log import read
 from tests.live.monitoring.monitored import LR, criterion, plain_model
@@ -193,3 +196,30 @@ def test_what_one_process_cannot_is_said_by_all_and_none_waits(tmp_path: Path):
     for each in every:
         assert "process 0: log" in each["log"]["refused"]
         assert "cannot be written: No such file or directory" in each["log"]["refused"]
+
+
+def unlike(rank: int) -> list[str]:
+    """What a monitor says to a NaN that the second process alone holds: in sharded parameters, and in whole ones."""
+    ranks.PATIENCE = timedelta(seconds=2)
+    said = []
+    for sharded in (True, False):
+        torch.manual_seed(3)
+        net: Any = plain_model()
+        if sharded:
+            fully_shard(net, mesh=init_device_mesh("cpu", (2,)))
+        optimizer = torch.optim.AdamW(net.parameters(), lr=LR)
+        if rank:
+            with torch.no_grad():
+                local(net[0].weight).view(-1)[0] = torch.nan
+        try:
+            ml.Monitor(net, criterion, optimizer, **OPTIONS)
+        except ml.errors.BadInput as error:
+            said.append(str(error))
+    return said
+
+
+def test_what_one_process_cannot_start_with_is_said_by_all_and_none_waits():
+    for said in spread(2, unlike):
+        assert len(said) == 2
+        assert all(line.startswith("process 1: ") and "\n" not in line for line in said)
+        assert said[0].endswith(": a parameter is not finite")

@@ -11,11 +11,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from memoryless.errors import BadInput, BadType
-from memoryless.flat import local
 from memoryless.live.check import gradients
-from memoryless.live.check.history import equal, same
+from memoryless.live.check.history import same
 from memoryless.live.check.judging import judged
-from memoryless.live.check.record import Record, Untouched, after, before, cut, skips
+from memoryless.live.check.record import Record, Untouched, after, before, cut, equal, real, skips
 from memoryless.live.check.reference import MIXING, Reference, copied_optimizer, torchs
 from memoryless.live.check.step_check import Cause, StepCheck
 from memoryless.methods.black_box.snapshot import insists_on_closure
@@ -98,6 +97,7 @@ class Checking:
         names: of tensors by id.
         whole: whether all coordinates are looked at in the next block, though it is one of many.
         template: a copy of an optimizer that is not torch's, before the step.
+        close: takes its hook off the optimizer: no more steps are counted.
     """
 
     def __init__(
@@ -125,7 +125,8 @@ class Checking:
                 own()
 
         count.counts = True  # pyright: ignore[reportFunctionMemberAccess]
-        weakref.finalize(self, optimizer.register_step_post_hook(count).remove).atexit = False
+        self.close = weakref.finalize(self, optimizer.register_step_post_hook(count).remove)
+        self.close.atexit = False
         self._previous: Record | None = None
         self._lrs: list[float] = []
         self.names = {} if model is None else {id(p): name for name, p in model.named_parameters()}
@@ -273,9 +274,16 @@ class Checking:
         try:
             if self.failed or not reference:
                 return self._not(self.failed)
-            kept = None if reference.documented is not None else Untouched(self.optimizer)
-            found = self._judge(record, previous, reference)
-            return self._not(TOUCHES) if kept is not None and kept.restore() else found
+            if reference.documented is not None:
+                return self._judge(record, previous, reference)
+            touched, kept = False, Untouched(self.optimizer)
+            try:
+                found = self._judge(record, previous, reference)
+            except Exception as error:  # a copy that fails, half way maybe
+                found = self._not(self._closed + _line(error))
+            finally:
+                touched = kept.restore()
+            return self._not(TOUCHES) if touched else found
         finally:
             self._lrs = [*self._lrs, *(float(g["lr"]) for g in record.groups if "lr" in g)][-KEPT:]
 
@@ -284,7 +292,7 @@ class Checking:
         if (record := self._first) is None:
             return None
         for h, p in zip(record.held, self._tensors(), strict=True):
-            h.gradient = None if p.grad is None else cut(local(p.grad.detach()), local(p.detach()), h.window).clone()
+            h.gradient = None if p.grad is None else cut(real(p.grad), real(p), h.window).clone()
         after(record, self.optimizer)
         return None if all(equal(h.theta, h.after) and same(h.state, h.state_after) for h in record.held) else record
 
@@ -313,7 +321,7 @@ class Checking:
         doubt = sum(d * d for d in expected.doubt) ** 0.5
         if not gap > doubt * max(ratio, 1.0 if self.gradient else 0.0):  # nor one that is not finite, which is told by itself
             return []
-        ends = [None if p.grad is None else p.grad.detach().double() for p in self._tensors()]
+        ends = [None if p.grad is None else real(p.grad).double() for p in self._tensors()]
         scale = None if self.scaler is None else float(self.scaler.get_scale())
         found = gradients.causes(seen, expected, change, ends, self.window, self.ranks, scale)
         names = tuple(h.name for h in record.held)

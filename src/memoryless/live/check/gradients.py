@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from memoryless.isolation import Standing, isolated, moved, standing
+from memoryless.isolation import Standing, buffers_kept, isolated, moved, standing
+from memoryless.live.check.record import real
 
 PASSES = 16
 """Roundings of each weight's way through forward and backward pass, as of a step (`reference`)."""
@@ -114,13 +115,13 @@ def expect(
     """
     own = {id(p): name for name, p in model.named_parameters()}
     kept = [p.grad for p in tensors]
-    leftover = [None if g is None else g.detach().double().clone() for g in kept]
+    leftover = [None if g is None else real(g).double().clone() for g in kept]
 
     drawn: set[str] = set()
 
     def gradients() -> list[Gradients]:
         device = tensors[0].device
-        with _buffers_kept(model), isolated(device, start := standing(device)):
+        with buffers_kept(model), isolated(device, start := standing(device)):
             found = [_gradient(model, criterion, batch, tensors) for batch in batches]
             drawn.update(moved(start, standing(device)))
         return found
@@ -151,7 +152,7 @@ def _gradient(
 ) -> Gradients:
     wanted = [p for p in tensors if p.requires_grad]
     found = iter(torch.autograd.grad(criterion(model, batch), wanted, allow_unused=True))
-    return [next(found) if p.requires_grad else None for p in tensors]
+    return [None if not p.requires_grad or (g := next(found)) is None else real(g) for p in tensors]
 
 
 @contextlib.contextmanager
@@ -164,17 +165,6 @@ def _shifted(tensors: Sequence[Tensor], to: Callable[[int, Tensor], Tensor]) -> 
     finally:
         for p, value in zip(tensors, before, strict=True):
             p.data.copy_(value)
-
-
-@contextlib.contextmanager
-def _buffers_kept(model: nn.Module) -> Iterator[None]:
-    before = [(b, b.detach().clone()) for b in model.buffers()]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for b, value in before:
-                b.copy_(value)
 
 
 def _signs(p: Tensor, k: int) -> Tensor:

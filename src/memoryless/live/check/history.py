@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from memoryless.live.check.record import Held, Record, mapped
+from memoryless.live.check.record import Held, Record, equal, mapped
 from memoryless.live.check.reference import Reference, buffers
 from memoryless.render.numbers import share
 
@@ -47,8 +47,10 @@ def of_state(now: Record, previous: Record | None) -> Iterator[Found]:
     if low:
         kinds = sorted({str(b.dtype) for k in low for b in _large(now.held[k].state_after, now.held[k])})
         yield Found(f"buffers of lower precision ({kinds[0].removeprefix('torch.')})", "than the parameters'", low, 1.0)
+    # One group without it is a choice of the one who built it so.
+    none = now.defaults.get("amsgrad") and not any(group.get("amsgrad", True) for group in now.groups)
     lost = [k for k, h in enumerate(now.held) if not now.groups[h.group].get("amsgrad", True)
-            and ("max_exp_avg_sq" in h.state or now.defaults.get("amsgrad"))]  # fmt: skip
+            and ("max_exp_avg_sq" in h.state or none)]  # fmt: skip
     if lost:
         yield Found("amsgrad dropped", "built or saved with amsgrad, stepped without", lost, 1.0)
 
@@ -168,11 +170,6 @@ def _eps(x: Tensor) -> float:
 
 def _large(state: dict[str, Any], h: Held) -> list[Tensor]:
     return [b for b in buffers(state).values() if b.shape == h.theta.shape and b.numel() > 1]
-
-
-def equal(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors hold the same numbers; a NaN counts as equal to a NaN."""
-    return a is b or torch.equal(a, b) or (a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all()))
 
 
 def same(a: dict[str, Any], b: dict[str, Any]) -> bool:

@@ -50,9 +50,20 @@ def kept(x: Any, known: Any) -> Any:
     return copied(x)
 
 
+def equal(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors hold the same numbers; a NaN counts as equal to a NaN."""
+    return a is b or torch.equal(a, b) or (a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all()))
+
+
+def real(x: Tensor) -> Tensor:
+    """This process's part of a tensor, in the same memory; a complex one as pairs of real numbers, as torch's steps take it."""
+    part = local(x.detach())
+    return torch.view_as_real(part.resolve_conj()) if part.is_complex() else part
+
+
 def here(state: Mapping[str, Any]) -> dict[str, Any]:
-    """A tensor's state, of sharded ones this process's part."""
-    return {key: mapped(local, value) for key, value in state.items()}
+    """A tensor's state, as `real`."""
+    return {key: mapped(real, value) for key, value in state.items()}
 
 
 ROUND = 64
@@ -153,6 +164,7 @@ class Record:
         cls: the optimizer's class.
         noise: where the generators stood.
         part: whether the tensors are this process's parts of sharded ones.
+        complex: whether some are complex; here each number is a pair of real ones.
         compiled: whether the step was traced by torch.compile.
     """
 
@@ -164,6 +176,7 @@ class Record:
     noise: Standing | None = None
     compiled: bool = False
     part: bool = False
+    complex: bool = False
 
 
 def before(optimizer: Optimizer, names: Mapping[int, str], previous: Record | None = None, n: int = 0) -> Record:
@@ -187,9 +200,9 @@ def before(optimizer: Optimizer, names: Mapping[int, str], previous: Record | No
             seen.add(id(p))
             if p.grad is not None and p.grad.is_sparse:
                 raise BadInput("a gradient is sparse; expected dense, use Embedding(sparse=False)")
-            whole = local(p.detach())
+            whole = real(p)
             window = window_of(whole.numel(), n)
-            gradient = None if p.grad is None else cut(local(p.grad.detach()), whole, window).clone()
+            gradient = None if p.grad is None else cut(real(p.grad), whole, window).clone()
             if gradient is not None and scale is not None:
                 gradient /= scale
             name = names.get(id(p), f"tensor {len(held)}")
@@ -203,6 +216,7 @@ def before(optimizer: Optimizer, names: Mapping[int, str], previous: Record | No
     own = type(optimizer).__module__.startswith("torch.optim")  # draws no random numbers, where it is elementwise
     noise = None if own else standing(held[0].theta.device)
     record = Record(held, settings(optimizer), dict(optimizer.defaults), type(optimizer), noise=noise)
+    record.complex = any(p.is_complex() for group in optimizer.param_groups for p in group["params"])
     record.part = any(hasattr(p, "to_local") for group in optimizer.param_groups for p in group["params"])
     return record
 
@@ -228,7 +242,7 @@ def after(record: Record, optimizer: Optimizer, known: tuple[list[Tensor], list[
     tensors = {id(p): p for group in optimizer.param_groups for p in group["params"]}
     thetas, states = known or ([None] * len(tensors), [None] * len(tensors))
     for held, p, theta, state in zip(record.held, tensors.values(), thetas, states, strict=True):
-        whole, now = local(p.detach()), here(optimizer.state.get(p, {}))
+        whole, now = real(p), here(optimizer.state.get(p, {}))
         held.after = kept(cut(whole, whole, held.window), theta)
         held.state_after = kept(cut(now, whole, held.window), state)
     record.groups_after = settings(optimizer)
@@ -249,9 +263,7 @@ class Untouched:
 
     def restore(self) -> bool:
         """Whether something was written to; it is as it was."""
-        touched = [
-            (x, value) for x, value in self._kept if not torch.equal(x, value) and not bool((x.isnan() & value.isnan()).any())
-        ]
+        touched = [(x, value) for x, value in self._kept if not equal(x, value)]
         with torch.no_grad():
             for x, value in touched:
                 x.copy_(value)

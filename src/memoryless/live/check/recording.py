@@ -1,5 +1,6 @@
 """`recorded`: a step noted as it is taken, and checked whenever that is wanted."""
 
+from contextlib import suppress
 from typing import Self
 
 import torch
@@ -66,15 +67,24 @@ class Recorded:
             if (record := around.found(previous)) is not None and not around.failed:
                 after(record, around.optimizer)
                 self.record = record
-            kept, why = Untouched(around.optimizer), around.failed or NONE
-            if self.record is not None and self._template is not None:
-                Reference(self.record, None, self._template).redo()
-                if kept.restore():  # it would do so later, when nobody looks
-                    self.record, why = None, TOUCHES
+            why = around.failed or NONE
+            if self.record is not None and self._template is not None and self._touches(around.optimizer):
+                self.record, why = None, TOUCHES
             return StepCheck(0, self._name, unchecked=why)
 
         around.end(note if kind is None else None)
         self._why = around.result.unchecked if around.result is not None else self._why
+
+    def _touches(self, optimizer: Optimizer) -> bool:
+        """Whether a copy of the optimizer writes into what the run holds: it would do so later, when nobody looks."""
+        assert self.record is not None
+        touched, kept = False, Untouched(optimizer)
+        try:
+            with suppress(Exception):  # told by `check`
+                Reference(self.record, None, self._template).redo()
+        finally:
+            touched = kept.restore()
+        return touched
 
     def check(self, reference: type[Optimizer] | None = None) -> StepCheck:
         """Is the step the documented one? Nothing of the run is needed any more.

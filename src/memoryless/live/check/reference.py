@@ -73,6 +73,8 @@ class Reference:
             raise BadInput(
                 f"{self.record.cls.__name__} may mix coordinates, of which each process has a part: not checked under sharding"
             )
+        if self.record.complex and self.mixes:
+            raise BadInput(f"{self.record.cls.__name__} may not take complex parameters as pairs of numbers: not checked")
         if self.documented is None and self.template is None:
             raise BadInput(f"{self.record.cls.__name__} is none of torch's optimizers, and there is no copy of it: "
                            "give reference=, the class it should be")  # fmt: skip
@@ -312,11 +314,11 @@ class Reference:
 
 
 def _kinds(held: Mapping[int, Held]) -> list[list[int]]:
-    """Numbers of tensors of the same group, type, count and kind of state."""
+    """Numbers of tensors of the same group, type, device, count and kind of state."""
     found: dict[tuple, list[int]] = {}
     for k, h in held.items():
         rest = [(key, float(x)) for key, x in h.state.items() if not isinstance(x, Tensor) or not x.ndim]
-        kind = h.group, h.theta.dtype, h.gradient is None, tuple(h.state), tuple(h.state_after), tuple(rest)
+        kind = h.group, h.theta.dtype, h.theta.device, h.gradient is None, tuple(h.state), tuple(h.state_after), tuple(rest)
         found.setdefault(kind, []).append(k)
     return list(found.values())
 
@@ -330,7 +332,7 @@ def _joined(every: list[Held]) -> Held:
         if isinstance(values[0], dict):
             several = {k for k, x in values[0].items() if isinstance(x, Tensor) and x.shape == first.theta.shape and x.ndim}
             return {k: flat(v[k] for v in values) if k in several else x for k, x in values[0].items()}
-        return None if values[0] is None or not values[0].numel() else flat(values)
+        return None if values[0] is None or not sum(x.numel() for x in values) else flat(values)
 
     made = {key: of(key) for key in ("theta", "gradient", "state", "after", "state_after")}
     return replace(first, window=None, **{k: v for k, v in made.items() if v is not None})

@@ -69,7 +69,11 @@ class StepCheck(Result):
     notes: tuple[str, ...] = ()
     unchecked: str = ""
     judged: float = 1.0
-    _shares: Callable[[], dict[str, dict[str, float]] | None] = field(default=lambda: None, repr=False, compare=False)
+    _shares: Callable[[], dict[str, dict[str, float]] | None] | None = field(default=None, repr=False, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        shares = self.shares  # found now: what finds them holds the run's record
+        return vars(self) | {"shares": shares, "_shares": None}
 
     @cached_property
     def shares(self) -> dict[str, dict[str, float]] | None:
@@ -78,7 +82,7 @@ class StepCheck(Result):
         Each is <part, step> / |step|^2, of the coordinates that were looked at; found when first asked for, by two more steps,
         which spares a check at every step.
         """
-        return self._shares()
+        return None if self._shares is None else self._shares()
 
     @property
     def ok(self) -> bool | None:

@@ -35,6 +35,7 @@ class Checks:
     Attributes:
         every: whether all steps are checked.
         steps: that were checked.
+        unchecked: how many could not be.
         off: that were not the documented ones.
         last: the check of the latest step; None where that was not checked.
 
@@ -50,10 +51,10 @@ class Checks:
         told: Callable[[Record], object],
         note: Callable[[str], object],
     ):
-        if when not in (False, True, EVERY):
+        if not isinstance(when, bool) and not (isinstance(when, str) and when == EVERY):
             raise BadInput(f"check must be True (at stops), {EVERY!r} or False, got {when!r}")
         self.every, self._told, self._note = when == EVERY, told, note
-        self.steps = self.off = 0
+        self.steps = self.off = self.unchecked = 0
         self.last: StepCheck | None = None
         self._checking, self._said, self._inside = None, set(), False
         self._said: set[tuple[str, ...]]
@@ -69,6 +70,11 @@ class Checks:
         """Whether any steps are checked."""
         return self._checking is not None
 
+    def close(self) -> None:
+        """No more steps come."""
+        if self._checking is not None:
+            self._checking.close()
+
     def before(self, stop: bool) -> None:
         """The optimizer is about to step, its gradients are in place.
 
@@ -76,6 +82,9 @@ class Checks:
             stop: whether the step is a stop's.
         """
         self.last = None
+        if self._checking is not None and self._inside:  # a step that raised
+            self._inside = False
+            self._checking.end(None)
         if self._checking is not None and (stop or self.every):
             self._inside, self._checking.whole = True, stop
             self._checking.begin()
@@ -95,8 +104,9 @@ class Checks:
         if result is None or not self._checking.stepped:
             return
         self.last = replace(result, step=step)
-        self.steps += 1
+        self.steps += self.last.ok is not None
         if self.last.ok is None:
+            self.unchecked += 1
             self._note(f"step {step:,} could not be checked: {self.last.unchecked}")
         self.tell(self.last)
 

@@ -229,9 +229,12 @@ def told(records: Sequence[Record]) -> tuple[list[str], list[str]]:
         records: of the log.
     """
     broken = [r["verdict"] for r in records if r["kind"] == "check"]
-    if (end := records[-1])["kind"] == "end" and end.get("off"):
+    end = records[-1] if records[-1]["kind"] == "end" else {}
+    if end.get("off"):
         are = "is not the documented one" if end["off"] == 1 else "are not the documented ones"
         broken.append(f"{end['off']:,} of {end['checked']:,} checked steps {are}.")
+    if end.get("unchecked"):
+        broken.append(f"{end['unchecked']:,} of {end['checked'] + end['unchecked']:,} steps could not be checked.")
     return broken, [r["text"] for r in records if r["kind"] == "note"]
 
 

@@ -127,9 +127,12 @@ class Monitor:
 
     def __post_init__(self) -> None:
         self._ranks = Ranks()
-        self._ranks.together(self._set_up)
+        # What a process does by itself holds no conversation: one that fails in it would leave the others talking to none.
+        self._ranks.together(self._require)
+        parts = self._ranks.told(self._layout.d)
+        self._ranks.together(lambda: self._set_up(parts))
 
-    def _set_up(self) -> None:
+    def _require(self) -> None:
         self._require_arguments()
         model = self._model = inside(self.model)
         ranks = self._ranks
@@ -145,7 +148,10 @@ class Monitor:
         ranks.loss(model, self.criterion, [None])  # refuses what it cannot take, in its own words
         if not {id(p) for group in optimizer.param_groups for p in group["params"]} & set(layout.used):
             raise BadInput("the optimizer holds none of the model's trainable parameters; build both from the same model")
-        sample = self._sample = self._sampled(layout)
+
+    def _set_up(self, parts: Sequence[int]) -> None:
+        optimizer, layout = self._optimizer, self._layout
+        sample = self._sample = self._sampled(layout, parts)
         subjects = self._subjects = Subjects(optimizer, layout, list(self.shadows or ()), self.betas)
         gradients = self.replays + 1 + 4 * len(self.measures) * PROBED
         self._schedule = Schedule(self.every, self.budget, gradients)
@@ -156,16 +162,15 @@ class Monitor:
         self._said: set[str] = set()
         if subjects.unknown is not None:
             self._say(f"{subjects.unknown}: its own memory is not measured, only shadows")
-        names = {id(p): name for name, p in model.named_parameters()}
+        names = {id(p): name for name, p in self._model.named_parameters()}
         self._checks = Checks(optimizer, names, self.check, lambda record: self._sinks.write(record), self._say)
         self._sinks = Sinks(None if self._ranks.rank else self.log, self._head(), self._say)  # one log
 
-    def _sampled(self, layout: Layout) -> Sample:
+    def _sampled(self, layout: Layout, parts: Sequence[int]) -> Sample:
         """Of a part of theta its share of the coordinates; all of it if all of theta is."""
         ranks = self._ranks
         if not ranks.sharded:
             return Sample(layout.sizes, self.coordinates, self.seed, layout.device)
-        parts: list[Any] = ranks.told(layout.d)
         if not all(parts):
             raise BadInput(f"a process holds no part of the parameters ({parts}): fewer processes are needed")
         if any(callable(measure) or measure == "sharpness" for measure in self.measures):
@@ -261,6 +266,7 @@ class Monitor:
             return
         for hook in self._hooks:
             hook.remove()
+        self._checks.close()
         watching.recorder.remove()
         watching.recorder = None
         steps = watching.past.steps
@@ -268,7 +274,8 @@ class Monitor:
             first = f"a budget of {self.budget:.0%} pays for a first at step {self._schedule.period:,}; "
             why = first if self.every is None else ""
             self._say(f"no stop within {steps:,} steps: {why}give every=, the steps from one to the next")
-        checked = {"checked": self._checks.steps, "off": self._checks.off} if self._checks.on else {}
+        checks = self._checks
+        checked = {"checked": checks.steps, "off": checks.off, "unchecked": checks.unchecked} if checks.on else {}
         self._sinks.write({"kind": "end", "step": watching.step, "overhead": self._account.overhead} | checked)
         self._sinks.close()
 

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from memoryless.errors import BadInput, NotFinite
 from memoryless.flat import Layout, across, flat, local, total
-from memoryless.isolation import Standing
+from memoryless.isolation import Standing, buffers_kept
 from memoryless.loss.loss import Action, Loss
 from memoryless.loss.plainly import plainly
 
@@ -67,33 +67,29 @@ class ShardedLoss(Loss):
         self._shards: Mapping[str, Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
 
         def at(tensors: Sequence[Tensor], action: Action) -> Any:
-            with self._placed(tensors), plainly():
+            with buffers_kept(model), self._placed(tensors), plainly():
                 return action()
 
         self._setup(lambda tensors, batch: criterion(model, batch), at, dict(self._shards), batches, "difference", "fixed")
 
     @contextmanager
     def _placed(self, tensors: Sequence[Tensor]) -> Iterator[None]:
-        """A context in which the shards hold other values, and no gradients; parameters, gradients and buffers are put back."""
+        """A context in which the shards hold other values, and no gradients; both are put back."""
         assert self.model is not None
         shards = list(self._shards.values())
         before, grads = [local(p).clone() for p in shards], [p.grad for p in shards]
-        buffers = {name: (b, b.clone()) for name, b in self.model.named_buffers()}
         try:
             self._reshard()
             self._write(shards, tensors)
             with torch.no_grad():
-                for name, earlier in self._earlier.items():
-                    buffers[name][0].copy_(earlier)
+                for name, buffer in self.model.named_buffers() if self._earlier else ():
+                    buffer.copy_(self._earlier[name])
             for p in shards:
                 p.grad = None
             yield
         finally:
             self._reshard()  # what was gathered of other values must not be found by the run
             self._write(shards, before)
-            with torch.no_grad():
-                for b, value in buffers.values():
-                    b.copy_(value)
             for p, grad in zip(shards, grads, strict=True):
                 p.grad = grad
 
@@ -139,7 +135,7 @@ class ShardedLoss(Loss):
         if torch.isfinite(total(vector)):
             return
         if float(across((~torch.isfinite(vector)).sum().double())):
-            raise NotFinite(f"{what} a parameter is not finite")
+            raise NotFinite("a parameter is not finite" if what == "parameter" else f"{what} a parameter is not finite")
 
 
 def whole(layout: Layout, gradient: Tensor, transform: Callable[[Tensor], Tensor]) -> Tensor:

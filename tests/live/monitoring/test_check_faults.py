@@ -1,0 +1,83 @@
+"""`Monitor(check=...)` where a step raises, the gradient is another, or nothing can be told: no false alarm, none swallowed."""
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from memoryless.errors import BadInput
+from memoryless.live.monitoring.log import read
+from tests.live.monitoring.monitored import LR, Training, criterion, monitor
+
+O = torch.optim
+
+
+def adamw(parameters: Any) -> O.Optimizer:
+    return O.AdamW(parameters, lr=LR, betas=(0.5, 0.8))
+
+
+def told(training: Training, around: Callable[[int], Any] = lambda n: None, **options: Any) -> tuple[Any, list[dict[str, Any]]]:
+    """The monitor of a run, and the checks that it logs.
+
+    Args:
+        training: of one micro-batch.
+        around: called before each backward pass; returns what the loss is multiplied by.
+        **options: of the monitor.
+    """
+    found: list[dict[str, Any]] = []
+    with monitor(training, **{"check": True} | options) as watching:
+        watching._checks._told = found.append
+        for n, batches in enumerate(training.batches):
+            scale = around(n) or 1.0
+            training.optimizer.zero_grad()
+            (scale * criterion(training.net, batches[0])).backward()
+            with contextlib.suppress(MemoryError):
+                training.optimizer.step()
+            watching.step(batches)
+    return watching, found
+
+
+def test_steps_that_could_not_be_checked_are_counted_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Any):
+    def fails(*_: Any) -> None:
+        raise RuntimeError("no copy")
+
+    monkeypatch.setattr("memoryless.live.check.checking.Reference", fails)
+    log = tmp_path / "run.jsonl"
+    told(Training(adamw), check="every step", log=log)
+    end = read(log)[-1]
+    assert (end["checked"], end["off"], end["unchecked"]) == (0, 0, 25)
+
+
+def test_a_step_that_raised_is_not_what_a_later_one_is_held_to():
+    training, fails = Training(adamw), []
+
+    def raises(*_: Any) -> None:
+        if fails:
+            fails.clear()
+            raise MemoryError
+
+    def around(n: int) -> None:
+        if n == 0:  # after the monitor's own
+            training.optimizer.register_step_pre_hook(raises)
+        if n == 12:
+            fails.append(n)
+
+    watching, found = told(training, around)
+    assert [r["verdict"] for r in found] == []
+    assert watching._checks.off == 0
+
+
+@pytest.mark.parametrize("check", [False, True])
+def test_a_closed_monitor_leaves_no_hook(check: bool):
+    training = Training(adamw, steps=3)
+    told(training, check=check)
+    assert not training.optimizer._optimizer_step_post_hooks
+    assert not training.optimizer._optimizer_step_pre_hooks
+
+
+@pytest.mark.parametrize("check", [torch.tensor([1, 2]), 1, None, "stops"])
+def test_another_check_is_refused_in_one_line(check: Any):
+    with pytest.raises(BadInput, match="check must be True"):
+        monitor(Training(adamw), check=check)
