@@ -15,15 +15,16 @@ checked, not run. These numbers are of one run of each command; they say nothing
 """
 
 SAID = {
-    "dial": """Memory's effect is multiplied by 1 + s, all else held: s = -1 is no memory, 0 the optimizer as it is, 1 twice as much.
-In words: on the residual network AdamW's memory as it is raises the test loss and costs a quarter of a point of
-accuracy at equal training loss, as the theory has it; on the plain network it does the reverse, and by more. The
-gradient's 1-norm, of which the theory speaks, is not raised by memory as it is on either: it is 10 % lower than
-without. It grows five- to tenfold where memory is half more or doubled, where the path oscillates, and neither a
-placebo of the same size nor a learning rate of the same speed does that. On the plain network placebos move the test
-loss as much as the dial: there what changes the path at all counts. The first four claims were added after a first run
-on other seeds had shown that all it found lay above s = 0; all numbers are of seeds that had not been looked at. Full
-batch only; mini-batches, the other networks and 20 % label noise were not run.""",
+    "dial": """Memory's effect is multiplied by 1 + s, all else held: s = -1 is no memory, 0 the optimizer as it is, 1 twice
+as much. In words: on the residual network AdamW's memory as it is raises the test loss and costs a quarter of
+a point of accuracy at equal training loss, as the theory has it; on the plain network it does the reverse,
+and by more. The gradient's 1-norm, of which the theory speaks, is not raised by memory as it is on either: it
+is 10 % lower than without. It grows five- to tenfold where memory is half more or doubled, where the path
+oscillates, and neither a placebo of the same size nor a learning rate of the same speed does that. On the
+plain network placebos move the test loss as much as the dial: there what changes the path at all counts. The
+first four claims were added after a first run on other seeds had shown that all it found lay above s = 0; all
+numbers are of seeds that had not been looked at. Full batch only; mini-batches, the other networks and 20 %
+label noise were not run.""",
 }
 """What a study comes to, in words."""
 

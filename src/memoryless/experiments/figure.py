@@ -6,14 +6,13 @@ t-interval of the mean over seeds, which are independent networks: yes where the
 lies outside, and cannot be told otherwise. Intervals are of each cell by itself, not of all together.
 """
 
-import hashlib
 import importlib
 import json
 import math
+import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -24,6 +23,7 @@ from memoryless.errors import BadInput
 from memoryless.experiments.atlas.pool import Key, Store, Tasks, run
 from memoryless.experiments.atlas.subjects import version_of
 from memoryless.experiments.atlas.ways import reason_of
+from memoryless.experiments.sweep.versions import code
 from memoryless.progress import OnStep, silent
 from memoryless.render.numbers import plain
 from memoryless.render.result import Result
@@ -41,6 +41,8 @@ FILES = {
 }
 """Which file of this room makes a figure, or a study."""
 SCALES = "small", "medium", "paper"
+LIBRARIES = "torch", "numpy", "scipy", "scikit-learn"
+"""Whose code numbers come from, too; the prose is Python's own."""
 LIMIT = 1e7
 """Seconds of processor time for one task: no limit in practice."""
 CONFIDENCE = 0.95
@@ -323,17 +325,16 @@ class Kept(Store):
     FIELDS = ("module", "setting", "versions", "found")
 
     def present(self, key: Key) -> dict[str, str]:
-        """Versions of the libraries, and a digest of the file that makes the figure.
+        """Of the code and the libraries that a figure's numbers come from.
 
         Args:
             key: module and setting.
         """
-        return _versions(key[0])
+        return _versions()
 
 
-def _versions(module: str) -> dict[str, str]:
-    source = Path(str(importlib.import_module(module).__file__)).read_bytes()
-    return {name: version_of(name) for name in ("memoryless", "torch")} | {"file": hashlib.sha256(source).hexdigest()[:16]}
+def _versions() -> dict[str, str]:
+    return {"memoryless": code(), "python": platform.python_version()} | {name: version_of(name) for name in LIBRARIES}
 
 
 def _work(name: str, setting: Setting) -> Iterator[dict[str, Any]]:
@@ -346,7 +347,7 @@ def _key(name: str, setting: Setting) -> Key:
 
 
 def _row(key: Key, **found: Any) -> dict[str, Any]:
-    return {"module": key[0], "setting": key[1], "versions": _versions(key[0])} | found
+    return {"module": key[0], "setting": key[1], "versions": _versions()} | found
 
 
 def _refused(key: Key, end: str, limit: float) -> dict[str, Any]:

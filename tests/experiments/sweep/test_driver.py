@@ -153,6 +153,23 @@ def test_results_of_other_versions_do_not_count(grid, folder, monkeypatch):
     assert all(row.older for row in found.rows)
 
 
+def test_a_module_of_the_users_own_is_part_of_what_a_result_is_of(grid, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    run, module = grid.runs[0]._replace(optimizer="my_opt:Mine"), tmp_path / "my_opt.py"
+    module.write_text("Mine = 1")
+    before = versions(run)
+    assert before["my_opt"] != "none"
+    module.write_text("Mine = 2")
+    assert versions(run)["my_opt"] != before["my_opt"]
+    folder = tmp_path / "my_room"
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    (folder / "inside.py").write_text("Mine = 1")
+    before = versions(run._replace(optimizer="my_room.inside:Mine"))
+    (folder / "inside.py").write_text("Mine = 2")
+    assert versions(run._replace(optimizer="my_room.inside:Mine"))["my_room"] != before["my_room"]
+
+
 def test_a_node_with_other_versions_ends_the_sweep(grid, folder, monkeypatch):
     monkeypatch.setattr(driver, "versions", lambda run, place: versions(run, place) | {"torch": "3"})
     with pytest.raises(BadInput, match=r"torch is .* on .*, 3 where the sweep was started: install the same"):

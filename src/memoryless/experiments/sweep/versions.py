@@ -5,6 +5,7 @@ import platform
 from collections.abc import Callable
 from functools import cache
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 import memoryless
@@ -12,7 +13,7 @@ from memoryless.errors import BadInput
 from memoryless.experiments.sweep.grid import Run, script_of
 
 ASIDE = {"cli", "report", "render", "integrations", "formulas", "audits"}
-"""Rooms whose code no run goes through."""
+"""Rooms whose code decides no number of a run."""
 LIBRARIES = "torch", "numpy", "scikit-learn"
 
 
@@ -40,6 +41,19 @@ def _distribution(module: str) -> str | None:
     return next(iter(metadata.packages_distributions().get(module, [])), None)
 
 
+def _source(module: str) -> str:
+    """Of a module that belongs to no distribution: the hash of its file, or of all files of its folder."""
+    spec = find_spec(module)
+    origin = None if spec is None or spec.origin is None else Path(spec.origin)
+    if origin is None or not origin.is_file():
+        return "none"
+    files = sorted(origin.parent.rglob("*.py")) if origin.name == "__init__.py" else [origin]
+    found = hashlib.sha256()
+    for file in files:
+        found.update(file.read_bytes())
+    return found.hexdigest()[:12]
+
+
 def versions(run: Run, place: Callable[[str], str] = lambda target: target) -> dict[str, str]:
     """All that a run depends on besides what it is.
 
@@ -48,7 +62,8 @@ def versions(run: Run, place: Callable[[str], str] = lambda target: target) -> d
         place: where its scripts are.
 
     Returns:
-        Name and version; of a script the hash of its text. What a script imports from files beside it is not seen.
+        Name and version; of a script, or a module that is not installed, the hash of its text. What these import from files
+        beside them is not seen.
 
     Raises:
         BadInput: a script is not there.
@@ -61,8 +76,10 @@ def versions(run: Run, place: Callable[[str], str] = lambda target: target) -> d
             found[script] = _script(place(target).rpartition(":")[0])
         elif "." in (path := target.partition("(")[0]) or ":" in path:
             module = path.replace(":", ".").partition(".")[0]
-            name = None if module in ("torch", "memoryless") else _distribution(module)
-            found |= {} if name is None else {name: _library(name)}
+            if module in ("torch", "memoryless"):
+                continue
+            name = _distribution(module)
+            found |= {module: _source(module)} if name is None else {name: _library(name)}
     return found
 
 
