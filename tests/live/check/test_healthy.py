@@ -98,3 +98,17 @@ def test_an_answer_can_be_pickled_with_its_shares():
     assert again.shares == result.shares
     assert result.shares is not None
     assert copy.deepcopy(result).to_json() == result.to_json()
+
+
+def test_a_gradient_that_a_hook_changes_as_it_comes_is_not_checked():
+    loop = Loop(lambda model: O.AdamW(model.parameters(), lr=LR), tells=True)
+
+    def halved(p: torch.Tensor) -> None:
+        assert p.grad is not None
+        p.grad.mul_(0.5)
+
+    for p in loop.model.parameters():
+        p.register_post_accumulate_grad_hook(halved)
+    result = loop.steps(2)
+    assert result.ok, result.verdict
+    assert "the gradient was not checked: a hook" in result.notes[0]

@@ -179,7 +179,7 @@ class Checking:
             return "the parameters are sharded, and it is the mean over the processes"
         if self._wrapped and self.ranks is None:
             return "it is the mean over the processes; give ranks= and the batches of all of them"
-        return ""
+        return gradients.HOOKED if gradients.hooked(self._tensors()) else ""
 
     def _tensors(self) -> list[Tensor]:
         return list({id(p): p for group in self.optimizer.param_groups for p in group["params"]}.values())

@@ -1,7 +1,7 @@
 """The gradient that a step should have got, from model, criterion and batches, and why it got another."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -14,6 +14,18 @@ from memoryless.live.check.record import real
 PASSES = 16
 """Roundings of each weight's way through forward and backward pass, as of a step (`reference`)."""
 Gradients = list[Tensor | None]
+
+
+HOOKED = "a hook (register_post_accumulate_grad_hook) may change it as it comes, and none is called where it is taken again"
+
+
+def hooked(tensors: Iterable[Tensor]) -> bool:
+    """Whether something is done to gradients as they are accumulated.
+
+    Args:
+        tensors: whose.
+    """
+    return any(getattr(p, "_post_accumulate_grad_hooks", None) for p in tensors)
 
 
 class Pass(NamedTuple):

@@ -18,6 +18,8 @@ from memoryless.live.monitoring.measuring import Present
 from memoryless.live.monitoring.replay import Replay, Step
 
 EVERY = "every step"
+PURE = 0.999
+"""What a factor explains where nothing but that factor is between two gradients."""
 
 logger = logging.getLogger("memoryless")
 
@@ -141,21 +143,27 @@ class Checks:
         found: Record = {"ok": self.last.ok, "reference": self.last.reference, "noise": noise}
         return found | {"shares": None if self.last.unchecked else self.last.shares, "verdict": self.last.verdict}
 
-    def with_gradient(self, causes: list[Cause]) -> None:
+    def with_gradient(self, causes: list[Cause], untold: str = "") -> None:
         """What a replay says of the gradient of the latest step.
 
         Args:
             causes: why it is another than that of its batches.
+            untold: why that cannot be told.
         """
-        if self.last is not None and causes:
+        if self.last is None:
+            return
+        if untold:
+            self._note(f"the gradient of step {self.last.step:,} was not checked: {untold}")
+            self.last = replace(self.last, notes=(*self.last.notes, f"the gradient was not checked: {untold}"))
+        elif causes:
             known = self.last.ok is False
             self.last = replace(self.last, causes=(*causes, *self.last.causes))
             self.off -= known  # told anew, with these
             self.tell(self.last)
 
 
-def of_gradient(replay: Replay, present: Present, step: Step | None) -> list[Cause]:
-    """Why the optimizer got another gradient than that of the step's batches, where it did.
+def of_gradient(replay: Replay, present: Present, step: Step | None) -> tuple[list[Cause], str]:
+    """Why the optimizer got another gradient than that of the step's batches, where it did; or why that cannot be told.
 
     Args:
         replay: takes the step again.
@@ -174,7 +182,9 @@ def of_gradient(replay: Replay, present: Present, step: Step | None) -> list[Cau
     ratio = float(norm(want)) / max(float(norm(mean)), 1e-300)
     gap = float(norm(gradient - want))
     if gap <= doubt * max(ratio, 1.0 if replay.transforms else 0.0):
-        return []
+        return [], ""
+    if why := _untold(replay, step):
+        return [], why
     several = replay.ranks.count > 1
     each = [mean] if several else list(replay.each(n, step, theta, buffers))
     expected = gradients.Expected([[g] for g in each], [1] * len(each), [doubt], [None])
@@ -189,4 +199,15 @@ def of_gradient(replay: Replay, present: Present, step: Step | None) -> list[Cau
     found = [] if known else gradients.causes([gradient], expected, change, [gradient], None, replay.ranks.count, None)
     text = f"it is not that of the batch, {gap / max(float(norm(want)), 1e-300):.2g} of its norm off"
     unknown = Cause("another gradient", text, ("all",), 0.0)
-    return list({name: Cause(name, text, ("all",), share) for name, text, share in reversed(found)}.values())[::-1] or [unknown]
+    causes = list({name: Cause(name, text, ("all",), share) for name, text, share in reversed(found)}.values())[::-1]
+    if causes and causes[0].name == "gradient clipped" and causes[0].explains > PURE and not replay.transforms:
+        c = float((want * gradient).sum() / want.square().sum())  # of this process's part the same
+        return [], f"it is {c:.4g} times that of the batch; where the loop clips it, give gradient=, what it does to that"
+    return causes or [unknown], ""
+
+
+def _untold(replay: Replay, step: Step | None) -> str:
+    """Why a replayed gradient may be another than the one of the run; empty where nothing makes it so."""
+    if not replay.ranks.sharded and gradients.hooked(replay.parameters):
+        return gradients.HOOKED
+    return ""
