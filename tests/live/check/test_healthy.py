@@ -112,3 +112,29 @@ def test_a_gradient_that_a_hook_changes_as_it_comes_is_not_checked():
     result = loop.steps(2)
     assert result.ok, result.verdict
     assert "the gradient was not checked: a hook" in result.notes[0]
+
+
+def test_a_healthy_gradient_in_half_precision_under_a_scaler_is_the_same_or_not_checked():
+    def half(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", torch.float16):
+            return 1e-6 * criterion(model, batch)
+
+    verdicts = []
+    for tells in (True, False):
+        loop = Loop(lambda model: O.AdamW(model.parameters(), lr=LR), torch.float32, tells=True)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+        given = {"scaler": scaler} if tells else {}
+        loop.check = ml.check_step(loop.optimizer, loop.model, half, **given)
+
+        def body(batches: list[torch.Tensor], loop: Loop = loop, scaler: Any = scaler, by: float = 1.0) -> None:
+            scaler.scale(by * half(loop.model, batches[0])).backward()
+            scaler.step(loop.optimizer)
+            scaler.update()
+
+        verdicts.append(loop.steps(2, body))
+        assert verdicts[-1].ok, verdicts[-1].verdict
+        if tells:
+            assert loop.steps(1, lambda batches, body=body: body(batches, by=0.5)).causes[0].name == "gradient clipped"
+    assert verdicts[0].notes == ()
+    assert "float16" in verdicts[1].notes[0]
+    assert "give scaler=" in verdicts[1].notes[0]

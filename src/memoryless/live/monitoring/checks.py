@@ -210,4 +210,6 @@ def _untold(replay: Replay, step: Step | None) -> str:
     """Why a replayed gradient may be another than the one of the run; empty where nothing makes it so."""
     if not replay.ranks.sharded and gradients.hooked(replay.parameters):
         return gradients.HOOKED
+    if step is not None and any(seen.autocast is torch.float16 for seen in step.passes):
+        return gradients.HALF
     return ""
