@@ -138,3 +138,15 @@ def test_a_healthy_gradient_in_half_precision_under_a_scaler_is_the_same_or_not_
     assert verdicts[0].notes == ()
     assert "float16" in verdicts[1].notes[0]
     assert "give scaler=" in verdicts[1].notes[0]
+
+
+def test_parameters_that_the_loop_changes_between_steps_are_a_note():
+    loop = Loop(lambda model: O.RMSprop(model.parameters(), lr=LR))
+    for _ in range(3):
+        result = loop.steps(1)
+        with torch.no_grad():
+            for p in loop.model.parameters():
+                p.clamp_(-0.1, 0.1)
+    assert result.ok
+    assert "parameters changed between steps: they are not what the last step left" in result.verdict
+    assert result.notes[0].startswith("parameters changed between steps")

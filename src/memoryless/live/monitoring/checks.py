@@ -12,6 +12,7 @@ from memoryless.errors import BadInput
 from memoryless.flat import norm
 from memoryless.live.check import gradients
 from memoryless.live.check.checking import check_step
+from memoryless.live.check.history import BETWEEN
 from memoryless.live.check.step_check import Cause, StepCheck
 from memoryless.live.monitoring.log import Record
 from memoryless.live.monitoring.measuring import Present
@@ -110,6 +111,8 @@ class Checks:
         if self.last.ok is None:
             self.unchecked += 1
             self._note(f"step {step:,} could not be checked: {self.last.unchecked}")
+        if BETWEEN in self.last.notes:
+            self._note(f"before step {step:,} the {BETWEEN}")
         self.tell(self.last)
 
     def tell(self, check: StepCheck) -> None:
