@@ -107,3 +107,15 @@ def test_a_gradient_that_a_hook_changes_as_it_comes_is_not_checked():
     watching, found = told(training)
     assert found == []
     assert any("the gradient of step 12 was not checked: a hook" in note for note in watching.notes)
+
+
+def test_a_wrong_gradient_is_told_of_a_step_that_cannot_be_judged(monkeypatch: pytest.MonkeyPatch):
+    def fails(*_: Any) -> None:
+        raise RuntimeError("no copy")
+
+    monkeypatch.setattr("memoryless.live.check.checking.Reference", fails)
+    watching, found = told(Training(adamw), lambda n: 2.0)
+    assert [(r["step"], r["ok"], r["causes"][0]["name"]) for r in found] == [(12, False, "gradient scaled")]
+    assert found[0]["verdict"].startswith("Step 12 is not the documented one: gradient scaled")
+    assert "the step itself could not be checked: no copy" in found[0]["notes"]
+    assert watching._checks.off == 1

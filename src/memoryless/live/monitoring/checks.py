@@ -159,8 +159,10 @@ class Checks:
             self._note(f"the gradient of step {self.last.step:,} was not checked: {untold}")
             self.last = replace(self.last, notes=(*self.last.notes, f"the gradient was not checked: {untold}"))
         elif causes:
-            known = self.last.ok is False
-            self.last = replace(self.last, causes=(*causes, *self.last.causes))
+            known, notes = self.last.ok is False, self.last.notes
+            if self.last.unchecked:
+                notes = (*notes, f"the step itself could not be checked: {self.last.unchecked}")
+            self.last = replace(self.last, causes=(*causes, *self.last.causes), notes=notes)
             self.off -= known  # told anew, with these
             self.tell(self.last)
 
