@@ -139,17 +139,6 @@ def two_losses() -> StepCheck:
     return loop.steps(2, body)
 
 
-@held_out("EMA weights written back into the model", "parameters changed between steps")
-def written_back() -> StepCheck:
-    loop = Loop(lambda m: ADAMW(m.parameters(), lr=LR))
-    averaged = torch.optim.swa_utils.AveragedModel(loop.model)
-    for _ in range(2):
-        loop.steps(1)
-        averaged.update_parameters(loop.model)
-        loop.model.load_state_dict(averaged.module.state_dict())
-    return loop.steps(1)
-
-
 @held_out("closure of the batch before", "gradient of an earlier step")
 def stale_closure() -> StepCheck:
     loop, last = Loop(sgd, tells=True), []

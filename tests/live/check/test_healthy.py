@@ -98,3 +98,55 @@ def test_an_answer_can_be_pickled_with_its_shares():
     assert again.shares == result.shares
     assert result.shares is not None
     assert copy.deepcopy(result).to_json() == result.to_json()
+
+
+def test_a_gradient_that_a_hook_changes_as_it_comes_is_not_checked():
+    loop = Loop(lambda model: O.AdamW(model.parameters(), lr=LR), tells=True)
+
+    def halved(p: torch.Tensor) -> None:
+        assert p.grad is not None
+        p.grad.mul_(0.5)
+
+    for p in loop.model.parameters():
+        p.register_post_accumulate_grad_hook(halved)
+    result = loop.steps(2)
+    assert result.ok, result.verdict
+    assert "the gradient was not checked: a hook" in result.notes[0]
+
+
+def test_a_healthy_gradient_in_half_precision_under_a_scaler_is_the_same_or_not_checked():
+    def half(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", torch.float16):
+            return 1e-6 * criterion(model, batch)
+
+    verdicts = []
+    for tells in (True, False):
+        loop = Loop(lambda model: O.AdamW(model.parameters(), lr=LR), torch.float32, tells=True)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+        given = {"scaler": scaler} if tells else {}
+        loop.check = ml.check_step(loop.optimizer, loop.model, half, **given)
+
+        def body(batches: list[torch.Tensor], loop: Loop = loop, scaler: Any = scaler, by: float = 1.0) -> None:
+            scaler.scale(by * half(loop.model, batches[0])).backward()
+            scaler.step(loop.optimizer)
+            scaler.update()
+
+        verdicts.append(loop.steps(2, body))
+        assert verdicts[-1].ok, verdicts[-1].verdict
+        if tells:
+            assert loop.steps(1, lambda batches, body=body: body(batches, by=0.5)).causes[0].name == "gradient clipped"
+    assert verdicts[0].notes == ()
+    assert "float16" in verdicts[1].notes[0]
+    assert "give scaler=" in verdicts[1].notes[0]
+
+
+def test_parameters_that_the_loop_changes_between_steps_are_a_note():
+    loop = Loop(lambda model: O.RMSprop(model.parameters(), lr=LR))
+    for _ in range(3):
+        result = loop.steps(1)
+        with torch.no_grad():
+            for p in loop.model.parameters():
+                p.clamp_(-0.1, 0.1)
+    assert result.ok
+    assert "parameters changed between steps: they are not what the last step left" in result.verdict
+    assert result.notes[0].startswith("parameters changed between steps")

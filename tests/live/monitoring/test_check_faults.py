@@ -81,3 +81,40 @@ def test_a_closed_monitor_leaves_no_hook(check: bool):
 def test_another_check_is_refused_in_one_line(check: Any):
     with pytest.raises(BadInput, match="check must be True"):
         monitor(Training(adamw), check=check)
+
+
+def test_clipping_that_the_monitor_is_not_told_of_is_a_note():
+    watching, found = told(Training(adamw), lambda n: 0.5)
+    assert found == []
+    assert watching._checks.off == 0
+    (note,) = [note for note in watching.notes if "was not checked" in note]
+    assert note.startswith("the gradient of step 12 was not checked: it is 0.5 times that of the batch")
+    assert "give gradient=" in note
+    _, found = told(Training(adamw), lambda n: 0.5, gradient=lambda g: g)
+    assert [r["causes"][0]["name"] for r in found] == ["gradient clipped"]
+
+
+def test_a_gradient_that_a_hook_changes_as_it_comes_is_not_checked():
+    training = Training(adamw)
+
+    def doubled(p: torch.Tensor) -> None:
+        assert p.grad is not None
+        p.grad.mul_(2.0)
+
+    for p in training.net.parameters():
+        p.register_post_accumulate_grad_hook(doubled)
+    watching, found = told(training)
+    assert found == []
+    assert any("the gradient of step 12 was not checked: a hook" in note for note in watching.notes)
+
+
+def test_a_wrong_gradient_is_told_of_a_step_that_cannot_be_judged(monkeypatch: pytest.MonkeyPatch):
+    def fails(*_: Any) -> None:
+        raise RuntimeError("no copy")
+
+    monkeypatch.setattr("memoryless.live.check.checking.Reference", fails)
+    watching, found = told(Training(adamw), lambda n: 2.0)
+    assert [(r["step"], r["ok"], r["causes"][0]["name"]) for r in found] == [(12, False, "gradient scaled")]
+    assert found[0]["verdict"].startswith("Step 12 is not the documented one: gradient scaled")
+    assert "the step itself could not be checked: no copy" in found[0]["notes"]
+    assert watching._checks.off == 2  # both stops

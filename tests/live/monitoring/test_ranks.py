@@ -15,7 +15,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import memoryless as ml
-from memoryless.flat import local
+from memoryless.flat import local, sharded
 from memoryless.live.monitoring import ranks
 from memoryless.live.monitoring.log import read
 from tests.live.monitoring.monitored import LR, criterion, plain_model
@@ -202,10 +202,10 @@ def unlike(rank: int) -> list[str]:
     """What a monitor says to a NaN that the second process alone holds: in sharded parameters, and in whole ones."""
     ranks.PATIENCE = timedelta(seconds=2)
     said = []
-    for sharded in (True, False):
+    for parts in (True, False):
         torch.manual_seed(3)
         net: Any = plain_model()
-        if sharded:
+        if parts:
             fully_shard(net, mesh=init_device_mesh("cpu", (2,)))
         optimizer = torch.optim.AdamW(net.parameters(), lr=LR)
         if rank:
@@ -223,3 +223,20 @@ def test_what_one_process_cannot_start_with_is_said_by_all_and_none_waits():
         assert len(said) == 2
         assert all(line.startswith("process 1: ") and "\n" not in line for line in said)
         assert said[0].endswith(": a parameter is not finite")
+
+
+def empty(rank: int) -> str:
+    """What is said of no batches in the second process alone, where sums over theta cross the processes."""
+    ranks.PATIENCE = timedelta(seconds=2)
+    net = plain_model()
+    fully_shard(net, mesh=init_device_mesh("cpu", (2,)))
+    every = ranks.Ranks()
+    every.sharded = True
+    with sharded(every.summed), pytest.raises(ml.errors.BadInput) as error:
+        ranks.SharedLoss.of_all(every, net, criterion, [] if rank else [part(global_batches()[0], rank, 2)])
+    return str(error.value)
+
+
+def test_a_loss_that_one_process_cannot_make_is_refused_by_all():
+    for said in spread(2, empty):
+        assert said.startswith("process 1: batches is empty")

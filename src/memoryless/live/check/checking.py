@@ -167,7 +167,8 @@ class Checking:
             tensors = self._tensors()
             if self._spread:
                 return
-            self._expected = gradients.expect(self.model, self.criterion, self.batches, tensors, self.averaged)
+            given = self.model, self.criterion, self.batches, tensors, self.averaged
+            self._expected = gradients.expect(*given, None if self.scaler is None else float(self.scaler.get_scale()))
             self._expected.previous = None if self._previous is None else [h.gradient for h in self._previous.held]
             self._passes, hook = gradients.listened(self.model, tensors[0].device)
             self._handles.append(hook)
@@ -179,7 +180,7 @@ class Checking:
             return "the parameters are sharded, and it is the mean over the processes"
         if self._wrapped and self.ranks is None:
             return "it is the mean over the processes; give ranks= and the batches of all of them"
-        return ""
+        return gradients.HOOKED if gradients.hooked(self._tensors()) else ""
 
     def _tensors(self) -> list[Tensor]:
         return list({id(p): p for group in self.optimizer.param_groups for p in group["params"]}.values())
@@ -302,7 +303,8 @@ class Checking:
     def _judge(self, record: Record, previous: Record | None, reference: Reference) -> StepCheck:
         causes, notes = [], []
         if self._expected is not None and (why := gradients.unlike(self._expected, self._passes)):
-            notes.append(f"the gradient was not checked: {why}")
+            help_ = "; give scaler=" if why == gradients.HALF else ""
+            notes.append(f"the gradient was not checked: {why}{help_}")
         elif self._expected is not None:
             causes = self._of_gradient(record)
         elif self.batches is not None and self._spread:

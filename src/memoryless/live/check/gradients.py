@@ -1,7 +1,7 @@
 """The gradient that a step should have got, from model, criterion and batches, and why it got another."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -14,6 +14,19 @@ from memoryless.live.check.record import real
 PASSES = 16
 """Roundings of each weight's way through forward and backward pass, as of a step (`reference`)."""
 Gradients = list[Tensor | None]
+
+
+HALF = "under autocast to float16 it may underflow without the loss scale"
+HOOKED = "a hook (register_post_accumulate_grad_hook) may change it as it comes, and none is called where it is taken again"
+
+
+def hooked(tensors: Iterable[Tensor]) -> bool:
+    """Whether something is done to gradients as they are accumulated.
+
+    Args:
+        tensors: whose.
+    """
+    return any(getattr(p, "_post_accumulate_grad_hooks", None) for p in tensors)
 
 
 class Pass(NamedTuple):
@@ -52,6 +65,7 @@ class Expected:
         previous: gradients that the last step saw.
         passes: forward passes that `each` took.
         drawn: generators that it drew from.
+        scaled: whether they were taken of a scaled loss.
         own: this process's, where `each` is the mean of several.
     """
 
@@ -64,6 +78,7 @@ class Expected:
     passes: list[Pass] = field(default_factory=list)
     drawn: set[str] = field(default_factory=set)
     own: Gradients | None = None
+    scaled: bool = False
 
     def mean(self, even: bool = False) -> Gradients:
         """Over all samples of the batches; over batches, if even."""
@@ -80,6 +95,8 @@ def unlike(expected: Expected, passes: Sequence[Pass]) -> str:
     """
     if not all(bool(g.isfinite().all()) for g in expected.mean() if g is not None):
         return "that of the batches is not finite"
+    if not expected.scaled and any(there.autocast is torch.float16 for there in expected.passes):
+        return HALF
     if passes and expected.passes and passes[0].autocast != expected.passes[0].autocast:
         return "autocast is on in the block alone; put it into the criterion"
     pairs = list(zip(passes, expected.passes, strict=False))
@@ -103,6 +120,7 @@ def expect(
     batches: Sequence[Any],
     tensors: Sequence[Tensor],
     averaged: nn.Module | None,
+    scale: float | None = None,
 ) -> Expected:
     """The gradients of a block that begins: parameters, buffers and generators are left as they are.
 
@@ -112,17 +130,22 @@ def expect(
         batches: of the step, in their order.
         tensors: of the optimizer.
         averaged: a copy of the model with averaged weights.
+        scale: that the loss is multiplied by, and the gradient divided by, as in the run.
     """
     own = {id(p): name for name, p in model.named_parameters()}
     kept = [p.grad for p in tensors]
     leftover = [None if g is None else real(g).double().clone() for g in kept]
 
     drawn: set[str] = set()
+    by = 1.0 if scale is None else scale
+
+    def scaled(model: nn.Module, batch: Any) -> Tensor:
+        return by * criterion(model, batch)
 
     def gradients() -> list[Gradients]:
         device = tensors[0].device
         with buffers_kept(model), isolated(device, start := standing(device)):
-            found = [_gradient(model, criterion, batch, tensors) for batch in batches]
+            found = [times(_gradient(model, scaled, batch, tensors), 1 / by) for batch in batches]
             drawn.update(moved(start, standing(device)))
         return found
 
@@ -132,7 +155,7 @@ def expect(
     finally:
         hook.remove()
     sizes = [_size(batch) for batch in batches]
-    found = Expected(each, sizes, [], leftover, passes=passes, drawn=drawn)
+    found = Expected(each, sizes, [], leftover, passes=passes, drawn=drawn, scaled=scale is not None)
     mean = found.mean()
     with _shifted(tensors, lambda k, p: p * (1 + torch.finfo(p.dtype).eps * _signs(p, k))):
         shifted = Expected(gradients(), sizes, [], leftover).mean()

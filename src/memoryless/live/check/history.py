@@ -38,7 +38,6 @@ def of_state(now: Record, previous: Record | None) -> Iterator[Found]:
     if previous is not None and len(previous.held) == len(now.held):
         seen = [_overlap(h, b) for h, b in zip(now.held, previous.held, strict=True)]
         yield from _restored([h for h, _ in seen], [b for _, b in seen])
-        yield from _between([h for h, _ in seen], [b for _, b in seen])
     else:
         empty = [k for k, h in enumerate(now.held) if h.count == 0 and any(bool(b.any()) for b in buffers(h.state).values())]
         if empty:
@@ -95,15 +94,20 @@ def _restored(now: list[Held], before: list[Held]) -> Iterator[Found]:
         yield Found("state changed between steps", "it is not what the last step left", rest, 1.0)
 
 
-def _between(now: list[Held], before: list[Held]) -> Iterator[Found]:
-    moved = [k for k, (h, b) in enumerate(zip(now, before, strict=True)) if not equal(h.theta, b.after)]
-    if moved:
-        yield Found(
-            "parameters changed between steps",
-            "they are not what the last step left (averaged weights swapped in, say)",
-            moved,
-            1.0,
-        )
+BETWEEN = "parameters changed between steps: they are not what the last step left (clamped, or averaged weights swapped in)"
+
+
+def moved(now: Record, previous: Record | None) -> bool:
+    """Whether the parameters are other ones than those that the previous step left: no fault of this step.
+
+    Args:
+        now: this step.
+        previous: the one before, if it was seen.
+    """
+    if previous is None or len(previous.held) != len(now.held):
+        return False
+    pairs = (_overlap(h, b) for h, b in zip(now.held, previous.held, strict=True))
+    return not all(equal(h.theta, b.after) for h, b in pairs)
 
 
 def swallowed(now: Record, reference: Reference) -> Iterator[Found]:

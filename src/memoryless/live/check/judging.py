@@ -58,7 +58,7 @@ def judged(
         counts = [int(h.state_after["step"]) for h in previous.held if "step" in h.state_after] if previous else []
         counts += [h.count for h in record.held if h.count is not None]
         causes += explained(Case(reference, reference.at, where, known, counts), bound)
-    notes = list(of_gradient[1])
+    notes = [*([history.BETWEEN] if history.moved(record, previous) else []), *of_gradient[1]]
     if documented is None:
         notes.append(
             f"{name} is not torch's: only what a copy of it does again can be told; reference= names what it should be"

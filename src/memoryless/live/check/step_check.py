@@ -87,12 +87,12 @@ class StepCheck(Result):
     @property
     def ok(self) -> bool | None:
         """Whether nothing is off; None where that could not be checked."""
-        return None if self.unchecked else not self.tensors and not self.causes
+        return False if self.tensors or self.causes else None if self.unchecked else True
 
     @property
     def verdict(self) -> str:
         """One sentence."""
-        if self.unchecked:
+        if self.unchecked and not self.causes:
             return f"Step {self.step} could not be checked: {self.unchecked}."
         if self.ok:
             part = "" if self.judged == 1 else f" (looked at: {share(self.judged)} of the coordinates)"

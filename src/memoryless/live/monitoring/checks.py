@@ -12,12 +12,15 @@ from memoryless.errors import BadInput
 from memoryless.flat import norm
 from memoryless.live.check import gradients
 from memoryless.live.check.checking import check_step
+from memoryless.live.check.history import BETWEEN
 from memoryless.live.check.step_check import Cause, StepCheck
 from memoryless.live.monitoring.log import Record
 from memoryless.live.monitoring.measuring import Present
 from memoryless.live.monitoring.replay import Replay, Step
 
 EVERY = "every step"
+PURE = 0.999
+"""What a factor explains where nothing but that factor is between two gradients."""
 
 logger = logging.getLogger("memoryless")
 
@@ -108,6 +111,8 @@ class Checks:
         if self.last.ok is None:
             self.unchecked += 1
             self._note(f"step {step:,} could not be checked: {self.last.unchecked}")
+        if BETWEEN in self.last.notes:
+            self._note(f"before step {step:,} the {BETWEEN}")
         self.tell(self.last)
 
     def tell(self, check: StepCheck) -> None:
@@ -141,21 +146,29 @@ class Checks:
         found: Record = {"ok": self.last.ok, "reference": self.last.reference, "noise": noise}
         return found | {"shares": None if self.last.unchecked else self.last.shares, "verdict": self.last.verdict}
 
-    def with_gradient(self, causes: list[Cause]) -> None:
+    def with_gradient(self, causes: list[Cause], untold: str = "") -> None:
         """What a replay says of the gradient of the latest step.
 
         Args:
             causes: why it is another than that of its batches.
+            untold: why that cannot be told.
         """
-        if self.last is not None and causes:
-            known = self.last.ok is False
-            self.last = replace(self.last, causes=(*causes, *self.last.causes))
+        if self.last is None:
+            return
+        if untold:
+            self._note(f"the gradient of step {self.last.step:,} was not checked: {untold}")
+            self.last = replace(self.last, notes=(*self.last.notes, f"the gradient was not checked: {untold}"))
+        elif causes:
+            known, notes = self.last.ok is False, self.last.notes
+            if self.last.unchecked:
+                notes = (*notes, f"the step itself could not be checked: {self.last.unchecked}")
+            self.last = replace(self.last, causes=(*causes, *self.last.causes), notes=notes)
             self.off -= known  # told anew, with these
             self.tell(self.last)
 
 
-def of_gradient(replay: Replay, present: Present, step: Step | None) -> list[Cause]:
-    """Why the optimizer got another gradient than that of the step's batches, where it did.
+def of_gradient(replay: Replay, present: Present, step: Step | None) -> tuple[list[Cause], str]:
+    """Why the optimizer got another gradient than that of the step's batches, where it did; or why that cannot be told.
 
     Args:
         replay: takes the step again.
@@ -174,7 +187,9 @@ def of_gradient(replay: Replay, present: Present, step: Step | None) -> list[Cau
     ratio = float(norm(want)) / max(float(norm(mean)), 1e-300)
     gap = float(norm(gradient - want))
     if gap <= doubt * max(ratio, 1.0 if replay.transforms else 0.0):
-        return []
+        return [], ""
+    if why := _untold(replay, step):
+        return [], why
     several = replay.ranks.count > 1
     each = [mean] if several else list(replay.each(n, step, theta, buffers))
     expected = gradients.Expected([[g] for g in each], [1] * len(each), [doubt], [None])
@@ -189,4 +204,17 @@ def of_gradient(replay: Replay, present: Present, step: Step | None) -> list[Cau
     found = [] if known else gradients.causes([gradient], expected, change, [gradient], None, replay.ranks.count, None)
     text = f"it is not that of the batch, {gap / max(float(norm(want)), 1e-300):.2g} of its norm off"
     unknown = Cause("another gradient", text, ("all",), 0.0)
-    return list({name: Cause(name, text, ("all",), share) for name, text, share in reversed(found)}.values())[::-1] or [unknown]
+    causes = list({name: Cause(name, text, ("all",), share) for name, text, share in reversed(found)}.values())[::-1]
+    if causes and causes[0].name == "gradient clipped" and causes[0].explains > PURE and not replay.transforms:
+        c = float((want * gradient).sum() / want.square().sum())  # of this process's part the same
+        return [], f"it is {c:.4g} times that of the batch; where the loop clips it, give gradient=, what it does to that"
+    return causes or [unknown], ""
+
+
+def _untold(replay: Replay, step: Step | None) -> str:
+    """Why a replayed gradient may be another than the one of the run; empty where nothing makes it so."""
+    if not replay.ranks.sharded and gradients.hooked(replay.parameters):
+        return gradients.HOOKED
+    if step is not None and any(seen.autocast is torch.float16 for seen in step.passes):
+        return gradients.HALF
+    return ""

@@ -420,7 +420,7 @@ class Monitor:
         watching.recorder.wanted = False  # the passes of a measurement are none of the run's
         with account.stop(), isolated(self._layout.device), sharded(ranks.summed if ranks.sharded else None):
             if self._checks.on:
-                self._checks.with_gradient(of_gradient(self._replay, present, watching.kept.get(present.n)))
+                self._checks.with_gradient(*of_gradient(self._replay, present, watching.kept.get(present.n)))
             options: Any = {"curvature": "difference", "noise": "fixed"}
             measuring = Measuring(
                 self._sample,

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from memoryless.errors import BadInput
+from memoryless.flat import sharded
 from memoryless.isolation import Standing
 from memoryless.live.monitoring.shards import ShardedLoss
 from memoryless.loss.loss import Loss
@@ -264,7 +265,8 @@ class SharedLoss(Loss):
             loss.batches.require_replayable()
             return loss
 
-        loss = ranks.together(made)
+        with sharded(None):  # a sum over the processes within it would be heard by those alone that came so far
+            loss = ranks.together(made)
         if len(set(counts := ranks.told(len(loss)))) > 1:
             raise BadInput(f"data= must have as many batches in each process, got {counts}")
         if isinstance(loss, SharedLoss):

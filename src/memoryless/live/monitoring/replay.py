@@ -238,6 +238,11 @@ class Replay:
                 )
 
     @property
+    def parameters(self) -> list[Tensor]:
+        """Whose gradients are taken."""
+        return list(self._layout.parameters.values())
+
+    @property
     def transforms(self) -> bool:
         """Whether the loop does something to a gradient that depends on its size, for all that is known."""
         return self._transform is not None
