@@ -12,7 +12,7 @@ from torch import nn
 import memoryless as ml
 from memoryless.live.check.record import LARGE, Record, before
 from memoryless.live.check.reference import _kinds
-from tests.live.check.mutations import LR, wrapped
+from tests.live.check.mutations import LR, Loop, criterion, wrapped
 
 O = torch.optim
 
