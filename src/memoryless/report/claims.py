@@ -75,7 +75,8 @@ def picture(figure: Figure) -> Picture:
         points = any(panel.ticks for row in rows for panel in row)
         bars = f"{'error bars' if points else 'bands'}: {figure.experiment.bars}"
         about = f"{figure.experiment.about[figure.scale]}; {seeds} seeds, {bars}"
-        shown.text(0.02, 1 - 0.52 / height, about, color=COLOUR["soft"], va="center")
+        for k, line in enumerate(_wrapped(about, round(12 * width))):
+            shown.text(0.02, 1 - (0.52 + 0.18 * k) / height, line.strip(), color=COLOUR["soft"], va="center")
         for k, line in enumerate(words):
             shown.text(0.02, (foot - 0.4 - 0.2 * k) / height, line, fontsize=9, va="center")
     return shown
