@@ -31,11 +31,15 @@ def test_many_networks_at_once_take_the_steps_of_the_dial(strength: float, place
 
 
 def made(effect: float, rival: float, lost: bool = False) -> list[Found]:
-    """Numbers of four seeds, whose 1-norm grows by `effect` from s = -1 to s = 1, in the other arms by `rival`."""
+    """Numbers of four seeds, whose 1-norm grows by `effect` from s = -1 to s = 1, in the other arms by `rival`.
+
+    Of the last seed s = -0.5 and 0.5 are exchanged: ranks that were all alike would have no spread.
+    """
     own, found = np.array([1.0, 2.0, 3.0, 4.0]), []
     for setting in study.settings("small", None, 4):
         rate = effect if setting.arm == "dial" else rival
-        norms = own * np.exp(rate * (1 + 0.01 * own) * setting.strength / 2)
+        strength = np.array([1, 1, 1, -1 if abs(setting.strength) == 0.5 else 1]) * setting.strength
+        norms = own * np.exp(rate * (1 + 0.01 * own) * strength / 2)
         rest = {name: (own + 0.1 * setting.strength * (1 + 0.1 * own)).tolist() for name in study.MEASURES}
         missing = [None if lost and setting.strength == 1.0 and k == 2 else x for k, x in enumerate(norms.tolist())]
         found.append(Found(setting, rest | {"gradient_1_norm": missing, "steps": [1, 1, 1, 1]}))

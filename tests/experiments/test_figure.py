@@ -46,6 +46,17 @@ def test_answers():
     assert Claim("c", "s", high=0.0).answer(Cell("", np.array([-1.0, -1.1]))) == "yes"
 
 
+def test_what_does_not_vary_answers_nothing():
+    """Accuracies of few images may be the same for all seeds: 0 is neither above nor below 0, and 0.1 is of unknown error."""
+    for value in (0.0, 0.1, -0.1):
+        same = Cell("", np.full(3, value))
+        answers = [Claim("c", "s", **bound).answer(same) for bound in ({"low": 0.0}, {"high": 0.0}, {"low": -1.0, "high": 1.0})]
+        assert answers == ["cannot be told"] * 3
+    touching = Cell("", np.array([1.0, 1.5, 2.0]))
+    _, low, high = touching.interval
+    assert [Claim("c", "s", **bound).answer(touching) for bound in ({"low": low}, {"high": high})] == ["cannot be told"] * 2
+
+
 def test_words():
     claim, yes, no, open_ = Claim("c", "s", low=0.0), *(Cell("", np.array([x, x + 1e-3])) for x in (1.0, -1.0, 0.0))
     assert [Verdict(claim, cells).word for cells in ([yes], [no, no], [open_], [], [yes, no, open_, open_])] == [
@@ -161,17 +172,18 @@ def test_sharpness_of_adam_is_that_of_torchs_run():
 
 def toy_found(preconditioned: float, plain: dict[float, float]) -> list[Found]:
     numbers = {
-        b: {"preconditioned": [[9.0, preconditioned]] * 2, "plain": [[9.0, x], [9.0, x * 1.1]]} for b, x in plain.items()
+        b: {"preconditioned": [[9.0, preconditioned * y] for y in (0.99, 1.0)], "plain": [[9.0, x], [9.0, x**1.01]]}
+        for b, x in plain.items()
     }
     return [Found(TOY._replace(betas=(0.9, b)), n) for b, n in numbers.items()]
 
 
 def test_verdicts_of_fig5():
-    first, second = experiment("fig5").verdicts(toy_found(1.0, {0.999: 4.0, 0.9: 2.0}))
+    first, second = experiment("fig5").verdicts(toy_found(1.0, {0.999: 4.0, 0.9: 2.0, 0.99: 9.0}))
     assert [first.word, second.word] == ["yes", "yes"]
-    assert second.cells[0].values == pytest.approx(np.log(0.5))
-    assert [c.where for c in first.cells] == ["β₂ 0.9, lr 0.003", "β₂ 0.999, lr 0.003"]
-    first, second = experiment("fig5").verdicts(toy_found(0.5, {0.9: 4.0, 0.999: 2.0}))
+    assert second.cells[0].values == pytest.approx([np.log(0.5), 1.01 * np.log(0.5)])
+    assert [c.where for c in first.cells] == ["β₂ 0.9, lr 0.003", "β₂ 0.99, lr 0.003", "β₂ 0.999, lr 0.003"]
+    first, second = experiment("fig5").verdicts(toy_found(0.5, {0.9: 4.0, 0.999: 2.0, 0.99: 9.0}))
     assert [first.word, second.word] == ["no", "no"]
 
 
@@ -322,7 +334,7 @@ def test_verdicts_of_fig2b():
         lion = WORDS._replace(optimizer="lion", lr=WORDS.lr / 3)
         settings = {b: lion if b == "lion" else WORDS._replace(betas=(0.9, b)) for b in perplexities}
         return [
-            Found(s._replace(seeds=(seed,)), {"perplexity": [perplexities[b] * (1 + seed / 10)]})
+            Found(s._replace(seeds=(seed,)), {"perplexity": [perplexities[b] ** (1 + seed / 1000)], "step": [9]})
             for b, s in settings.items()
             for seed in (0, 1)
         ]

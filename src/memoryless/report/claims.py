@@ -38,7 +38,7 @@ def lines(figure: Figure) -> Iterator[str]:
 
 def _interval(cell: Cell) -> str:
     mean, low, high = cell.interval
-    count = int(np.isfinite(cell.values).sum())
+    count = len(cell.known)
     if not math.isfinite(low):
         return f"{mean:.3g} ({count} seed{'s' * (count != 1)})" if count else "no number"
     digits = max(0, 1 - math.floor(math.log10(high - low))) if high > low else 3
