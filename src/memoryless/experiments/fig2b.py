@@ -168,7 +168,8 @@ def run(setting: Setting) -> dict[str, Any]:
 
 
 class Group(NamedTuple):
-    """What belongs together in one panel: perplexities of AdamW by beta_2, ascending, and of Lion, of the same seeds."""
+    """What belongs together in one panel: perplexities of AdamW by beta_2, ascending, and of Lion, of the seeds that were at their
+    least before the limit in all."""
 
     name: str
     adam: dict[float, Numbers]
@@ -181,24 +182,27 @@ def groups_of(every: Sequence[Found]) -> list[Group]:
     Args:
         every: what was found.
     """
-    cells: dict[tuple[str, float], dict[Any, dict[int, float]]] = {}
+    cells: dict[tuple[str, float], dict[Any, dict[int, tuple[float, int]]]] = {}
     for setting, numbers in every:
         lion = setting.optimizer == "lion"
         key = setting.kind, round(setting.lr / LION[1] if lion else setting.lr, 12)
         rows = cells.setdefault(key, {}).setdefault("lion" if lion else setting.betas[1], {})
-        rows |= dict(zip(setting.seeds, numbers["perplexity"], strict=True))
+        rows |= dict(zip(setting.seeds, zip(numbers["perplexity"], numbers["step"], strict=True), strict=True))
     found = []
     for (kind, lr), places in cells.items():
         seeds = sorted(set.intersection(*(set(rows) for rows in places.values())))
-        of = {place: np.array([rows[seed] for seed in seeds], dtype=float) for place, rows in places.items()}
+        # What still fell at the limit is no minimum.
+        met = [seed for seed in seeds if all(rows[seed][1] >= 0 for rows in places.values())]
+        of = {place: np.array([rows[seed][0] for seed in met], dtype=float) for place, rows in places.items()}
         adam = {b: of[b] for b in sorted(b for b in of if b != "lion")}
-        found.append(Group(f"{KINDS[kind]}, β₁ = 0.9, lr {lr:g}", adam, of.get("lion", np.full(len(seeds), np.nan))))
+        name = f"{KINDS[kind]}, β₁ = 0.9, lr {lr:g} ({len(met)} of {len(seeds)} seeds at their least before the limit)"
+        found.append(Group(name, adam, of.get("lion", np.full(len(met), np.nan))))
     return found
 
 
 def panels(every: Sequence[Found]) -> list[list[Panel]]:
     """One row, a panel for each kind and lr."""
-    return [[against(g.name, "minimal validation perplexity", g.adam, g.lion) for g in groups_of(every)]]
+    return [[against(g.name.partition(" (")[0], "minimal validation perplexity", g.adam, g.lion) for g in groups_of(every)]]
 
 
 def verdicts(every: Sequence[Found]) -> list[Verdict]:
