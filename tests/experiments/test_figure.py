@@ -348,6 +348,22 @@ def test_verdicts_of_fig2b():
     assert panel.levels[0].label == "Lion"
 
 
+def test_a_perplexity_that_still_falls_at_the_limit_is_no_minimum():
+    still = fig2b.run(WORDS._replace(limit=2))
+    assert still["step"] == [-1]
+    every = [
+        Found(WORDS._replace(betas=(0.9, b), seeds=(seed,)), {"perplexity": [9.0 + b + seed], "step": [step]})
+        for b in fig2b.SECOND
+        for seed, step in ((0, 5), (1, -1 if b == 0.99 else 5), (2, 6))
+    ]
+    (group,) = fig2b.groups_of(every)
+    assert group.name == "GPT, β₁ = 0.9, lr 0.01 (2 of 3 seeds at their least before the limit)"
+    assert group.adam[0.999].tolist() == pytest.approx([9.999, 11.999])
+    ((panel,),) = fig2b.panels(every)
+    assert panel.title == "GPT, β₁ = 0.9, lr 0.01"
+    assert panel.lines[0].y.shape == (2, 3)
+
+
 # Batch sharpness
 
 
@@ -400,6 +416,17 @@ def test_verdicts_of_batch_sharpness():
     picture(figure.Figure(experiment("batch_sharpness"), "small", every))
     ((panel, _),) = batch_sharpness.panels(every)
     assert panel.ticks == ["4", "128", "all"]
+    without = [f for f in every if not (f.setting.full and f.setting.lr == 0.1)]
+    _, full = batch_sharpness.verdicts(without)
+    assert [len(c.values) for c in full.cells] == [2, 0]
+    assert full.answers == ["yes", "cannot be told"]
+    assert [p.ticks for p in batch_sharpness.panels(without)[0]] == [["4", "128", "all"], ["4", "128"]]
+    picture(figure.Figure(experiment("batch_sharpness"), "small", every[1:3]))
+
+
+def test_the_paper_scale_of_batch_sharpness_is_medium_with_more_seeds():
+    medium, paper = ({s._replace(seeds=()) for s in batch_sharpness.settings(scale, None, 1)} for scale in ("medium", "paper"))
+    assert medium == paper
 
 
 def test_the_page_of_the_documentation():

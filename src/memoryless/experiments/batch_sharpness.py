@@ -62,7 +62,7 @@ ABOUT = {
 BATCHES = {
     "small": (4, 16, 128, 1000),
     "medium": (2, 4, 8, 16, 32, 64, 128, 256, 1000),
-    "paper": (2, 4, 8, 16, 32, 64, 128, 1000),
+    "paper": (2, 4, 8, 16, 32, 64, 128, 256, 1000),
 }
 LRS = 0.05, 0.1
 TOLD = 16
@@ -159,9 +159,14 @@ def ratios(every: Sequence[Found]) -> dict[float, dict[int, dict[str, Numbers]]]
     return {lr: {b: {name: np.array(x) for name, x in by[b].items()} for b in sorted(by)} for lr, by in rows.items()}
 
 
+def _full(every: Sequence[Found]) -> set[int]:
+    """The batch sizes that are all images."""
+    return {setting.batch for setting, _ in every if setting.full}
+
+
 def panels(every: Sequence[Found]) -> list[list[Panel]]:
     """A panel for each lr: both ratios against the batch size."""
-    row = []
+    row, full = [], _full(every)
     for lr, by in ratios(every).items():
         names = {"batch_sharpness": "batch sharpness over 2 (1 - β)/lr", "top": "λ₁(H) over 2 (1 + β)/lr"}
         lines = []
@@ -169,19 +174,25 @@ def panels(every: Sequence[Found]) -> list[list[Panel]]:
             shown = [(place, of[name]) for place, of in enumerate(by.values()) if np.isfinite(of[name]).any()]
             if shown:
                 lines.append(Line(label, [place for place, _ in shown], np.stack([y for _, y in shown], 1), float(k)))
-        ticks = ["all" if b == max(by) else str(b) for b in by]
+        ticks = ["all" if b in full else str(b) for b in by]
         row.append(Panel(f"lr {lr:g}", "batch size", "sharpness over what it is said to be", lines, [Level("1", 1.0)], ticks))
     return [row]
 
 
 def verdicts(every: Sequence[Found]) -> list[Verdict]:
-    """On small batches, and on the full one."""
-    found = ratios(every)
+    """On small batches, and on the full one; of an lr without it there is nothing to tell."""
+    found, full = ratios(every), _full(every)
     small = [
-        Cell(f"batch {b}, lr {lr:g}", of["batch_sharpness"]) for lr, by in found.items() for b, of in by.items() if b <= TOLD
+        Cell(f"batch {b}, lr {lr:g}", of["batch_sharpness"])
+        for lr, by in found.items()
+        for b, of in by.items()
+        if b <= TOLD and b not in full
     ]
-    full = [Cell(f"all images, lr {lr:g}", by[max(by)]["top"]) for lr, by in found.items()]
-    return [Verdict(SMALL, small), Verdict(FULL, full)]
+    whole = [
+        Cell(f"all images, lr {lr:g}", np.concatenate([np.zeros(0), *(of["top"] for b, of in by.items() if b in full)]))
+        for lr, by in found.items()
+    ]
+    return [Verdict(SMALL, small), Verdict(FULL, whole)]
 
 
 FIGURES = {
