@@ -10,6 +10,7 @@ from memoryless.experiments import dial_study as study
 from memoryless.experiments.figure import Found
 from memoryless.experiments.problems import cross_entropy, digits_mlp
 from memoryless.experiments.training import Networks, iterates
+from memoryless.loss.top_eigenvalue import Eigenvalue
 
 
 @pytest.mark.parametrize("placebo", [None, "permuted"])
@@ -61,6 +62,14 @@ def test_only_seeds_that_reached_the_target_in_every_arm_are_compared():
         change = 0.4 * (1 + 0.01 * np.array([1.0, 2.0, 4.0]))
         assert one.between("dial", "gradient_1_norm") == pytest.approx(change)
         assert one.between("dial", "gradient_1_norm", 0.0) == pytest.approx(change / 2)
+
+
+def test_a_sharpness_that_was_not_found_is_no_number(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(study.TopEigenvalue, "at", lambda self, point: Eigenvalue(2.0, 0.5, 0.02, 1))
+    found = study.run(study.Setting("plain", "dial", 0.0, 1e-3, (0,), target=2.5))
+    assert found["residual"] == [0.25]
+    assert np.isnan(found["sharpness"]).tolist() == [True]
+    assert np.isfinite(found["gradient_1_norm"]).all()
 
 
 def test_it_has_one_scale():

@@ -16,6 +16,7 @@ from memoryless.experiments.atlas.pool import Store
 from memoryless.experiments.figure import FILES, SCALES, Cell, Claim, Found, Kept, Reproduction, Verdict, experiment
 from memoryless.experiments.training import Networks
 from memoryless.loss.point import Point
+from memoryless.loss.top_eigenvalue import Eigenvalue, TopEigenvalue
 from memoryless.report.claims import lines, picture
 
 TOY = fig5.Setting("mlp", "digits", 40, (0.9, 0.99), 3e-3, 8, 4, (0, 1), width=3)
@@ -170,6 +171,30 @@ def test_sharpness_of_adam_is_that_of_torchs_run():
     assert found["residual"] < 0.02
 
 
+class Lost(TopEigenvalue):
+    """A search that does not converge at its second point."""
+
+    count = 0
+
+    def at(self, point: Point, P: torch.Tensor | None = None) -> Eigenvalue:
+        self.count += 1
+        return Eigenvalue(2.0, 0.5 if self.count == 2 else 0.0, 0.02, 1)
+
+
+def test_an_eigenvalue_that_was_not_found_is_no_number(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(fig5, "TopEigenvalue", Lost)
+    monkeypatch.setattr(batch_sharpness, "TopEigenvalue", Lost)
+    found = fig5.run(TOY._replace(seeds=(0,)))
+    assert np.isnan(found["plain"][0]).tolist() == np.isnan(found["preconditioned"][0]).tolist() == [False, True]
+    assert found["residual"] == [0.25]
+    assert np.isnan(fig5.second_half(Found(TOY, found), "plain")).all()
+    sgd = batch_sharpness.run(batch_sharpness.Setting(4, 0.05, 4, 2, (5,), images=30, width=2, drawn=3))
+    assert np.isnan(sgd["top"][0]).tolist() == [False, True]
+    assert sgd["residual"] == [0.25]
+    assert Eigenvalue(0.0, 0.0, 0.0, 1).relative == 0
+    assert Eigenvalue(0.0, 1.0, 0.0, 1).relative == np.inf
+
+
 def toy_found(preconditioned: float, plain: dict[float, float]) -> list[Found]:
     numbers = {
         b: {"preconditioned": [[9.0, preconditioned * y] for y in (0.99, 1.0)], "plain": [[9.0, x], [9.0, x**1.01]]}
@@ -198,7 +223,9 @@ def test_picture_and_words():
     found: Any = reproduction(count=2).run()
     said = list(lines(found))
     assert said[0].startswith("How sharp Adam lets the loss become, β₁ = 0.9 (small: MLP 64-64-64-10")
-    assert said[3].startswith("  test, fixed before the run: mean of λ₁(P⁻¹H) over the second half")
+    largest = max(x for f in found.found for x in f.numbers["residual"])
+    assert said[1].startswith(f"residuals of the eigenvalues: up to {largest:.1e} of them")
+    assert said[4].startswith("  test, fixed before the run: mean of λ₁(P⁻¹H) over the second half")
     shown = picture(found)
     assert [len(ax.lines) for ax in shown.axes] == [3, 2]  # two values of beta_2, and the threshold
     assert any("the lower the sharpness" in text.get_text() for text in shown.texts)

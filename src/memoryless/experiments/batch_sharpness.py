@@ -98,13 +98,14 @@ def run(setting: Setting) -> dict[str, Any]:
         setting: what to run.
 
     Returns:
-        By name, one list a seed: "loss" and "top", lambda_1(H), of all images, "batch_sharpness", NaN full batch.
+        By name, one list a seed: "loss" and "top", lambda_1(H), of all images, NaN where its search did not converge,
+        "batch_sharpness", NaN full batch; and "residual", the largest one of the searches over the eigenvalue.
     """
     rows = [follow(setting, seed) for seed in setting.seeds]
     return {name: [row[name] for row in rows] for name in rows[0]}
 
 
-def follow(setting: Setting, seed: int) -> dict[str, list[float]]:
+def follow(setting: Setting, seed: int) -> dict[str, Any]:
     """One seed of `run`: torch.optim.SGD on batches of its own generator.
 
     Args:
@@ -124,7 +125,7 @@ def follow(setting: Setting, seed: int) -> dict[str, list[float]]:
         rows = torch.randint(setting.images, (setting.batch,), generator=random)
         return inputs[rows], targets[rows]
 
-    found: dict[str, list[float]] = {"loss": [], "top": [], "batch_sharpness": []}
+    found: dict[str, Any] = {"loss": [], "top": [], "batch_sharpness": [], "residual": 0.0}
     at: Callable[[Point], float] | None = None
     for step in range(1, setting.steps + 1):
         optimizer.zero_grad()
@@ -134,7 +135,9 @@ def follow(setting: Setting, seed: int) -> dict[str, list[float]]:
             optimizer.zero_grad()
             point = Point(whole)
             found["loss"].append(point.value)
-            found["top"].append(top.at(point).value)
+            largest = top.at(point)
+            found["top"].append(largest.known)
+            found["residual"] = max(found["residual"], largest.relative)
             if setting.full:
                 found["batch_sharpness"].append(float("nan"))
                 continue

@@ -175,7 +175,8 @@ def run(setting: Setting) -> dict[str, Any]:
         setting: what to run.
 
     Returns:
-        By name, one number a seed, NaN where the target was not reached: `MEASURES`, and "steps", -1 there.
+        By name, one number a seed, NaN where the target was not reached: `MEASURES`, the sharpness NaN where its search did not
+        converge, too, "residual", that of the search over the eigenvalue, and "steps", -1 where the target was not reached.
     """
     train, test, _ = fig2a.data_of(
         fig2a.Setting(setting.kind, "digits", "adamw", setting.betas, setting.lr, 0.0, setting.seeds)
@@ -189,14 +190,15 @@ def run(setting: Setting) -> dict[str, Any]:
         method = Dialled(AdamW(setting.lr, setting.betas, setting.eps, 0.0), setting.strength, placebo)
     reached = train_to(networks, method, starts, setting.target, setting.limit)
     loss = Loss(networks.model, cross_entropy, train)
-    found: dict[str, list[float]] = {name: [] for name in MEASURES}
+    found: dict[str, list[float]] = {name: [] for name in (*MEASURES, "residual")}
     for theta, step in zip(reached.thetas, reached.steps.tolist(), strict=True):
         here = dict.fromkeys(found, float("nan"))
         if step >= 0:
             point = Point(loss, theta)
             accuracy, value = fig2a.tested(networks, theta, test)
             here = {"gradient_1_norm": float(point.gradient.abs().sum()), "test_loss": value, "test_accuracy": accuracy}
-            here["sharpness"] = TopEigenvalue(relative=1e-2).at(point).value
+            top = TopEigenvalue(relative=1e-2).at(point)
+            here |= {"sharpness": top.known, "residual": top.relative}
         for name, values in found.items():
             values.append(here[name])
     return found | {"steps": reached.steps.tolist()}
@@ -258,8 +260,9 @@ def panels(every: Sequence[Found]) -> list[list[Panel]]:
 def _line(study: Study, label: str, arm: str, at: Sequence[float], name: str, own: Numbers, shade: float) -> Line:
     """Each seed's own level, that of the undialled optimizer, is taken out: seeds differ by more than arms."""
     values = np.stack([study.arms[arm, s][name] for s in at], 1) if len(own) else np.zeros((0, len(at)))
-    level = own[:, None]
-    return Line(label, [STRENGTHS.index(s) for s in at], values - level + (own.mean() if len(own) else 0.0), shade)
+    known = own[np.isfinite(own)]
+    level = own[:, None] - (known.mean() if len(known) else 0.0)
+    return Line(label, [STRENGTHS.index(s) for s in at], values - level, shade)
 
 
 def verdicts(every: Sequence[Found]) -> list[Verdict]:

@@ -137,8 +137,8 @@ def run(setting: Setting) -> dict[str, Any]:
         setting: what to run.
 
     Returns:
-        By name, one list a seed: "loss", "preconditioned" (over the threshold), "plain", and "residual", the largest one of all
-        searches over the eigenvalue.
+        By name, one list a seed: "loss", "preconditioned" (over the threshold), "plain", NaN where a search did not converge, and
+        "residual", the largest one of all searches over the eigenvalue.
     """
     rows = [follow(setting, loss_of(setting, seed)) for seed in setting.seeds]
     return {name: [row[name] for row in rows] for name in rows[0]}
@@ -162,15 +162,15 @@ def follow(setting: Setting, loss: Loss) -> dict[str, Any]:
             P = (1 - setting.betas[0] ** t) * (v.sqrt() + setting.eps)
             top = {PRECONDITIONED: search[PRECONDITIONED].at(point, P), PLAIN: search[PLAIN].at(point)}
             found["loss"].append(point.value)
-            found[PRECONDITIONED].append(top[PRECONDITIONED].value / setting.threshold)
-            found[PLAIN].append(top[PLAIN].value)
-            found["residual"] = max(found["residual"], *(x.residual / abs(x.value) for x in top.values()))
+            found[PRECONDITIONED].append(top[PRECONDITIONED].known / setting.threshold)
+            found[PLAIN].append(top[PLAIN].known)
+            found["residual"] = max(found["residual"], *(x.relative for x in top.values()))
         theta = theta - setting.lr * F
     return found
 
 
 def second_half(found: Found, name: str) -> Numbers:
-    """The mean over the second half of training, by seed."""
+    """The mean over the second half of training, by seed; NaN where not all of it is known."""
     rows = np.array(found.numbers[name], dtype=float)
     return rows[:, rows.shape[1] // 2 :].mean(axis=1)
 
