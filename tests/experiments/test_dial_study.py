@@ -7,10 +7,11 @@ import torch
 import memoryless as ml
 from memoryless.errors import BadInput
 from memoryless.experiments import dial_study as study
-from memoryless.experiments.figure import Found
+from memoryless.experiments.figure import Figure, Found, experiment
 from memoryless.experiments.problems import cross_entropy, digits_mlp
 from memoryless.experiments.training import Networks, iterates
 from memoryless.loss.top_eigenvalue import Eigenvalue
+from memoryless.report.claims import picture
 
 
 @pytest.mark.parametrize("placebo", [None, "permuted"])
@@ -70,6 +71,23 @@ def test_a_sharpness_that_was_not_found_is_no_number(monkeypatch: pytest.MonkeyP
     assert found["residual"] == [0.25]
     assert np.isnan(found["sharpness"]).tolist() == [True]
     assert np.isfinite(found["gradient_1_norm"]).all()
+
+
+@pytest.mark.parametrize("arm", [("dial", 0.0), ("dial", 0.5), ("dial", -1.0), ("placebo", 1.0), ("lr", -1.0)])
+def test_an_arm_that_failed_leaves_its_cells_empty(arm: tuple[str, float]):
+    every = [f for f in made(0.4, 0.0) if f.setting.kind == "plain" or (f.setting.arm, f.setting.strength) != arm]
+    needs = {
+        study.AS_IT_IS["test_loss"]: {("dial", -1.0), ("dial", 0.0)},
+        study.CLAIMS["test_loss"]: {("dial", -1.0), ("dial", 1.0)},
+        study.DOSE: {("dial", s) for s in study.STRENGTHS},
+        study.RIVALS["placebo"]: {("placebo", -1.0), ("placebo", 1.0), ("dial", -1.0), ("dial", 1.0)},
+        study.RIVALS["lr"]: {("lr", -1.0), ("lr", 1.0), ("dial", -1.0), ("dial", 1.0)},
+    }
+    sizes = {v.claim: [len(cell.values) for cell in v.cells] for v in study.verdicts(every)}
+    assert {claim: sizes[claim] for claim in needs} == {claim: [0 if arm in own else 4, 4] for claim, own in needs.items()}
+    figure = Figure(experiment("dial"), "small", every)
+    assert [[len(p.lines) for p in row] for row in figure.panels] == [[0 if arm == ("dial", 0.0) else 3] * 4, [3] * 4]
+    picture(figure)
 
 
 def test_it_has_one_scale():

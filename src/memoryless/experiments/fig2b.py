@@ -175,6 +175,13 @@ class Group(NamedTuple):
     adam: dict[float, Numbers]
     lion: Numbers
 
+    @property
+    def logs(self) -> tuple[Numbers, Numbers, Numbers]:
+        """Of the perplexity at the smallest and at the largest beta_2, and of Lion's; empty unless all beta_2 came."""
+        if not set(SECOND) <= self.adam.keys():
+            return np.zeros(0), np.zeros(0), np.zeros(0)
+        return np.log(self.adam[SECOND[0]]), np.log(self.adam[SECOND[-1]]), np.log(self.lion)
+
 
 def groups_of(every: Sequence[Found]) -> list[Group]:
     """By kind and lr.
@@ -208,10 +215,10 @@ def panels(every: Sequence[Found]) -> list[list[Panel]]:
 def verdicts(every: Sequence[Found]) -> list[Verdict]:
     """On what changes with beta_2, and on the gap to Lion; whether it is closed only where there is one."""
     change, gaps = [], []
-    for name, adam, lion in groups_of(every):
-        low, *_, high = (np.log(perplexity) for perplexity in adam.values())
-        change.append(Cell(name, high - low))
-        gaps.append((name, low - np.log(lion), high - np.log(lion)))
+    for group in groups_of(every):
+        low, high, lion = group.logs
+        change.append(Cell(group.name, high - low))
+        gaps.append((group.name, low - lion, high - lion))
     gap = Verdict(GAP, [Cell(name, high) for name, _, high in gaps])
     open_ = [cell for cell, answer in zip(gaps, gap.answers, strict=True) if answer == "yes"]
     return [Verdict(CLAIM, change), gap, Verdict(CLOSED, [Cell(name, low - high / 2) for name, low, high in open_])]

@@ -222,8 +222,11 @@ def verdicts(every: Sequence[Found]) -> list[Verdict]:
     cells = [Cell(f"β₂ {b:g}, lr {lr:g}", second_half(found, PRECONDITIONED)) for lr, by in groups for b, found in by.items()]
     ratios = []
     for lr, by in groups:
-        (small, low), *_, (large, high) = by.items() if len(by) > 1 else [*by.items()] * 2
-        pairs = [[second_half(f, PLAIN)[f.setting.seeds.index(s)] for f in (low, high)] for s in _common(low, high)]
+        small, *_, large = SECOND
+        pairs = []
+        if set(SECOND) <= by.keys():
+            low, high = by[small], by[large]
+            pairs = [[second_half(f, PLAIN)[f.setting.seeds.index(s)] for f in (low, high)] for s in _common(low, high)]
         ratios.append(Cell(f"β₂ {small:g} over {large:g}, lr {lr:g}", np.array([np.log(a / b) for a, b in pairs])))
     return [Verdict(CLAIMS[beta_1], cells), Verdict(replace(SECONDS, text=f"{SECONDS.text} (β₁ = {beta_1:g})"), ratios)]
 

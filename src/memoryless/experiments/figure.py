@@ -223,7 +223,7 @@ def against(title: str, y: str, adam: Mapping[float, Numbers], lion: Numbers | N
         adam: the quantity by beta_2 and seed.
         lion: of Lion, by the same seeds; None for none.
     """
-    values = np.stack([*adam.values()], 1)
+    values = np.stack([*adam.values()], 1) if adam else np.zeros((0, 0))
     if not len(values):
         return Panel(f"{title}: no seed came so far", "β₂", y, [], [], [f"{beta_2:g}" for beta_2 in adam])
     own = values.mean(1, keepdims=True)
