@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from memoryless.errors import BadInput
+from memoryless.experiments.atlas import pool
 from memoryless.experiments.store import Lines, replaced, sole
 
 
@@ -38,6 +39,14 @@ def test_a_full_disk_leaves_the_file_as_it_was(tmp_path, monkeypatch, piece):
     monkeypatch.setattr(os, "write", write)
     kept.append({"key": 1})
     assert lines(path).records == kept.records == [{"key": 0}, {"key": 1}]
+
+
+def test_a_name_that_no_file_can_have(tmp_path):
+    with pytest.raises(BadInput, match="xxx cannot be read: File name too long; give another file"):
+        lines(tmp_path / ("x" * 300))
+    for name in (".", "/"):
+        with pytest.raises(BadInput, match="cannot be read: not a file; give another file"), pool.sole(Path(name)):
+            pass
 
 
 def test_a_torn_end_is_passed_over_and_replaced(tmp_path):

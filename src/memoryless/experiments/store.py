@@ -39,9 +39,9 @@ class Lines:
 
     def __init__(self, path: Path, begins: bytes, proper: Callable[[Any], bool], what: str):
         self.path, self.records = path, list[Record]()
-        if path.exists() and not path.is_file():  # of a device or a pipe there is no end
-            raise BadInput(f"{path} cannot be read: not a file; give another file")
         try:
+            if path.exists() and not path.is_file():  # of a device or a pipe there is no end
+                raise BadInput(f"{path} cannot be read: not a file; give another file")
             text = path.read_bytes() if path.exists() else b""
         except OSError as error:
             raise BadInput(f"{path} cannot be read: {error.strerror}; give another file") from error

@@ -190,6 +190,7 @@ def test_two_drivers(grid, folder):
         ("some notes\n", r"results\.jsonl:1 is no row of a sweep"),
         ('{"kind": "done", "key": "a", "run": {}, "versions": {}}\n', "is of format none"),
         ("notes without an end", "is no store of a sweep"),
+        (2 * '{"kind": "sweep", "format": 1, "memoryless": "1"}\n', r"results\.jsonl:2 begins another store, of format 1: give one"),
         (None, "cannot be read: not a file"),
     ],
 )
@@ -209,6 +210,8 @@ def test_a_store_is_a_folder(grid, tmp_path):
         sweep(grid, tmp_path / "file", Here)
     with pytest.raises(BadInput, match=r"cannot be (read|written): Not a directory"):
         sweep(grid, tmp_path / "file" / "in", Here)
+    with pytest.raises(BadInput, match=r"store .*xxx cannot be read: File name too long; give another --store"):
+        look(grid, Results(tmp_path / ("x" * 300)))
 
 
 def test_killed_at_any_call_of_the_system_the_store_opens(tmp_path):
