@@ -154,3 +154,26 @@ def test_a_plan_measures_in_a_process_of_its_own(here, capsys, monkeypatch):
     (here / "grid.toml").write_text(TEXT.replace("count=20", "count=0"))
     assert code("plan", "grid.toml") == 2
     assert "count must lie in 1..1796" in capsys.readouterr().err
+
+
+TALKS = """
+import os
+import torch
+
+class Mine(torch.optim.SGD):
+    def __init__(self, params, lr=0.1):
+        os.write(1, b"a word from a script\\n")
+        super().__init__(params, lr)
+"""
+
+
+def test_a_plan_finds_an_optimizer_beside_its_file_and_leaves_its_words_out(here, monkeypatch, capfd):
+    """Of a built-in problem, of which a network twice as wide is made as well; from another folder."""
+    monkeypatch.setattr(planning, "SECONDS", 0.0)
+    (here / "opt.py").write_text(TALKS)
+    (here / "grid.toml").write_text(TEXT.replace('["adam", "lion"]', '"opt.py:Mine"'))
+    (here / "elsewhere").mkdir()
+    monkeypatch.chdir(here / "elsewhere")
+    main(["plan", "../grid.toml", "--json"])
+    (kind,) = json.loads(capfd.readouterr().out)["kinds"]
+    assert kind["wide"] is not None

@@ -96,11 +96,11 @@ def refusal(runs: Sequence[Run], place: Callable[[str], str]) -> str | None:
     return None
 
 
-def alone(function: str, *arguments: Any) -> Any:
-    """A function of this file in a process of its own, which ends with the one that started it.
+def alone(function: Callable[..., Any], *arguments: Any) -> Any:
+    """A function in a process of its own, which ends with the one that started it.
 
     Args:
-        function: its name.
+        function: of a module.
         *arguments: its own.
     """
     from memoryless.experiments.processes import end_with_parent
@@ -108,7 +108,7 @@ def alone(function: str, *arguments: Any) -> Any:
     end_with_parent()
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)  # what a script prints is not the command's answer
-    return globals()[function](*arguments)
+    return function(*arguments)
 
 
 class Engine(Protocol):
@@ -151,7 +151,7 @@ class Local:
             runs: to look at.
             place: finds their scripts.
         """
-        self._started.append(future := self._start("refusal", runs, place))
+        self._started.append(future := self._start(refusal, runs, place))
         return future.result()
 
     def room(self) -> int:
@@ -165,7 +165,7 @@ class Local:
             task: which.
         """
         self._started = [future for future in self._started if not future.done()]
-        self._started.append(self._start("answer", task))
+        self._started.append(self._start(answer, task))
         return self._started[-1]
 
     def stop(self) -> None:
