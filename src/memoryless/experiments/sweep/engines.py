@@ -200,7 +200,7 @@ class Cluster:
             except (ConnectionError, ValueError, RuntimeError) as error:
                 raise BadInput(f"no Ray cluster: {str(error).splitlines()[0]}") from error
         self._refs: dict[Future[Answer], Any] = {}
-        self._asked = 1.0
+        self._asked, self._fits = 1.0, False
 
     def refusal(self, runs: Sequence[Run], place: Callable[[str], str]) -> str | None:
         """Why one of these runs cannot begin, found out by a task.
@@ -221,13 +221,26 @@ class Cluster:
 
         Args:
             task: which.
+
+        Raises:
+            BadInput: no node has so many, so that the first task would wait for ever.
         """
         self._asked = float(task.run.cores)
+        if not self._fits:
+            self._require({"CPU": self._asked, "GPU": task.gpus})
         remote = self._ray.remote(num_cpus=task.run.cores, num_gpus=task.gpus, max_retries=0)(answer)
         ref = remote.remote(task)
         future = ref.future()
         self._refs = {future: ref for future, ref in self._refs.items() if not future.done()} | {future: ref}
         return future
+
+    def _require(self, wanted: dict[str, float]) -> None:
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        self._fits = any(all(node.get(name, 0.0) >= count for name, count in wanted.items()) for node in nodes)
+        if not self._fits:
+            there = "; ".join(sorted({f"{node.get('CPU', 0):g} and {node.get('GPU', 0):g}" for node in nodes}))
+            asks = f"{wanted['CPU']:g} cores and {wanted['GPU']:g} GPUs"
+            raise BadInput(f"a run asks for {asks}, and no node has them: there are {there}; change [run] cores or gpus")
 
     def stop(self) -> None:
         """End what is under way, and leave the cluster."""
