@@ -7,8 +7,10 @@ import pytest
 
 from memoryless.cli.main import main
 from memoryless.experiments.sweep import engines, planning
+from memoryless.experiments.sweep.grid import read
 from memoryless.experiments.sweep.planning import Cost
-from memoryless.experiments.sweep.results import Results
+from memoryless.experiments.sweep.results import Results, look
+from memoryless.report import sweep as report
 from tests.experiments.sweep.test_driver import Here
 
 TEXT = """
@@ -75,6 +77,27 @@ def test_failed_runs_are_told_with_their_reason(here, capsys, monkeypatch):
     assert "--retry runs these again" in shown
     monkeypatch.setattr(engines, "Local", lambda jobs: Here())
     main(["sweep", "grid.toml", "--retry"])
+
+
+def test_runs_that_diverged_are_left_out_of_means(here, capsys, monkeypatch):
+    """One of three seeds: its last record is of an earlier step, and none of its records is drawn."""
+
+    def made(task):
+        last = [] if task.run.seed == 1 else [{"step": 4, "train_loss": 1.0 + task.run.seed}]
+        records = [{"step": 0, "train_loss": 900.0 if task.run.seed == 1 else 8.0}, *last]
+        return {"kind": "done", "records": records, "diverged": 2 if task.run.seed == 1 else None, "seconds": 1.0}
+
+    monkeypatch.setattr(engines, "Local", lambda jobs: Here(answer=made))
+    text = TEXT.replace('["adam", "lion"]', '"adam"').replace("[0, 1]", "[0, 1, 2]") + 'what = "train_loss"\n'
+    (here / "grid.toml").write_text(text)
+    main(["sweep", "grid.toml"])
+    shown = capsys.readouterr().out
+    assert "2.00 ± 1.41 †1" in shown
+    assert "†n: n runs diverged, and are left out" in shown
+    grid = read("grid.toml")
+    drawn = report.picture(look(grid, Results(here / "grid.sweep")))
+    assert drawn.axes[0].lines[0].get_ydata().tolist() == [8.0, 2.0]
+    assert any("1 diverged, and are left out" in text.get_text() for text in drawn.texts)
 
 
 def test_ctrl_c_says_where_it_is(here, capsys, monkeypatch):

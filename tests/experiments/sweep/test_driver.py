@@ -192,7 +192,10 @@ def test_two_drivers(grid, folder):
         ("some notes\n", r"results\.jsonl:1 is no row of a sweep"),
         ('{"kind": "done", "key": "a", "run": {}, "versions": {}}\n', "is of format none"),
         ("notes without an end", "is no store of a sweep"),
-        (2 * '{"kind": "sweep", "format": 1, "memoryless": "1"}\n', r"results\.jsonl:2 begins another store, of format 1: give one"),
+        (
+            2 * '{"kind": "sweep", "format": 1, "memoryless": "1"}\n',
+            r"results\.jsonl:2 begins another store, of format 1: give one",
+        ),
         (None, "cannot be read: not a file"),
     ],
 )
@@ -232,7 +235,9 @@ def test_what_no_node_of_a_cluster_has_is_refused(grid, monkeypatch, cores, gpus
     if fits:
         assert engines.Cluster().start(task) is future
         return
-    with pytest.raises(BadInput, match=rf"asks for {cores} cores and {gpus} GPUs, and no node has them: there are 2 and 1; 4 and 0"):
+    with pytest.raises(
+        BadInput, match=rf"asks for {cores} cores and {gpus} GPUs, and no node has them: there are 2 and 1; 4 and 0"
+    ):
         engines.Cluster().start(task)
 
 
