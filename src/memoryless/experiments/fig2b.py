@@ -168,8 +168,10 @@ def run(setting: Setting) -> dict[str, Any]:
 
 
 class Group(NamedTuple):
-    """What belongs together in one panel: perplexities of AdamW by beta_2, ascending, and of Lion, of the seeds that were at their
-    least before the limit in all."""
+    """What belongs together in one panel: perplexities of AdamW by beta_2, ascending, and of Lion.
+
+    Of the seeds that were at their least before the limit in all.
+    """
 
     name: str
     adam: dict[float, Numbers]

@@ -137,8 +137,8 @@ def run(setting: Setting) -> dict[str, Any]:
         setting: what to run.
 
     Returns:
-        By name, one list a seed: "loss", "preconditioned" (over the threshold), "plain", NaN where a search did not converge, and
-        "residual", the largest one of all searches over the eigenvalue.
+        By name, one list a seed: "loss", "preconditioned" (over the threshold), "plain", both NaN where their search did not
+        converge, and "residual", the largest one of all searches over the eigenvalue.
     """
     rows = [follow(setting, loss_of(setting, seed)) for seed in setting.seeds]
     return {name: [row[name] for row in rows] for name in rows[0]}
