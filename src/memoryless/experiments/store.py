@@ -42,7 +42,9 @@ class Lines:
         try:
             if path.exists() and not path.is_file():  # of a device or a pipe there is no end
                 raise BadInput(f"{path} cannot be read: not a file; give another file")
-            text = path.read_bytes() if path.exists() else b""
+            text = path.read_bytes()
+        except FileNotFoundError:
+            text = b""
         except OSError as error:
             raise BadInput(f"{path} cannot be read: {error.strerror}; give another file") from error
         self._whole = text.rfind(b"\n") + 1

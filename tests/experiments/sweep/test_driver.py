@@ -215,7 +215,7 @@ def test_a_store_is_a_folder(grid, tmp_path):
         sweep(grid, tmp_path / "file", Here)
     with pytest.raises(BadInput, match=r"cannot be (read|written): Not a directory"):
         sweep(grid, tmp_path / "file" / "in", Here)
-    with pytest.raises(BadInput, match=r"store .*xxx cannot be read: File name too long; give another --store"):
+    with pytest.raises(BadInput, match=r"xxx.* cannot be read: File name too long"):
         look(grid, Results(tmp_path / ("x" * 300)))
 
 
@@ -236,7 +236,7 @@ def test_what_no_node_of_a_cluster_has_is_refused(grid, monkeypatch, cores, gpus
         assert engines.Cluster().start(task) is future
         return
     with pytest.raises(
-        BadInput, match=rf"asks for {cores} cores and {gpus} GPUs, and no node has them: there are 2 and 1; 4 and 0"
+        BadInput, match=rf"asks for {cores} cores and {gpus} GPUs, and no node has them: .* of 2 cores and 1 GPUs; 4 cores"
     ):
         engines.Cluster().start(task)
 

@@ -238,9 +238,9 @@ class Cluster:
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         self._fits = any(all(node.get(name, 0.0) >= count for name, count in wanted.items()) for node in nodes)
         if not self._fits:
-            there = "; ".join(sorted({f"{node.get('CPU', 0):g} and {node.get('GPU', 0):g}" for node in nodes}))
-            asks = f"{wanted['CPU']:g} cores and {wanted['GPU']:g} GPUs"
-            raise BadInput(f"a run asks for {asks}, and no node has them: there are {there}; change [run] cores or gpus")
+            asks, *there = (f"{node.get('CPU', 0):g} cores and {node.get('GPU', 0):g} GPUs" for node in (wanted, *nodes))
+            has = "; ".join(sorted(set(there)))
+            raise BadInput(f"a run asks for {asks}, and no node has them: there are nodes of {has}; change [run] cores or gpus")
 
     def stop(self) -> None:
         """End what is under way, and leave the cluster."""

@@ -69,8 +69,8 @@ class Results:
         for number, record in enumerate(records[1:], 2):
             if record["kind"] == "sweep":
                 raise BadInput(
-                    f"{self._lines.path}:{number} begins another store, of format {record['format']}: give one of the two, or "
-                    f"take the line out if that is {FORMAT}"
+                    f"{self._lines.path}:{number} begins another store, of format {record['format']}: give one of the two; of "
+                    f"format {FORMAT} the line can be taken out"
                 )
             self._see(record)
 
