@@ -7,8 +7,10 @@ import pytest
 
 from memoryless.cli.main import main
 from memoryless.experiments.sweep import engines, planning
+from memoryless.experiments.sweep.grid import read
 from memoryless.experiments.sweep.planning import Cost
-from memoryless.experiments.sweep.results import Results
+from memoryless.experiments.sweep.results import Results, look
+from memoryless.report import sweep as report
 from tests.experiments.sweep.test_driver import Here
 
 TEXT = """
@@ -75,6 +77,27 @@ def test_failed_runs_are_told_with_their_reason(here, capsys, monkeypatch):
     assert "--retry runs these again" in shown
     monkeypatch.setattr(engines, "Local", lambda jobs: Here())
     main(["sweep", "grid.toml", "--retry"])
+
+
+def test_runs_that_diverged_are_left_out_of_means(here, capsys, monkeypatch):
+    """One of three seeds: its last record is of an earlier step, and none of its records is drawn."""
+
+    def made(task):
+        last = [] if task.run.seed == 1 else [{"step": 4, "train_loss": 1.0 + task.run.seed}]
+        records = [{"step": 0, "train_loss": 900.0 if task.run.seed == 1 else 8.0}, *last]
+        return {"kind": "done", "records": records, "diverged": 2 if task.run.seed == 1 else None, "seconds": 1.0}
+
+    monkeypatch.setattr(engines, "Local", lambda jobs: Here(answer=made))
+    text = TEXT.replace('["adam", "lion"]', '"adam"').replace("[0, 1]", "[0, 1, 2]") + 'what = "train_loss"\n'
+    (here / "grid.toml").write_text(text)
+    main(["sweep", "grid.toml"])
+    shown = capsys.readouterr().out
+    assert "2.00 ± 1.41 †1" in shown
+    assert "†n: n runs diverged, and are left out" in shown
+    grid = read("grid.toml")
+    drawn = report.picture(look(grid, Results(here / "grid.sweep")))
+    assert drawn.axes[0].lines[0].get_ydata().tolist() == [8.0, 2.0]
+    assert any("1 diverged, and are left out" in text.get_text() for text in drawn.texts)
 
 
 def test_ctrl_c_says_where_it_is(here, capsys, monkeypatch):
@@ -154,3 +177,26 @@ def test_a_plan_measures_in_a_process_of_its_own(here, capsys, monkeypatch):
     (here / "grid.toml").write_text(TEXT.replace("count=20", "count=0"))
     assert code("plan", "grid.toml") == 2
     assert "count must lie in 1..1796" in capsys.readouterr().err
+
+
+TALKS = """
+import os
+import torch
+
+class Mine(torch.optim.SGD):
+    def __init__(self, params, lr=0.1):
+        os.write(1, b"a word from a script\\n")
+        super().__init__(params, lr)
+"""
+
+
+def test_a_plan_finds_an_optimizer_beside_its_file_and_leaves_its_words_out(here, monkeypatch, capfd):
+    """Of a built-in problem, of which a network twice as wide is made as well; from another folder."""
+    monkeypatch.setattr(planning, "SECONDS", 0.0)
+    (here / "opt.py").write_text(TALKS)
+    (here / "grid.toml").write_text(TEXT.replace('["adam", "lion"]', '"opt.py:Mine"'))
+    (here / "elsewhere").mkdir()
+    monkeypatch.chdir(here / "elsewhere")
+    main(["plan", "../grid.toml", "--json"])
+    (kind,) = json.loads(capfd.readouterr().out)["kinds"]
+    assert kind["wide"] is not None

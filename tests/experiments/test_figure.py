@@ -16,6 +16,7 @@ from memoryless.experiments.atlas.pool import Store
 from memoryless.experiments.figure import FILES, SCALES, Cell, Claim, Found, Kept, Reproduction, Verdict, experiment
 from memoryless.experiments.training import Networks
 from memoryless.loss.point import Point
+from memoryless.loss.top_eigenvalue import Eigenvalue, TopEigenvalue
 from memoryless.report.claims import lines, picture
 
 TOY = fig5.Setting("mlp", "digits", 40, (0.9, 0.99), 3e-3, 8, 4, (0, 1), width=3)
@@ -44,6 +45,17 @@ def test_answers():
     }
     assert {values: claim.answer(Cell("", np.array(values))) for values in cases} == cases
     assert Claim("c", "s", high=0.0).answer(Cell("", np.array([-1.0, -1.1]))) == "yes"
+
+
+def test_what_does_not_vary_answers_nothing():
+    """Accuracies of few images may be the same for all seeds: 0 is neither above nor below 0, and 0.1 is of unknown error."""
+    for value in (0.0, 0.1, -0.1):
+        same = Cell("", np.full(3, value))
+        answers = [Claim("c", "s", **bound).answer(same) for bound in ({"low": 0.0}, {"high": 0.0}, {"low": -1.0, "high": 1.0})]
+        assert answers == ["cannot be told"] * 3
+    touching = Cell("", np.array([1.0, 1.5, 2.0]))
+    _, low, high = touching.interval
+    assert [Claim("c", "s", **bound).answer(touching) for bound in ({"low": low}, {"high": high})] == ["cannot be told"] * 2
 
 
 def test_words():
@@ -159,19 +171,44 @@ def test_sharpness_of_adam_is_that_of_torchs_run():
     assert found["residual"] < 0.02
 
 
+class Lost(TopEigenvalue):
+    """A search that does not converge at its second point."""
+
+    count = 0
+
+    def at(self, point: Point, P: torch.Tensor | None = None) -> Eigenvalue:
+        self.count += 1
+        return Eigenvalue(2.0, 0.5 if self.count == 2 else 0.0, 0.02, 1)
+
+
+def test_an_eigenvalue_that_was_not_found_is_no_number(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(fig5, "TopEigenvalue", Lost)
+    monkeypatch.setattr(batch_sharpness, "TopEigenvalue", Lost)
+    found = fig5.run(TOY._replace(seeds=(0,)))
+    assert np.isnan(found["plain"][0]).tolist() == np.isnan(found["preconditioned"][0]).tolist() == [False, True]
+    assert found["residual"] == [0.25]
+    assert np.isnan(fig5.second_half(Found(TOY, found), "plain")).all()
+    sgd = batch_sharpness.run(batch_sharpness.Setting(4, 0.05, 4, 2, (5,), images=30, width=2, drawn=3))
+    assert np.isnan(sgd["top"][0]).tolist() == [False, True]
+    assert sgd["residual"] == [0.25]
+    assert Eigenvalue(0.0, 0.0, 0.0, 1).relative == 0
+    assert Eigenvalue(0.0, 1.0, 0.0, 1).relative == np.inf
+
+
 def toy_found(preconditioned: float, plain: dict[float, float]) -> list[Found]:
     numbers = {
-        b: {"preconditioned": [[9.0, preconditioned]] * 2, "plain": [[9.0, x], [9.0, x * 1.1]]} for b, x in plain.items()
+        b: {"preconditioned": [[9.0, preconditioned * y] for y in (0.99, 1.0)], "plain": [[9.0, x], [9.0, x**1.01]]}
+        for b, x in plain.items()
     }
     return [Found(TOY._replace(betas=(0.9, b)), n) for b, n in numbers.items()]
 
 
 def test_verdicts_of_fig5():
-    first, second = experiment("fig5").verdicts(toy_found(1.0, {0.999: 4.0, 0.9: 2.0}))
+    first, second = experiment("fig5").verdicts(toy_found(1.0, {0.999: 4.0, 0.9: 2.0, 0.99: 9.0}))
     assert [first.word, second.word] == ["yes", "yes"]
-    assert second.cells[0].values == pytest.approx(np.log(0.5))
-    assert [c.where for c in first.cells] == ["β₂ 0.9, lr 0.003", "β₂ 0.999, lr 0.003"]
-    first, second = experiment("fig5").verdicts(toy_found(0.5, {0.9: 4.0, 0.999: 2.0}))
+    assert second.cells[0].values == pytest.approx([np.log(0.5), 1.01 * np.log(0.5)])
+    assert [c.where for c in first.cells] == ["β₂ 0.9, lr 0.003", "β₂ 0.99, lr 0.003", "β₂ 0.999, lr 0.003"]
+    first, second = experiment("fig5").verdicts(toy_found(0.5, {0.9: 4.0, 0.999: 2.0, 0.99: 9.0}))
     assert [first.word, second.word] == ["no", "no"]
 
 
@@ -186,7 +223,9 @@ def test_picture_and_words():
     found: Any = reproduction(count=2).run()
     said = list(lines(found))
     assert said[0].startswith("How sharp Adam lets the loss become, β₁ = 0.9 (small: MLP 64-64-64-10")
-    assert said[3].startswith("  test, fixed before the run: mean of λ₁(P⁻¹H) over the second half")
+    largest = max(x for f in found.found for x in f.numbers["residual"])
+    assert said[1].startswith(f"residuals of the eigenvalues: up to {largest:.1e} of them")
+    assert said[4].startswith("  test, fixed before the run: mean of λ₁(P⁻¹H) over the second half")
     shown = picture(found)
     assert [len(ax.lines) for ax in shown.axes] == [3, 2]  # two values of beta_2, and the threshold
     assert any("the lower the sharpness" in text.get_text() for text in shown.texts)
@@ -280,7 +319,7 @@ def of_beta(accuracy: dict[Any, list[float]]) -> list[Found]:
 
 
 def test_verdicts_of_fig2a():
-    falling = {0.999: [0.7, 0.8], 0.9: [0.75, 0.851], 0.99: [0.0, 0.0], "lion": [0.76, 0.861]}
+    falling = {0.999: [0.7, 0.8], 0.9: [0.75, 0.851], 0.99: [0.0, 0.0], 0.95: [0.0, 0.0], "lion": [0.76, 0.861]}
     assert [v.word for v in fig2a.verdicts(of_beta(falling))] == ["yes"] * 5
     worse = falling | {"lion": [0.6, 0.701]}
     assert [v.word for v in fig2a.verdicts(of_beta(worse))][3:] == ["no", "cannot be told: nothing to judge"]
@@ -322,18 +361,69 @@ def test_verdicts_of_fig2b():
         lion = WORDS._replace(optimizer="lion", lr=WORDS.lr / 3)
         settings = {b: lion if b == "lion" else WORDS._replace(betas=(0.9, b)) for b in perplexities}
         return [
-            Found(s._replace(seeds=(seed,)), {"perplexity": [perplexities[b] * (1 + seed / 10)]})
+            Found(s._replace(seeds=(seed,)), {"perplexity": [perplexities[b] ** (1 + seed / 1000)], "step": [9]})
             for b, s in settings.items()
             for seed in (0, 1)
         ]
 
-    assert [v.word for v in fig2b.verdicts(found({0.9: 70, 0.999: 72, "lion": 69.5}))] == ["yes"] * 3
-    assert [v.word for v in fig2b.verdicts(found({0.9: 74, 0.999: 72, "lion": 69.5}))] == ["no", "yes", "no"]
-    said = [v.word for v in fig2b.verdicts(found({0.9: 70, 0.999: 72, "lion": 80}))]
+    between = {0.99: 71}
+    assert [v.word for v in fig2b.verdicts(found(between | {0.9: 70, 0.999: 72, "lion": 69.5}))] == ["yes"] * 3
+    assert [v.word for v in fig2b.verdicts(found(between | {0.9: 74, 0.999: 72, "lion": 69.5}))] == ["no", "yes", "no"]
+    said = [v.word for v in fig2b.verdicts(found(between | {0.9: 70, 0.999: 72, "lion": 80}))]
     assert said == ["yes", "no", "cannot be told: nothing to judge"]
     ((panel,),) = fig2b.panels(found({0.9: 70, 0.999: 72, "lion": 69.5}))
     assert panel.ticks == ["0.9", "0.999"]
     assert panel.levels[0].label == "Lion"
+
+
+def test_a_perplexity_that_still_falls_at_the_limit_is_no_minimum():
+    still = fig2b.run(WORDS._replace(limit=2))
+    assert still["step"] == [-1]
+    every = [
+        Found(WORDS._replace(betas=(0.9, b), seeds=(seed,)), {"perplexity": [9.0 + b + seed], "step": [step]})
+        for b in fig2b.SECOND
+        for seed, step in ((0, 5), (1, -1 if b == 0.99 else 5), (2, 6))
+    ]
+    (group,) = fig2b.groups_of(every)
+    assert group.name == "GPT, β₁ = 0.9, lr 0.01 (2 of 3 seeds at their least before the limit)"
+    assert group.adam[0.999].tolist() == pytest.approx([9.999, 11.999])
+    ((panel,),) = fig2b.panels(every)
+    assert panel.title == "GPT, β₁ = 0.9, lr 0.01"
+    assert panel.lines[0].y.shape == (2, 3)
+
+
+# Tasks that failed
+
+
+OPEN = {"cannot be told at this size", "cannot be told: nothing to judge"}
+
+
+@pytest.mark.parametrize("lost", [[0.9], [0.9, 0.95, 0.99], ["lion"], [0.9, 0.95, 0.99, 0.999]])
+def test_without_one_of_its_places_a_cell_is_empty(lost: list[Any]):
+    """The largest and the smallest of those that came are not those of the claim."""
+    accuracies = {0.9: [0.75, 0.851], 0.95: [0.7, 0.7], 0.99: [0.7, 0.7], 0.999: [0.7, 0.8], "lion": [0.76, 0.861]}
+    every = [f for b, f in zip(accuracies, of_beta(accuracies), strict=True) if b not in lost]
+    assert {v.word for v in fig2a.verdicts(every)[0 if "lion" not in lost else 3 :]} <= OPEN
+    fig2a.panels(every)
+    words = [
+        Found(
+            WORDS._replace(optimizer="lion", lr=WORDS.lr / 3) if b == "lion" else WORDS._replace(betas=(0.9, b)),
+            {"perplexity": [9.0 + k / 9], "step": [3]},
+        )
+        for k, b in enumerate((*fig2b.SECOND, "lion"))
+        if b not in lost
+    ]
+    if "lion" not in lost:
+        assert {v.word for v in fig2b.verdicts(words)} <= OPEN
+        assert not len(fig2b.verdicts(words)[0].cells[0].values)
+    picture(figure.Figure(experiment("fig2b"), "small", words))
+
+
+def test_one_beta_2_is_not_compared_with_itself():
+    for plain in ({0.9: 2.0}, {0.9: 2.0, 0.99: 3.0}):
+        _, second = experiment("fig5").verdicts(toy_found(1.0, plain))
+        assert not len(second.cells[0].values)
+        assert second.word == "cannot be told at this size"
 
 
 # Batch sharpness
@@ -388,6 +478,17 @@ def test_verdicts_of_batch_sharpness():
     picture(figure.Figure(experiment("batch_sharpness"), "small", every))
     ((panel, _),) = batch_sharpness.panels(every)
     assert panel.ticks == ["4", "128", "all"]
+    without = [f for f in every if not (f.setting.full and f.setting.lr == 0.1)]
+    _, full = batch_sharpness.verdicts(without)
+    assert [len(c.values) for c in full.cells] == [2, 0]
+    assert full.answers == ["yes", "cannot be told"]
+    assert [p.ticks for p in batch_sharpness.panels(without)[0]] == [["4", "128", "all"], ["4", "128"]]
+    picture(figure.Figure(experiment("batch_sharpness"), "small", every[1:3]))
+
+
+def test_the_paper_scale_of_batch_sharpness_is_medium_with_more_seeds():
+    medium, paper = ({s._replace(seeds=()) for s in batch_sharpness.settings(scale, None, 1)} for scale in ("medium", "paper"))
+    assert medium == paper
 
 
 def test_the_page_of_the_documentation():

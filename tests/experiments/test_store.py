@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from memoryless.errors import BadInput
+from memoryless.experiments.atlas import pool
 from memoryless.experiments.store import Lines, replaced, sole
 
 
@@ -38,6 +39,37 @@ def test_a_full_disk_leaves_the_file_as_it_was(tmp_path, monkeypatch, piece):
     monkeypatch.setattr(os, "write", write)
     kept.append({"key": 1})
     assert lines(path).records == kept.records == [{"key": 0}, {"key": 1}]
+
+
+def test_a_file_that_was_taken_away_is_not_filled_with_zeros(tmp_path):
+    path = tmp_path / "a.jsonl"
+    kept = lines(path)
+    kept.append({"key": 0})
+    path.unlink()
+    with pytest.raises(BadInput, match=r"a\.jsonl cannot be written: No such file or directory"):
+        kept.append({"key": 1})
+    assert not path.exists()
+    path.write_bytes(b"{}\n")
+    with pytest.raises(BadInput, match=r"a\.jsonl had 11 bytes and has 3: something else writes it; nothing was written"):
+        kept.append({"key": 1})
+    assert path.read_bytes() == b"{}\n"
+
+
+def test_what_a_killed_process_of_this_number_left_is_no_hindrance(tmp_path):
+    path, left = tmp_path / "a", tmp_path / f".a.{os.getpid()}"
+    left.write_text("torn")
+    with replaced(path) as file:
+        file.write(b"new")
+    assert path.read_text() == "new"
+    assert not left.exists()
+
+
+def test_a_name_that_no_file_can_have(tmp_path):
+    with pytest.raises(BadInput, match="xxx cannot be read: File name too long; give another file"):
+        lines(tmp_path / ("x" * 300))
+    for name in (".", "/"):
+        with pytest.raises(BadInput, match="cannot be read: not a file; give another file"), pool.sole(Path(name)):
+            pass
 
 
 def test_a_torn_end_is_passed_over_and_replaced(tmp_path):

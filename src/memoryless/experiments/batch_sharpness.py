@@ -62,7 +62,7 @@ ABOUT = {
 BATCHES = {
     "small": (4, 16, 128, 1000),
     "medium": (2, 4, 8, 16, 32, 64, 128, 256, 1000),
-    "paper": (2, 4, 8, 16, 32, 64, 128, 1000),
+    "paper": (2, 4, 8, 16, 32, 64, 128, 256, 1000),
 }
 LRS = 0.05, 0.1
 TOLD = 16
@@ -98,13 +98,14 @@ def run(setting: Setting) -> dict[str, Any]:
         setting: what to run.
 
     Returns:
-        By name, one list a seed: "loss" and "top", lambda_1(H), of all images, "batch_sharpness", NaN full batch.
+        By name, one list a seed: "loss" and "top", lambda_1(H), of all images, NaN where its search did not converge,
+        "batch_sharpness", NaN full batch; and "residual", the largest one of the searches over the eigenvalue.
     """
     rows = [follow(setting, seed) for seed in setting.seeds]
     return {name: [row[name] for row in rows] for name in rows[0]}
 
 
-def follow(setting: Setting, seed: int) -> dict[str, list[float]]:
+def follow(setting: Setting, seed: int) -> dict[str, Any]:
     """One seed of `run`: torch.optim.SGD on batches of its own generator.
 
     Args:
@@ -124,7 +125,7 @@ def follow(setting: Setting, seed: int) -> dict[str, list[float]]:
         rows = torch.randint(setting.images, (setting.batch,), generator=random)
         return inputs[rows], targets[rows]
 
-    found: dict[str, list[float]] = {"loss": [], "top": [], "batch_sharpness": []}
+    found: dict[str, Any] = {"loss": [], "top": [], "batch_sharpness": [], "residual": 0.0}
     at: Callable[[Point], float] | None = None
     for step in range(1, setting.steps + 1):
         optimizer.zero_grad()
@@ -134,7 +135,9 @@ def follow(setting: Setting, seed: int) -> dict[str, list[float]]:
             optimizer.zero_grad()
             point = Point(whole)
             found["loss"].append(point.value)
-            found["top"].append(top.at(point).value)
+            largest = top.at(point)
+            found["top"].append(largest.known)
+            found["residual"] = max(found["residual"], largest.relative)
             if setting.full:
                 found["batch_sharpness"].append(float("nan"))
                 continue
@@ -159,9 +162,14 @@ def ratios(every: Sequence[Found]) -> dict[float, dict[int, dict[str, Numbers]]]
     return {lr: {b: {name: np.array(x) for name, x in by[b].items()} for b in sorted(by)} for lr, by in rows.items()}
 
 
+def _full(every: Sequence[Found]) -> set[int]:
+    """The batch sizes that are all images."""
+    return {setting.batch for setting, _ in every if setting.full}
+
+
 def panels(every: Sequence[Found]) -> list[list[Panel]]:
     """A panel for each lr: both ratios against the batch size."""
-    row = []
+    row, full = [], _full(every)
     for lr, by in ratios(every).items():
         names = {"batch_sharpness": "batch sharpness over 2 (1 - β)/lr", "top": "λ₁(H) over 2 (1 + β)/lr"}
         lines = []
@@ -169,19 +177,25 @@ def panels(every: Sequence[Found]) -> list[list[Panel]]:
             shown = [(place, of[name]) for place, of in enumerate(by.values()) if np.isfinite(of[name]).any()]
             if shown:
                 lines.append(Line(label, [place for place, _ in shown], np.stack([y for _, y in shown], 1), float(k)))
-        ticks = ["all" if b == max(by) else str(b) for b in by]
+        ticks = ["all" if b in full else str(b) for b in by]
         row.append(Panel(f"lr {lr:g}", "batch size", "sharpness over what it is said to be", lines, [Level("1", 1.0)], ticks))
     return [row]
 
 
 def verdicts(every: Sequence[Found]) -> list[Verdict]:
-    """On small batches, and on the full one."""
-    found = ratios(every)
+    """On small batches, and on the full one; of an lr without it there is nothing to tell."""
+    found, full = ratios(every), _full(every)
     small = [
-        Cell(f"batch {b}, lr {lr:g}", of["batch_sharpness"]) for lr, by in found.items() for b, of in by.items() if b <= TOLD
+        Cell(f"batch {b}, lr {lr:g}", of["batch_sharpness"])
+        for lr, by in found.items()
+        for b, of in by.items()
+        if b <= TOLD and b not in full
     ]
-    full = [Cell(f"all images, lr {lr:g}", by[max(by)]["top"]) for lr, by in found.items()]
-    return [Verdict(SMALL, small), Verdict(FULL, full)]
+    whole = [
+        Cell(f"all images, lr {lr:g}", np.concatenate([np.zeros(0), *(of["top"] for b, of in by.items() if b in full)]))
+        for lr, by in found.items()
+    ]
+    return [Verdict(SMALL, small), Verdict(FULL, whole)]
 
 
 FIGURES = {

@@ -175,7 +175,8 @@ def run(setting: Setting) -> dict[str, Any]:
         setting: what to run.
 
     Returns:
-        By name, one number a seed, NaN where the target was not reached: `MEASURES`, and "steps", -1 there.
+        By name, one number a seed, NaN where the target was not reached: `MEASURES`, the sharpness NaN where its search did not
+        converge, too, "residual", that of the search over the eigenvalue, and "steps", -1 where the target was not reached.
     """
     train, test, _ = fig2a.data_of(
         fig2a.Setting(setting.kind, "digits", "adamw", setting.betas, setting.lr, 0.0, setting.seeds)
@@ -189,14 +190,15 @@ def run(setting: Setting) -> dict[str, Any]:
         method = Dialled(AdamW(setting.lr, setting.betas, setting.eps, 0.0), setting.strength, placebo)
     reached = train_to(networks, method, starts, setting.target, setting.limit)
     loss = Loss(networks.model, cross_entropy, train)
-    found: dict[str, list[float]] = {name: [] for name in MEASURES}
+    found: dict[str, list[float]] = {name: [] for name in (*MEASURES, "residual")}
     for theta, step in zip(reached.thetas, reached.steps.tolist(), strict=True):
         here = dict.fromkeys(found, float("nan"))
         if step >= 0:
             point = Point(loss, theta)
             accuracy, value = fig2a.tested(networks, theta, test)
             here = {"gradient_1_norm": float(point.gradient.abs().sum()), "test_loss": value, "test_accuracy": accuracy}
-            here["sharpness"] = TopEigenvalue(relative=1e-2).at(point).value
+            top = TopEigenvalue(relative=1e-2).at(point)
+            here |= {"sharpness": top.known, "residual": top.relative}
         for name, values in found.items():
             values.append(here[name])
     return found | {"steps": reached.steps.tolist()}
@@ -211,11 +213,15 @@ class Study(NamedTuple):
     def between(self, arm: str, name: str, upper: float = 1.0) -> Numbers:
         """A measure at the larger strength of an arm less that at the smallest, by seed; of ratios the logarithm.
 
+        Empty where one of the two did not come.
+
         Args:
             arm: "dial", "placebo" or "lr".
             name: in `MEASURES`.
             upper: the larger strength.
         """
+        if not {(arm, -1.0), (arm, upper)} <= self.arms.keys():
+            return np.zeros(0)
         low, high = (self.arms[arm, s][name] for s in (-1.0, upper))
         return np.log(high / low) if name in LOGS else high - low
 
@@ -244,10 +250,8 @@ def panels(every: Sequence[Found]) -> list[list[Panel]]:
     for study in studies(every):
         row = []
         for name, label in MEASURES.items():
-            own = study.arms["dial", 0.0][name]
-            lines = [_line(study, "memory dialled", "dial", STRENGTHS, name, own, 0.0)]
-            lines += [_line(study, "placebo", "placebo", (-1.0, 1.0), name, own, 0.5)]
-            lines += [_line(study, "lr as fast", "lr", (-1.0, 1.0), name, own, 1.0)]
+            arms = (("memory dialled", "dial", 0.0), ("placebo", "placebo", 0.5), ("lr as fast", "lr", 1.0))
+            lines = [line for arm in arms if (line := _line(study, *arm, name)) is not None]
             title = study.name.partition(" (")[0] if name == "gradient_1_norm" else ""
             ticks = [f"{s:g}" for s in STRENGTHS]
             row.append(Panel(title, "strength of memory, s", label, lines, ticks=ticks, log=name == "gradient_1_norm"))
@@ -255,11 +259,16 @@ def panels(every: Sequence[Found]) -> list[list[Panel]]:
     return rows
 
 
-def _line(study: Study, label: str, arm: str, at: Sequence[float], name: str, own: Numbers, shade: float) -> Line:
+def _line(study: Study, label: str, arm: str, shade: float, name: str) -> Line | None:
     """Each seed's own level, that of the undialled optimizer, is taken out: seeds differ by more than arms."""
+    at = [s for s in STRENGTHS if (arm, s) in study.arms]
+    if ("dial", 0.0) not in study.arms or not at:
+        return None
+    own = study.arms["dial", 0.0][name]
     values = np.stack([study.arms[arm, s][name] for s in at], 1) if len(own) else np.zeros((0, len(at)))
-    level = own[:, None]
-    return Line(label, [STRENGTHS.index(s) for s in at], values - level + (own.mean() if len(own) else 0.0), shade)
+    known = own[np.isfinite(own)]
+    level = own[:, None] - (known.mean() if len(known) else 0.0)
+    return Line(label, [STRENGTHS.index(s) for s in at], values - level, shade)
 
 
 def verdicts(every: Sequence[Found]) -> list[Verdict]:
@@ -269,13 +278,20 @@ def verdicts(every: Sequence[Found]) -> list[Verdict]:
     told += [Verdict(claim, [Cell(s.name, s.between("dial", name)) for s in found]) for name, claim in CLAIMS.items()]
     told.append(Verdict(DOSE, [Cell(s.name, _dose(s)) for s in found]))
     for arm, claim in RIVALS.items():
-        gaps = [np.abs(s.between(arm, "gradient_1_norm")) - np.abs(s.between("dial", "gradient_1_norm")) / 4 for s in found]
-        told.append(Verdict(claim, [Cell(s.name, gap) for s, gap in zip(found, gaps, strict=True)]))
+        told.append(Verdict(claim, [Cell(s.name, _gap(s, arm)) for s in found]))
     return told
+
+
+def _gap(study: Study, arm: str) -> Numbers:
+    """What another arm does to the 1-norm, less a quarter of what the dial does."""
+    other, dialled = (np.abs(study.between(name, "gradient_1_norm")) for name in (arm, "dial"))
+    return other - dialled / 4 if len(other) == len(dialled) else np.zeros(0)
 
 
 def _dose(study: Study) -> Numbers:
     """Of each seed Spearman's correlation of strength and 1-norm."""
+    if not {("dial", s) for s in STRENGTHS} <= study.arms.keys():
+        return np.zeros(0)
     rows = np.stack([study.arms["dial", s]["gradient_1_norm"] for s in STRENGTHS], 1)
     return np.array([stats.spearmanr(STRENGTHS, row)[0] for row in rows])
 

@@ -232,6 +232,17 @@ class Group(NamedTuple):
     name: str
     adam: dict[float, dict[str, Numbers]]
     lion: dict[str, Numbers]
+    beta_1: float
+
+    def ends(self, name: str) -> tuple[Numbers, Numbers]:
+        """A measure at the smallest and at the largest beta_2; empty unless all came.
+
+        Args:
+            name: in `MEASURES`.
+        """
+        if not set(SECOND[self.beta_1]) <= self.adam.keys():
+            return np.zeros(0), np.zeros(0)
+        return self.adam[min(self.adam)][name], self.adam[max(self.adam)][name]
 
 
 def groups_of(every: Sequence[Found]) -> list[Group]:
@@ -266,7 +277,8 @@ def _group(kind: str, lr: float, beta_1: float, cells: Mapping[Any, Mapping[int,
     pairs = sorted(place for place in mine if not isinstance(place, str))
     adam = {pair[1]: of(pair) for pair in pairs}
     name = f"{KINDS[kind]}, β₁ = {beta_1:g}, lr {lr:.2g} ({len(met)} of {len(seeds)} reached)"
-    return Group(name, adam, of("lion") if "lion" in mine else {name: np.full(len(met), np.nan) for name in MEASURES})
+    lion = of("lion") if "lion" in mine else {name: np.full(len(met), np.nan) for name in MEASURES}
+    return Group(name, adam, lion, beta_1)
 
 
 def panels(every: Sequence[Found]) -> list[list[Panel]]:
@@ -289,14 +301,15 @@ def verdicts(every: Sequence[Found]) -> list[Verdict]:
     groups = groups_of(every)
 
     def change(group: Group, name: str) -> Numbers:
-        low, *_, high = (np.log(n[name]) if name == "gradient_1_norm" else n[name] for n in group.adam.values())
-        return high - low
+        low, high = group.ends(name)
+        return np.log(high / low) if name == "gradient_1_norm" else high - low
 
     found = [Verdict(claim, [Cell(g.name, change(g, name)) for g in groups]) for name, claim in CLAIMS.items()]
     gaps = []
     for group in groups:
-        low, *_, high = (group.lion["test_accuracy"] - numbers["test_accuracy"] for numbers in group.adam.values())
-        gaps.append((group.name, low, high))
+        low, high = group.ends("test_accuracy")
+        lion = group.lion["test_accuracy"][: len(low)]
+        gaps.append((group.name, lion - low, lion - high))
     gap = Verdict(GAP, [Cell(name, high) for name, _, high in gaps])
     open_ = [cell for cell, answer in zip(gaps, gap.answers, strict=True) if answer == "yes"]
     return [*found, gap, Verdict(CLOSED, [Cell(name, low - high / 2) for name, low, high in open_])]

@@ -168,11 +168,21 @@ def run(setting: Setting) -> dict[str, Any]:
 
 
 class Group(NamedTuple):
-    """What belongs together in one panel: perplexities of AdamW by beta_2, ascending, and of Lion, of the same seeds."""
+    """What belongs together in one panel: perplexities of AdamW by beta_2, ascending, and of Lion.
+
+    Of the seeds that were at their least before the limit in all.
+    """
 
     name: str
     adam: dict[float, Numbers]
     lion: Numbers
+
+    @property
+    def logs(self) -> tuple[Numbers, Numbers, Numbers]:
+        """Of the perplexity at the smallest and at the largest beta_2, and of Lion's; empty unless all beta_2 came."""
+        if not set(SECOND) <= self.adam.keys():
+            return np.zeros(0), np.zeros(0), np.zeros(0)
+        return np.log(self.adam[SECOND[0]]), np.log(self.adam[SECOND[-1]]), np.log(self.lion)
 
 
 def groups_of(every: Sequence[Found]) -> list[Group]:
@@ -181,33 +191,36 @@ def groups_of(every: Sequence[Found]) -> list[Group]:
     Args:
         every: what was found.
     """
-    cells: dict[tuple[str, float], dict[Any, dict[int, float]]] = {}
+    cells: dict[tuple[str, float], dict[Any, dict[int, tuple[float, int]]]] = {}
     for setting, numbers in every:
         lion = setting.optimizer == "lion"
         key = setting.kind, round(setting.lr / LION[1] if lion else setting.lr, 12)
         rows = cells.setdefault(key, {}).setdefault("lion" if lion else setting.betas[1], {})
-        rows |= dict(zip(setting.seeds, numbers["perplexity"], strict=True))
+        rows |= dict(zip(setting.seeds, zip(numbers["perplexity"], numbers["step"], strict=True), strict=True))
     found = []
     for (kind, lr), places in cells.items():
         seeds = sorted(set.intersection(*(set(rows) for rows in places.values())))
-        of = {place: np.array([rows[seed] for seed in seeds], dtype=float) for place, rows in places.items()}
+        # What still fell at the limit is no minimum.
+        met = [seed for seed in seeds if all(rows[seed][1] >= 0 for rows in places.values())]
+        of = {place: np.array([rows[seed][0] for seed in met], dtype=float) for place, rows in places.items()}
         adam = {b: of[b] for b in sorted(b for b in of if b != "lion")}
-        found.append(Group(f"{KINDS[kind]}, β₁ = 0.9, lr {lr:g}", adam, of.get("lion", np.full(len(seeds), np.nan))))
+        name = f"{KINDS[kind]}, β₁ = 0.9, lr {lr:g} ({len(met)} of {len(seeds)} seeds at their least before the limit)"
+        found.append(Group(name, adam, of.get("lion", np.full(len(met), np.nan))))
     return found
 
 
 def panels(every: Sequence[Found]) -> list[list[Panel]]:
     """One row, a panel for each kind and lr."""
-    return [[against(g.name, "minimal validation perplexity", g.adam, g.lion) for g in groups_of(every)]]
+    return [[against(g.name.partition(" (")[0], "minimal validation perplexity", g.adam, g.lion) for g in groups_of(every)]]
 
 
 def verdicts(every: Sequence[Found]) -> list[Verdict]:
     """On what changes with beta_2, and on the gap to Lion; whether it is closed only where there is one."""
     change, gaps = [], []
-    for name, adam, lion in groups_of(every):
-        low, *_, high = (np.log(perplexity) for perplexity in adam.values())
-        change.append(Cell(name, high - low))
-        gaps.append((name, low - np.log(lion), high - np.log(lion)))
+    for group in groups_of(every):
+        low, high, lion = group.logs
+        change.append(Cell(group.name, high - low))
+        gaps.append((group.name, low - lion, high - lion))
     gap = Verdict(GAP, [Cell(name, high) for name, _, high in gaps])
     open_ = [cell for cell, answer in zip(gaps, gap.answers, strict=True) if answer == "yes"]
     return [Verdict(CLAIM, change), gap, Verdict(CLOSED, [Cell(name, low - high / 2) for name, low, high in open_])]

@@ -137,8 +137,8 @@ def run(setting: Setting) -> dict[str, Any]:
         setting: what to run.
 
     Returns:
-        By name, one list a seed: "loss", "preconditioned" (over the threshold), "plain", and "residual", the largest one of all
-        searches over the eigenvalue.
+        By name, one list a seed: "loss", "preconditioned" (over the threshold), "plain", both NaN where their search did not
+        converge, and "residual", the largest one of all searches over the eigenvalue.
     """
     rows = [follow(setting, loss_of(setting, seed)) for seed in setting.seeds]
     return {name: [row[name] for row in rows] for name in rows[0]}
@@ -162,15 +162,15 @@ def follow(setting: Setting, loss: Loss) -> dict[str, Any]:
             P = (1 - setting.betas[0] ** t) * (v.sqrt() + setting.eps)
             top = {PRECONDITIONED: search[PRECONDITIONED].at(point, P), PLAIN: search[PLAIN].at(point)}
             found["loss"].append(point.value)
-            found[PRECONDITIONED].append(top[PRECONDITIONED].value / setting.threshold)
-            found[PLAIN].append(top[PLAIN].value)
-            found["residual"] = max(found["residual"], *(x.residual / abs(x.value) for x in top.values()))
+            found[PRECONDITIONED].append(top[PRECONDITIONED].known / setting.threshold)
+            found[PLAIN].append(top[PLAIN].known)
+            found["residual"] = max(found["residual"], *(x.relative for x in top.values()))
         theta = theta - setting.lr * F
     return found
 
 
 def second_half(found: Found, name: str) -> Numbers:
-    """The mean over the second half of training, by seed."""
+    """The mean over the second half of training, by seed; NaN where not all of it is known."""
     rows = np.array(found.numbers[name], dtype=float)
     return rows[:, rows.shape[1] // 2 :].mean(axis=1)
 
@@ -222,8 +222,11 @@ def verdicts(every: Sequence[Found]) -> list[Verdict]:
     cells = [Cell(f"β₂ {b:g}, lr {lr:g}", second_half(found, PRECONDITIONED)) for lr, by in groups for b, found in by.items()]
     ratios = []
     for lr, by in groups:
-        (small, low), *_, (large, high) = by.items() if len(by) > 1 else [*by.items()] * 2
-        pairs = [[second_half(f, PLAIN)[f.setting.seeds.index(s)] for f in (low, high)] for s in _common(low, high)]
+        small, *_, large = SECOND
+        pairs = []
+        if set(SECOND) <= by.keys():
+            low, high = by[small], by[large]
+            pairs = [[second_half(f, PLAIN)[f.setting.seeds.index(s)] for f in (low, high)] for s in _common(low, high)]
         ratios.append(Cell(f"β₂ {small:g} over {large:g}, lr {lr:g}", np.array([np.log(a / b) for a, b in pairs])))
     return [Verdict(CLAIMS[beta_1], cells), Verdict(replace(SECONDS, text=f"{SECONDS.text} (β₁ = {beta_1:g})"), ratios)]
 

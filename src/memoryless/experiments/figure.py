@@ -2,8 +2,9 @@
 
 A file of a figure holds `FIGURES`, each an `Experiment`: the settings of its scales, what one of them finds, and what the paper
 claims of it. A claim says of a statistic, one number a seed, that its mean lies between two bounds; it is judged by the 95 %
-t-interval of the mean over seeds, which are independent networks: yes where the interval lies within the bounds, no where it
-lies outside, and cannot be told otherwise. Intervals are of each cell by itself, not of all together.
+t-interval of the mean over seeds, which are independent networks: yes where the interval lies between the bounds, no where it
+lies outside, and cannot be told otherwise, nor where all seeds have one value: a standard error of 0 is no estimate of one.
+Intervals are of each cell by itself, not of all together.
 """
 
 import importlib
@@ -46,6 +47,8 @@ LIBRARIES = "torch", "numpy", "scipy", "scikit-learn"
 LIMIT = 1e7
 """Seconds of processor time for one task: no limit in practice."""
 CONFIDENCE = 0.95
+ROUNDING = 1e-12
+"""Relative: values that differ by less are one."""
 
 
 class Setting(Protocol):
@@ -79,9 +82,14 @@ class Cell:
     values: Numbers
 
     @property
+    def known(self) -> Numbers:
+        """The values that are finite."""
+        return self.values[np.isfinite(self.values)]
+
+    @property
     def interval(self) -> tuple[float, float, float]:
         """Mean over seeds, and the ends of its 95 % t-interval; without ends for fewer than two seeds."""
-        values = self.values[np.isfinite(self.values)]
+        values = self.known
         if len(values) < 2:
             return float(values.mean()) if len(values) else math.nan, -math.inf, math.inf
         half = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * stats.sem(values)
@@ -95,8 +103,8 @@ class Claim:
     Attributes:
         text: the claim, in words.
         statistic: what is computed of each seed.
-        low: the claim says that its mean is not below,
-        high: nor above.
+        low: the claim says that its mean is above,
+        high: and below.
     """
 
     text: str
@@ -118,7 +126,9 @@ class Claim:
             cell: of the statistic.
         """
         _, low, high = cell.interval
-        if self.low <= low and high <= self.high:
+        if len(cell.known) < 2 or np.ptp(cell.known) <= ROUNDING * np.abs(cell.known).max():
+            return "cannot be told"
+        if self.low < low and high < self.high:
             return "yes"
         return "no" if high < self.low or low > self.high else "cannot be told"
 
@@ -215,7 +225,7 @@ def against(title: str, y: str, adam: Mapping[float, Numbers], lion: Numbers | N
         adam: the quantity by beta_2 and seed.
         lion: of Lion, by the same seeds; None for none.
     """
-    values = np.stack([*adam.values()], 1)
+    values = np.stack([*adam.values()], 1) if adam else np.zeros((0, 0))
     if not len(values):
         return Panel(f"{title}: no seed came so far", "β₂", y, [], [], [f"{beta_2:g}" for beta_2 in adam])
     own = values.mean(1, keepdims=True)

@@ -39,10 +39,12 @@ class Lines:
 
     def __init__(self, path: Path, begins: bytes, proper: Callable[[Any], bool], what: str):
         self.path, self.records = path, list[Record]()
-        if path.exists() and not path.is_file():  # of a device or a pipe there is no end
-            raise BadInput(f"{path} cannot be read: not a file; give another file")
         try:
-            text = path.read_bytes() if path.exists() else b""
+            if path.exists() and not path.is_file():  # of a device or a pipe there is no end
+                raise BadInput(f"{path} cannot be read: not a file; give another file")
+            text = path.read_bytes()
+        except FileNotFoundError:
+            text = b""
         except OSError as error:
             raise BadInput(f"{path} cannot be read: {error.strerror}; give another file") from error
         self._whole = text.rfind(b"\n") + 1
@@ -62,13 +64,17 @@ class Lines:
             record: plain data, as JSON has it.
 
         Raises:
-            BadInput: it cannot be written; the file is as it was.
+            BadInput: it cannot be written, or something else took lines out of it; the file is as it was.
         """
         line = json.dumps(record, allow_nan=False).encode() + b"\n"
         try:
             new = not self.path.exists()
-            file = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o644)
+            file = os.open(self.path, os.O_WRONLY | (0 if self._whole else os.O_CREAT), 0o644)
             try:
+                if (size := os.fstat(file).st_size) < self._whole:  # to be cut to a larger size is to be filled up with zeros
+                    raise BadInput(
+                        f"{self.path} had {self._whole} bytes and has {size}: something else writes it; nothing was written"
+                    )
                 os.ftruncate(file, self._whole)
                 try:
                     os.lseek(file, 0, os.SEEK_END)
@@ -111,6 +117,8 @@ def replaced(path: Path) -> Iterator[BinaryIO]:
     place = path.resolve()
     beside = place.with_name(f".{place.name}.{os.getpid()}")
     try:
+        with suppress(FileNotFoundError):  # of a killed process that had this number
+            beside.unlink()
         with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
             if place.exists():
                 os.chmod(beside, place.stat().st_mode & 0o7777)

@@ -9,6 +9,7 @@ eigenvector stays one, of residual 0, when another overtakes it, and an iteratio
 not see it. A Krylov space of 16 vectors grows whatever lies above out of the noise, by a Chebyshev polynomial of degree 15.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +48,16 @@ class Eigenvalue:
     def converged(self) -> bool:
         """Whether the residual fell below the tolerance."""
         return self.residual <= self.tolerance
+
+    @property
+    def known(self) -> float:
+        """The value; NaN where the search did not converge."""
+        return self.value if self.converged else math.nan
+
+    @property
+    def relative(self) -> float:
+        """The residual over the value, 0 where both are."""
+        return self.residual / abs(self.value) if self.value else math.inf if self.residual else 0.0
 
 
 class TopEigenvalue:

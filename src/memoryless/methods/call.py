@@ -20,7 +20,7 @@ def called(text: str) -> tuple[str, dict[str, Any]]:
         node = ast.parse("f" + text.strip()[len(path) :], mode="eval").body
         keywords = node.keywords if isinstance(node, ast.Call) and not node.args else []
         options = {keyword.arg: ast.literal_eval(keyword.value) for keyword in keywords if keyword.arg}
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, TypeError):  # the last of {[]: 1}
         node, keywords, options = None, [], {}
     plain = isinstance(node, ast.Name) or (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args)
     if not path or not plain or len(options) != len(keywords):

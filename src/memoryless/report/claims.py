@@ -25,6 +25,9 @@ def lines(figure: Figure) -> Iterator[str]:
         figure: that was run.
     """
     yield f"{figure.experiment.title} ({figure.scale}: {figure.experiment.about[figure.scale]})"
+    residuals = [x for found in figure.found for x in found.numbers.get("residual", ()) if x is not None and math.isfinite(x)]
+    if residuals:
+        yield f"residuals of the eigenvalues: up to {max(residuals):.1e} of them; one whose search did not converge is left out"
     for verdict in figure.verdicts:
         yield ""
         yield f"{verdict.claim.text}: {verdict.word}"
@@ -38,7 +41,7 @@ def lines(figure: Figure) -> Iterator[str]:
 
 def _interval(cell: Cell) -> str:
     mean, low, high = cell.interval
-    count = int(np.isfinite(cell.values).sum())
+    count = len(cell.known)
     if not math.isfinite(low):
         return f"{mean:.3g} ({count} seed{'s' * (count != 1)})" if count else "no number"
     digits = max(0, 1 - math.floor(math.log10(high - low))) if high > low else 3

@@ -135,6 +135,8 @@ def _spread(done: Sequence[Row], name: str) -> str:
 def picture(sweep: Sweep) -> Figure:
     """What was recorded against the step, a panel each: means over seeds, bands from the least to the largest.
 
+    Runs that diverged are left out, as in the table: they end before the others.
+
     Args:
         sweep: with at least one run done.
     """
@@ -157,6 +159,8 @@ def picture(sweep: Sweep) -> Figure:
         seeds = max((len(done) for _, done in shown), default=0)
         figure.text(0.02, 1 - 0.3 / height, f"Sweep {sweep.grid.path.name}", fontsize=13, weight="bold", va="center")
         about = f"{sweep.count('done')} of {len(sweep.rows)} runs done; mean and range of up to {seeds} seeds"
+        diverged = sum(row.diverged for _, done in shown for row in done)
+        about += f"; {diverged} diverged, and are left out" if diverged else ""
         about += f"; the first {MOST} of {len(shown)} settings" if len(shown) > MOST else ""
         figure.text(0.02, 1 - 0.55 / height, about, color=COLOUR["soft"], va="center")
         handles, names = axes[0].get_legend_handles_labels()
@@ -168,6 +172,8 @@ def picture(sweep: Sweep) -> Figure:
 def _curve(ax: Axes, done: Sequence[Row], name: str, k: int, label: str) -> None:
     by: dict[int, list[float]] = {}
     for row in done:
+        if row.diverged:
+            continue
         for record in (row.record or {}).get("records", []):
             if finite(value := record.get(name)):
                 by.setdefault(record["step"], []).append(value)

@@ -3,10 +3,12 @@
 import errno
 import json
 import os
+import sys
 import tomllib
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -207,6 +209,10 @@ def test_two_drivers(grid, folder):
         ("some notes\n", r"results\.jsonl:1 is no row of a sweep"),
         ('{"kind": "done", "key": "a", "run": {}, "versions": {}}\n', "is of format none"),
         ("notes without an end", "is no store of a sweep"),
+        (
+            2 * '{"kind": "sweep", "format": 1, "memoryless": "1"}\n',
+            r"results\.jsonl:2 begins another store, of format 1: give one",
+        ),
         (None, "cannot be read: not a file"),
     ],
 )
@@ -226,6 +232,30 @@ def test_a_store_is_a_folder(grid, tmp_path):
         sweep(grid, tmp_path / "file", Here)
     with pytest.raises(BadInput, match=r"cannot be (read|written): Not a directory"):
         sweep(grid, tmp_path / "file" / "in", Here)
+    with pytest.raises(BadInput, match=r"xxx.* cannot be read: File name too long"):
+        look(grid, Results(tmp_path / ("x" * 300)))
+
+
+@pytest.mark.parametrize(("cores", "gpus", "fits"), [(4, 0, True), (2, 1, True), (5, 0, False), (4, 1, False), (1, 2, False)])
+def test_what_no_node_of_a_cluster_has_is_refused(grid, monkeypatch, cores, gpus, fits):
+    """Two nodes, of 4 cores, and of 2 and a GPU; another is lost. Without the refusal Ray would wait without a word."""
+    nodes = [({"CPU": 4.0}, True), ({"CPU": 2.0, "GPU": 1.0}, True), ({"CPU": 64.0, "GPU": 8.0}, False)]
+    future = Future()
+    ray = SimpleNamespace(
+        is_initialized=lambda: True,
+        nodes=lambda: [{"Resources": resources, "Alive": alive} for resources, alive in nodes],
+        remote=lambda **asked: lambda f: SimpleNamespace(remote=lambda task: SimpleNamespace(future=lambda: future)),
+    )
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    run = grid.runs[0]._replace(cores=cores)
+    task = Task("k", run, grid.place, {}, Path("k.pt"), 1.0, gpus)
+    if fits:
+        assert engines.Cluster().start(task) is future
+        return
+    with pytest.raises(
+        BadInput, match=rf"asks for {cores} cores and {gpus} GPUs, and no node has them: .* of 2 cores and 1 GPUs; 4 cores"
+    ):
+        engines.Cluster().start(task)
 
 
 def test_killed_at_any_call_of_the_system_the_store_opens(tmp_path):

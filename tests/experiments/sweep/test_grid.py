@@ -108,7 +108,17 @@ def test_each_problem_and_each_optimizer_is_looked_at_once():
         ('problem = "digits_mlp"\noptimizer = "adamw("', r"expected a name or name\(option=value"),
         ('problem = "digits_mlp"\noptimizer = "adamw(lr=1)"\nlr = 2', "has lr of its own, and lr is given beside it"),
         (f"{BASE}[options]\nlr = 1", r"\[options\] lr: lr is an axis of its own"),
-        (f"{BASE}[options]\neps = inf", r"\[options\] eps must be a finite number, got inf"),
+        (f"{BASE}[options]\neps = inf", r"\[options\] eps must be a finite number, text, .*, got inf"),
+        (f"{BASE}[options]\nfoo = [[nan]]", r"\[options\] foo must be a finite number, text, .*, got nan"),
+        (f"{BASE}[options]\nfoo = [[{{a = 1}}]]", r"\[options\] foo must be a finite number, .*, got \{'a': 1\}"),
+        (f"{BASE}[options]\nfoo = [[2020-01-01]]", r"\[options\] foo must be a finite number, .*, got datetime"),
+        *(
+            (f'problem = "digits_mlp"\noptimizer = "adamw(foo={value})"', r"adamw\(foo=.*\): foo must be a finite number, text")
+            for value in ("{}", "{1, 2}", "1j", "b'x'", "[1, {}]", "1e999")
+        ),
+        ('problem = "digits_mlp"\noptimizer = "adamw(foo={[]: 1})"', r"expected a name or name\(option=value"),
+        (f"{BASE}grid = []", r"grid must be tables \[\[grid\]\]"),
+        (f"{BASE}lr = 1{'0' * 400}", "lr must be a finite number, got 1000"),
         (f"{BASE}[record]\nevery = 0", r"\[record\] every must be a whole number from 1 on"),
         (f"{BASE}[record]\nwhat = 'loss'", r"\[record\] what expects some of train_loss, .*, got 'loss'"),
         (f"{BASE}[record]\nwhat = []", r"\[record\] what expects some of"),
@@ -132,6 +142,7 @@ def test_bad_input(text, message):
         (None, "cannot be read: No such file"),
         (b"\xff\xfe", "is no text"),
         (b"a = ", "is no TOML"),
+        (b"lr = 1" + b"0" * 5000, "is no TOML: Exceeds the limit"),
         (b"a = 1", "unknown key 'a'"),
     ],
 )

@@ -96,8 +96,10 @@ def sole(path: Path) -> Iterator[None]:
         path: of its file.
 
     Raises:
-        BadInput: another one does.
+        BadInput: another one does, or the path has no name, as "." has none.
     """
+    if not path.name:
+        raise BadInput(f"{path} cannot be read: not a file; give another file")
     lock = path.with_name(f".{path.name}.lock")
     with store.sole(lock, path):
         try:

@@ -96,11 +96,11 @@ def refusal(runs: Sequence[Run], place: Callable[[str], str]) -> str | None:
     return None
 
 
-def alone(function: str, *arguments: Any) -> Any:
-    """A function of this file in a process of its own, which ends with the one that started it.
+def alone(function: Callable[..., Any], *arguments: Any) -> Any:
+    """A function in a process of its own, which ends with the one that started it.
 
     Args:
-        function: its name.
+        function: of a module.
         *arguments: its own.
     """
     from memoryless.experiments.processes import end_with_parent
@@ -108,7 +108,7 @@ def alone(function: str, *arguments: Any) -> Any:
     end_with_parent()
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)  # what a script prints is not the command's answer
-    return globals()[function](*arguments)
+    return function(*arguments)
 
 
 class Engine(Protocol):
@@ -151,7 +151,7 @@ class Local:
             runs: to look at.
             place: finds their scripts.
         """
-        self._started.append(future := self._start("refusal", runs, place))
+        self._started.append(future := self._start(refusal, runs, place))
         return future.result()
 
     def room(self) -> int:
@@ -165,7 +165,7 @@ class Local:
             task: which.
         """
         self._started = [future for future in self._started if not future.done()]
-        self._started.append(self._start("answer", task))
+        self._started.append(self._start(answer, task))
         return self._started[-1]
 
     def stop(self) -> None:
@@ -200,7 +200,7 @@ class Cluster:
             except (ConnectionError, ValueError, RuntimeError) as error:
                 raise BadInput(f"no Ray cluster: {str(error).splitlines()[0]}") from error
         self._refs: dict[Future[Answer], Any] = {}
-        self._asked = 1.0
+        self._asked, self._fits = 1.0, False
 
     def refusal(self, runs: Sequence[Run], place: Callable[[str], str]) -> str | None:
         """Why one of these runs cannot begin, found out by a task.
@@ -221,13 +221,26 @@ class Cluster:
 
         Args:
             task: which.
+
+        Raises:
+            BadInput: no node has so many, so that the first task would wait for ever.
         """
         self._asked = float(task.run.cores)
+        if not self._fits:
+            self._require({"CPU": self._asked, "GPU": task.gpus})
         remote = self._ray.remote(num_cpus=task.run.cores, num_gpus=task.gpus, max_retries=0)(answer)
         ref = remote.remote(task)
         future = ref.future()
         self._refs = {future: ref for future, ref in self._refs.items() if not future.done()} | {future: ref}
         return future
+
+    def _require(self, wanted: dict[str, float]) -> None:
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        self._fits = any(all(node.get(name, 0.0) >= count for name, count in wanted.items()) for node in nodes)
+        if not self._fits:
+            asks, *there = (f"{node.get('CPU', 0):g} cores and {node.get('GPU', 0):g} GPUs" for node in (wanted, *nodes))
+            has = "; ".join(sorted(set(there)))
+            raise BadInput(f"a run asks for {asks}, and no node has them: there are nodes of {has}; change [run] cores or gpus")
 
     def stop(self) -> None:
         """End what is under way, and leave the cluster."""

@@ -212,10 +212,10 @@ def read(name: str) -> Grid:
         raise BadInput(f"{name!r} is no name of a file ({error})") from error
     try:
         return parsed(tomllib.loads(text), path)
-    except tomllib.TOMLDecodeError as error:
-        raise BadInput(f"{name} is no TOML: {error}") from error
     except BadInput as error:
         raise BadInput(f"{name}: {error}") from error
+    except ValueError as error:  # a number of more digits than Python reads, too
+        raise BadInput(f"{name} is no TOML: {error}") from error
 
 
 def parsed(told: Mapping[str, Any], path: Path) -> Grid:
@@ -233,7 +233,7 @@ def parsed(told: Mapping[str, Any], path: Path) -> Grid:
     _known(record, ["every", "what", "test"], "[record] ")
     _known(how, ["cores", "gpus", "device", "dtype", "checkpoint"], "[run] ")
     grids = told.get("grid", [{}])
-    if not isinstance(grids, list) or not all(isinstance(grid, dict) for grid in grids):
+    if not isinstance(grids, list) or not grids or not all(isinstance(grid, dict) for grid in grids):
         raise BadInput("grid must be tables [[grid]]")
     common = {key: value for key, value in told.items() if key in AXES}
     runs: dict[Run, None] = {}
@@ -251,7 +251,9 @@ def _runs(axes: dict[str, Any], options: dict[str, Any], record: dict[str, Any],
     further = {name: value if isinstance(value, list) else [value] for name, value in options.items()}
     if empty := next((name for name, axis in {**values, **further}.items() if not axis), None):
         raise BadInput(f"{empty} is an empty list; expected at least one value")
-    _scalars(further)
+    if axis := next((name for name in further if name in AXES), None):
+        raise BadInput(f"[options] {axis}: {axis} is an axis of its own, outside [options]")
+    further = {name: [_frozen(value, f"[options] {name}") for value in axis] for name, axis in further.items()}
     for chosen in itertools.product(*values.values(), *further.values()):
         now = dict(zip([*values, *further], chosen, strict=True))
         problem, built_in = now["problem"], called(now["problem"])[0] in BUILT_IN
@@ -261,14 +263,14 @@ def _runs(axes: dict[str, Any], options: dict[str, Any], record: dict[str, Any],
             optimizer, own = called(now["optimizer"])
             if twice := next((name for name in given if name in own), None):
                 raise BadInput(f"{now['optimizer']} has {twice} of its own, and {twice} is given beside it: leave one out")
-            given = own | given
+            given = {key: _frozen(value, f"{now['optimizer']}: {key}") for key, value in own.items()} | given
         elif built_in:
             raise BadInput('optimizer is missing; such as optimizer = ["adamw", "lion(lr=1e-4)"]')
         every = record.get("every", max(1, now["steps"] // 20))
         yield Run(
             problem,
             optimizer,
-            tuple(sorted((name, _frozen(value)) for name, value in given.items())),
+            tuple(sorted(given.items())),
             (now["batch_size"] or FULL) if built_in else now["batch_size"],
             now["dial"],
             now["seed"],
@@ -335,10 +337,17 @@ def _batch_size(value: Any, name: str) -> int | str:
 
 
 def _number(value: Any, name: str, least: float = -math.inf) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < least:
+    if not _is_number(value) or value < least:
         bound = "" if least == -math.inf else f" from {least:g} on"
         raise BadInput(f"{name} must be a finite number{bound}, got {value!r}")
     return float(value)
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return not isinstance(value, bool) and isinstance(value, (int, float)) and math.isfinite(value)
+    except OverflowError:  # a whole number of more than 308 digits
+        return False
 
 
 def _lr(value: Any, name: str) -> float:
@@ -372,17 +381,13 @@ def _axis(name: str, value: Any, one: Callable[[Any, str], Any]) -> list[Any]:
     return [one(each, name) for each in (value if several else [value])]
 
 
-def _frozen(value: Any) -> Any:
-    return tuple(map(_frozen, value)) if isinstance(value, (list, tuple)) else value
-
-
-def _scalars(options: Mapping[str, list[Any]]) -> None:
-    for name, axis in options.items():
-        if name in AXES:
-            raise BadInput(f"[options] {name}: {name} is an axis of its own, outside [options]")
-        for value in axis:
-            if not isinstance(value, (bool, str, list)):
-                _number(value, f"[options] {name}")
+def _frozen(value: Any, name: str) -> Any:
+    """An option of an optimizer as a key of a store can hold it."""
+    if isinstance(value, (list, tuple)):
+        return tuple(_frozen(each, name) for each in value)
+    if value is None or isinstance(value, (bool, str)) or _is_number(value):
+        return value
+    raise BadInput(f"{name} must be a finite number, text, true, false or a list of such, got {value!r}")
 
 
 def _known(table: Mapping[str, Any], names: list[str], where: str) -> None:

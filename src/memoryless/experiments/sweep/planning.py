@@ -15,7 +15,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from memoryless.errors import BadInput
-from memoryless.experiments.sweep.engines import PRELOAD
+from memoryless.experiments.sweep.engines import PRELOAD, alone
 from memoryless.experiments.sweep.grid import FULL, Run
 from memoryless.experiments.sweep.results import Sweep
 from memoryless.methods.call import called
@@ -172,7 +172,7 @@ def apart(run: Run, place: Callable[[str], str]) -> Cost:
     from memoryless.experiments import processes
 
     try:
-        return processes.apart(measured, PRELOAD)(run, place).result()
+        return processes.apart(alone, PRELOAD)(measured, run, place).result()
     except BadInput:
         raise
     except Exception as error:
@@ -208,7 +208,7 @@ def measured(run: Run, place: Callable[[str], str]) -> Cost:
             part = map_tensors(lambda x: x[: size(made.samples) // 2], made.samples)
             data = 1 / _ratio(_stepping(made._replace(samples=part, batches=parts(part)), run, training), step)
         if (problem := _twice_as_wide(run)) is not None:
-            wider = begin(run._replace(problem=problem))
+            wider = begin(run._replace(problem=problem), place)
             count = sum(p.numel() for p in wider.made.parameters)
             wide = count / d, _ratio(_stepping(wider.made, run, wider), step)
         return Cost(d, seconds, record, start, memory, saved.tell(), data, wide)

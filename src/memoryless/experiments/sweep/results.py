@@ -51,8 +51,11 @@ class Results:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        if folder.exists() and not folder.is_dir():
-            raise BadInput(f"store {folder} is a file; expected the folder of a sweep")
+        try:
+            if folder.exists() and not folder.is_dir():
+                raise BadInput(f"store {folder} is a file; expected the folder of a sweep")
+        except OSError as error:  # no name that a folder can have
+            raise BadInput(f"store {folder} cannot be read: {error.strerror}; give another --store") from error
         self._lines = Lines(folder / "results.jsonl", b'{"kind": "', _proper, "a store of a sweep")
         records = self._lines.records
         if records and (records[0]["kind"] != "sweep" or records[0]["format"] != FORMAT):
@@ -63,7 +66,12 @@ class Results:
             )
         self.done: dict[str, Record] = {}
         self.failed: dict[str, Record] = {}
-        for record in records[1:]:
+        for number, record in enumerate(records[1:], 2):
+            if record["kind"] == "sweep":
+                raise BadInput(
+                    f"{self._lines.path}:{number} begins another store, of format {record['format']}: give one of the two; of "
+                    f"format {FORMAT} the line can be taken out"
+                )
             self._see(record)
 
     def _see(self, record: Record) -> None:
