@@ -92,7 +92,7 @@ def test_runs_that_diverged_are_left_out_of_means(here, capsys, monkeypatch):
     (here / "grid.toml").write_text(text)
     main(["sweep", "grid.toml"])
     shown = capsys.readouterr().out
-    assert "2.00 ± 1.41 †1" in shown
+    assert "2.0 ± 1.4 †1" in shown
     assert "†n: n runs diverged, and are left out" in shown
     grid = read("grid.toml")
     drawn = report.picture(look(grid, Results(here / "grid.sweep")))
