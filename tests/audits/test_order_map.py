@@ -95,16 +95,16 @@ def test_the_own_pair_is_its_correction():
 
 
 def test_products_are_one_for_each_beta_and_batch(monkeypatch: pytest.MonkeyPatch):
-    asked: list[int | None] = []
-    linearize = ml.Loss.linearize
+    asked: list[int] = []
+    curvatures = ml.Loss.curvatures
 
-    def counting(self: ml.Loss, theta: Tensor, batch: int | None = None, products: int | None = None):
-        asked.append(products)
-        return linearize(self, theta, batch, products)
+    def counting(self: ml.Loss, theta: Tensor, vs: Tensor, batch: int):
+        asked.append(len(vs))
+        return curvatures(self, theta, vs, batch)
 
     point = Point(reference_loss(), THETA)
     values, order = evaluate(["gradient_1_norm"], point), np.arange(STEPS) % len(BATCHES)
-    monkeypatch.setattr(ml.Loss, "linearize", counting)
+    monkeypatch.setattr(ml.Loss, "curvatures", counting)
     order_maps(Grid(ml.Adam(LR), BETAS_1, BETAS_2), point, values, order)
     assert asked == [3] * len(BATCHES)  # 0.5, 0.8, 0.95: the axes share one, 0 remembers nothing
 

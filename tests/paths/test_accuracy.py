@@ -8,7 +8,7 @@ from torch import Tensor
 
 import memoryless as ml
 from memoryless.errors import BadInput, Diverged
-from memoryless.experiments.theorem import PROBLEMS, STEPS, visible
+from memoryless.experiments.theorem import PROBLEMS, visible
 from memoryless.paths.accuracy import Accuracy, order_of_accuracy
 from memoryless.paths.trajectory import trajectory
 from tests.problems import METHODS, Wave, groups, quartic
@@ -37,7 +37,7 @@ def test_order_of_accuracy(problem, name, kind):
     method, _ = visible(name, loss)
     power, tolerance = POWER[kind]
     finest = method.lr / (8 if problem == "digits" else 4)
-    result = order_of_accuracy(method, loss, STEPS * method.lr, (2 * finest, finest), kind)
+    result = order_of_accuracy(method, loss, PROBLEMS[problem].steps * method.lr, (2 * finest, finest), kind)
     assert result.errors[-1] > result.floor
     assert result.order == pytest.approx(power, abs=tolerance)
 

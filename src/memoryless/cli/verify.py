@@ -29,7 +29,8 @@ class Verify:
     """Decreasing. Default: the method's lr, or 0.002 (0.008 where F is linear in the gradient), halved three times; twice for
     a torch optimizer's class, which takes all steps before each anew."""
     horizon: Annotated[float | None, tyro.conf.arg(metavar="TIME")] = None
-    """Time n lr up to which paths are compared. Default: 24 steps of the largest lr, 16 for a torch optimizer's class."""
+    """Time n lr up to which paths are compared. Default: 32 steps of the largest lr, 24 for the digits, 16 for a
+    torch optimizer's class."""
     kinds: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[KIND ...]")] = ("frozen", "first", "resummed", "3", "4")
     """frozen, first, resummed, and integer orders."""
     seed: int = 0
@@ -48,12 +49,13 @@ class Verify:
         failure = None
         with progress("comparing") as on_step:  # before torch is waited for
             from memoryless.cli import setup
-            from memoryless.experiments.theorem import PROBLEMS, verify, visible
+            from memoryless.experiments.theorem import PROBLEMS, STEPS, verify, visible
 
             loss, about, _ = setup.load(self.problem, self.seed, PROBLEMS)
             method, chosen = visible(self.method, loss)
             try:
-                found = verify(method, loss, self.lrs, self.horizon, kinds, about, on_step)
+                steps = PROBLEMS[self.problem].steps if self.problem in PROBLEMS else STEPS
+                found = verify(method, loss, self.lrs, self.horizon, kinds, about, on_step, steps)
             except Diverged as error:
                 found, failure = error.so_far, error
 

@@ -39,7 +39,7 @@ KINDS: tuple[Kind, ...] = (*POWER, 3, 4)
 VISIBLE = {"betas": (0.5, 0.7), "momentum": 0.5, "alpha": 0.7, "eps": 0.1, "smoothing": 0.1}
 """Hyperparameters with which every catalogue method shows its powers at moderate lrs."""
 
-LR, HALVINGS, STEPS = 2e-3, 3, 24
+LR, HALVINGS, STEPS = 2e-3, 3, 32
 """Largest step size, how often it is halved, and the steps of the largest that make up the horizon."""
 
 KEPT = 2**25
@@ -177,6 +177,7 @@ def verify(
     kinds: Iterable[Kind] = KINDS,
     about: str = "the loss",
     on_step: OnStep = silent,
+    steps: int = STEPS,
 ) -> Verification:
     """Measure the power of lr with which each kind of iteration approaches the optimizer.
 
@@ -184,10 +185,11 @@ def verify(
         method: its lr is the largest, if `lrs` does not say otherwise.
         loss: smooth; full batch; float64, or rounding hides the higher orders.
         lrs: at least two, strictly decreasing; default the method's and three halvings of it, of a black box two.
-        horizon: time n lr up to which paths are compared; default 24 steps of the largest lr, of a black box 16.
+        horizon: time n lr up to which paths are compared; default `steps` of the largest lr, of a black box 16.
         kinds: "frozen", "first", "resummed" and integer orders.
         about: the loss in words.
         on_step: told the pairs of steps taken, over all kinds and step sizes, and their number.
+        steps: of the largest lr, where there is no horizon.
 
     Returns:
         Errors and slopes, and the verdict.
@@ -202,7 +204,7 @@ def verify(
         >>> print(verify(HeavyBall(lr=0.02, momentum=0.5), loss, horizon=0.2, kinds=["frozen", "first"]).verdict)
         As the theorem says: frozen 0.96, first 1.92.
     """
-    halvings, steps = (HALVINGS, STEPS) if method.parts else BLACK_BOX
+    halvings, steps = (HALVINGS, steps) if method.parts else BLACK_BOX
     lrs = tuple(method.lr / 2**k for k in range(halvings + 1)) if lrs is None else tuple(lrs)
     horizon = steps * max(lrs, default=0.0) if horizon is None else horizon
     kinds = tuple(kinds)
@@ -278,10 +280,11 @@ def visible(text: str, loss: Loss) -> tuple[AnyOptimizer, dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Example:
-    """A small smooth problem that comes with the installation: what it is, in words, and its loss for a seed."""
+    """A small smooth problem that comes with the installation: what it is, its loss for a seed, steps that show the powers."""
 
     about: str
     loss: Callable[[int], Loss]
+    steps: int = STEPS
 
 
 def _quadratic(seed: int, waves: float) -> Loss:
@@ -294,7 +297,7 @@ def _quadratic(seed: int, waves: float) -> Loss:
 
 PROBLEMS = {
     "digits": Example(
-        "10 images of digits, GELU network 64-4-10", lambda seed: problems.digits_mlp(seed, width=4, count=10).loss
+        "10 images of digits, GELU network 64-4-10", lambda seed: problems.digits_mlp(seed, width=4, count=10).loss, 24
     ),
     "quadratic": Example("random convex quadratic", lambda seed: _quadratic(seed, 0.0)),
     "smooth": Example("random convex quadratic plus cosines", lambda seed: _quadratic(seed, 0.2)),

@@ -430,8 +430,7 @@ class Loss:
         _, product = self._linearize(theta, data, index)
         if self._rowwise is None:
             self._rowwise = _same_by_row(lambda v: product(v, True), vs[:2])
-            return self.curvatures(theta, vs, batch)
-        return product(vs, False)
+        return product(vs, False) if self._rowwise else torch.stack([product(v, True) for v in vs])
 
     def each(self, theta: Tensor, products: int | None = None) -> Iterator[tuple[Tensor, Curvature]]:
         """`linearize` of every batch in turn, in one pass over them: one graph is held at a time, whatever their number.

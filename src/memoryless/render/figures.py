@@ -285,20 +285,21 @@ def beta_map(run: dict[str, Any], found: dict[str, Any], limit: float) -> go.Fig
         "nticks": 5,
         "outlinewidth": 0,
     }
-    hover = "%{text}<br>%{z:+.2~g} % per step<extra></extra>"
+    settled = np.ones(z.T.shape, bool) if found.get("settled") is None else np.asarray(found["settled"])
+    doubt = np.where(settled.T, "", "<br>not settled by this run: its own would leave this path")
+    hover = "%{text}<br>%{z:+.2~g} % per step%{customdata}<extra></extra>"
     z = np.where(np.isfinite(z), z, np.nan)
-    figure.add_heatmap(z=z, hovertemplate=hover, colorbar=bar | {"yanchor": "top"}, **shades)
+    figure.add_heatmap(z=z, customdata=doubt, hovertemplate=hover, colorbar=bar | {"yanchor": "top"}, **shades)
     if np.any(found["misleads"]):
         grey = np.where(np.asarray(found["misleads"]).T, 0.0, np.nan)
         shade = [[0, COLOUR["axis"]], [1, COLOUR["axis"]]]
         why = found.get("grey", "what happens has the other sign nearby: slopes mislead")
         hover = f"%{{text}}<br>{why}<extra></extra>"
         figure.add_heatmap(z=grey, colorscale=shade, showscale=False, opacity=0.85, hovertemplate=hover)
-    if found.get("settled") is not None and not np.all(found["settled"]):
-        pale = np.where(np.asarray(found["settled"]).T, np.nan, 0.0)
+    if not settled.all():
+        pale = np.where(settled.T, np.nan, 0.0)
         shade = [[0, COLOUR["axis"]], [1, COLOUR["axis"]]]
-        hover = "%{text}<br>not settled by this run: its own would leave this path<extra></extra>"
-        figure.add_heatmap(z=pale, colorscale=shade, showscale=False, opacity=0.5, hovertemplate=hover)
+        figure.add_heatmap(z=pale, colorscale=shade, showscale=False, opacity=0.5, hoverinfo="skip")
     if min(z.shape) > 1 and len(known) and known.min() < 0 < known.max():
         zero = {"start": 0, "end": 0, "size": 1, "coloring": "none"}
         figure.add_contour(contours=zero, line={"color": COLOUR["ink"], "width": 1.5}, hoverinfo="skip", showscale=False)

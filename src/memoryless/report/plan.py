@@ -95,7 +95,7 @@ def span(seconds: float) -> str:
 
     Example:
         >>> span(0.25), span(8.2), span(9000), span(9e5)
-        ('0.25 s', '8.2 s', '2.5 h', '250 h')
+        ('0.25 s', '8.2 s', '2.50 h', '250 h')
     """
     if seconds < 100:
         return f"{number(seconds)} s"
