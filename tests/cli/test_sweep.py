@@ -3,6 +3,7 @@
 import json
 import sys
 
+import numpy as np
 import pytest
 
 from memoryless.cli.main import main
@@ -96,7 +97,7 @@ def test_runs_that_diverged_are_left_out_of_means(here, capsys, monkeypatch):
     assert "†n: n runs diverged, and are left out" in shown
     grid = read("grid.toml")
     drawn = report.picture(look(grid, Results(here / "grid.sweep")))
-    assert drawn.axes[0].lines[0].get_ydata().tolist() == [8.0, 2.0]
+    assert list(np.asarray(drawn.axes[0].lines[0].get_ydata())) == [8.0, 2.0]
     assert any("1 diverged, and are left out" in text.get_text() for text in drawn.texts)
 
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -357,7 +358,7 @@ def test_least_perplexity_is_that_of_torchs_run(kind: str):
 
 
 def test_verdicts_of_fig2b():
-    def found(perplexities: dict[Any, float]) -> list[Found]:
+    def found(perplexities: Mapping[Any, float]) -> list[Found]:
         lion = WORDS._replace(optimizer="lion", lr=WORDS.lr / 3)
         settings = {b: lion if b == "lion" else WORDS._replace(betas=(0.9, b)) for b in perplexities}
         return [
