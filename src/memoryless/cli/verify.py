@@ -29,7 +29,7 @@ class Verify:
     """Decreasing. Default: the method's lr, or 0.002 (0.008 where F is linear in the gradient), halved three times; twice for
     a torch optimizer's class, which takes all steps before each anew."""
     horizon: Annotated[float | None, tyro.conf.arg(metavar="TIME")] = None
-    """Time n lr up to which paths are compared. Default: 32 steps of the largest lr, 24 for the digits, 16 for a
+    """Time n lr up to which paths are compared. Default: 32 steps of the largest lr, 20 for the digits, 16 for a
     torch optimizer's class."""
     kinds: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[KIND ...]")] = ("frozen", "first", "resummed", "3", "4")
     """frozen, first, resummed, and integer orders."""

@@ -297,7 +297,7 @@ def _quadratic(seed: int, waves: float) -> Loss:
 
 PROBLEMS = {
     "digits": Example(
-        "10 images of digits, GELU network 64-4-10", lambda seed: problems.digits_mlp(seed, width=4, count=10).loss, 24
+        "10 images of digits, GELU network 64-4-10", lambda seed: problems.digits_mlp(seed, width=4, count=10).loss, 20
     ),
     "quadratic": Example("random convex quadratic", lambda seed: _quadratic(seed, 0.0)),
     "smooth": Example("random convex quadratic plus cosines", lambda seed: _quadratic(seed, 0.2)),
