@@ -12,6 +12,9 @@ WORK = {
     "one gradient": lambda loss, optimizer: loss.gradient(loss.theta),
     "audit, gradient 1-norm": lambda loss, optimizer: ml.audit(optimizer, loss, measures=["gradient_1_norm"]),
     "audit, three measures": lambda loss, optimizer: ml.audit(optimizer, loss),
+    "map from a checkpoint, 400 pairs": lambda loss, optimizer: ml.beta_map(
+        optimizer, loss, order="state", measures=["gradient_1_norm"], check=False
+    ),
     "audit_run, alone": lambda loss, optimizer: ml.audit_run(optimizer, loss, 2, stops=[1], compare=(), betas=None),
     "audit_run, six others, 400 pairs": lambda loss, optimizer: ml.audit_run(optimizer, loss, 2, stops=[1]),
 }

@@ -106,7 +106,8 @@ class Buffers:
                 "audit_batch_sizes (memoryless betas), which measures; or, if every past step took their mean gradient, say so "
                 "by full_batch=True (--full-batch)"
             )
-        self.method, self.states = states_of(optimizer, point.loss.layout)
+        self.method, _ = states_of(optimizer, point.loss.layout)
+        self._optimizer = optimizer
         self.step = live_optimizer.step_of(optimizer) if step is None else step
         self.point = point
         if not any(v.has_memory for v in variables_of(self.method)):
@@ -115,6 +116,11 @@ class Buffers:
             raise BadInput(f"{name} has taken no step yet: there is nothing in its buffers")
         uncounted = f"{name} does not count its steps: its steady state is assumed, pass step=n for exact transients"
         self.notes = (uncounted,) if self.step is None else ()
+
+    @property
+    def states(self) -> tuple[State, ...]:
+        """The memory of each of the method's parts; read anew, not held."""
+        return states_of(self._optimizer, self.point.loss.layout)[1]
 
     def recalled(self, readers: Sequence[AnyOptimizer]) -> Recalled:
         """The memory of other methods, as its buffers tell.
@@ -263,14 +269,17 @@ def state_map(buffers: Buffers, grid: Grid, values: Sequence[Value], check: bool
 def _changes(grid: Grid, known: Recalled, point: Point, values: Sequence[Value], step: int | None) -> dict[str, np.ndarray]:
     """Slopes at every pair; 0 in place of a memory that the buffers tell nothing of."""
     slopes, theta = torch.stack([value.gradient for value in values]), point.theta
-    memory = _or_zero(known.memory, known, theta)
     if _whole(grid.oldest) and share_update(grid, point.gradient, theta, step):
         # Sums over theta do not ask for its order: that of the curves makes matrix products of the memories.
-        F, order = history.frozen(grid.oldest, point.gradient, theta, step), known.by_curve()
-        told = known.sorted([v for v in grid.every() if known.knows(v)], order)
-        inner = from_memory(grid, F[order], slopes[:, order], theta[order], _or_zero(told, known, theta))
+        told, inner = known.by_curve([v for v in grid.every() if known.knows(v)]), np.zeros((*grid.shape, len(slopes)))
+        for piece in grid.oldest.parts[0].pieces(theta):
+            assert isinstance(piece.index, slice)
+            order, memory = told.at(piece.index)
+            here = theta[order]
+            F = history.frozen(grid.oldest, point.gradient[order], here, step)
+            inner += from_memory(grid, F, slopes[:, order], here, _or_zero(memory, known, here))
     else:
-        inner = inner_products(grid, slopes, theta, memory) - inner_products(
+        inner = inner_products(grid, slopes, theta, _or_zero(known.memory, known, theta)) - inner_products(
             grid, slopes, theta, _still(point.gradient, theta, step)
         )
     return {v.name: -grid.method.lr * inner[..., k] / (abs(v.value) or np.inf) for k, v in enumerate(values)}

@@ -18,7 +18,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from memoryless.flat import block
 from memoryless.methods import kernel
 from memoryless.methods.method import Momentum
 
@@ -28,6 +27,8 @@ Tau = Callable[[Array, float], Array]
 HURST = 0.85
 GROWTHS = np.concatenate([-np.geomspace(30, 0.03, 31), [0.0], np.geomspace(0.03, 30, 31)])
 """kappa times the longest age, of the curves laid out; fewer than 255."""
+BLOCK = 2**12
+"""Coordinates whose place is looked for at a time: so many times all curves stay in the cache."""
 STILL = math.log(1e6)
 """Beyond an age of so much over 1 - beta_2 the average of G^2 has 1e-6 of its weight, and curves stay as they are."""
 _LONG = 2**40
@@ -95,24 +96,18 @@ class Facts(NamedTuple):
     """What is known of the coordinates of one part.
 
     Attributes:
-        g: G(0), shape (coordinates,).
         w1: weights of the average of G, by age, or None.
-        m: that average, shape (coordinates,).
         w2: weights of the average of G^2, or None.
-        v: that average.
         still: the age beyond which curves stay as they are.
     """
 
-    g: Tensor
     w1: Array | None
-    m: Tensor
     w2: Array | None
-    v: Tensor
     still: float
 
 
 class Curves:
-    """Which curve each coordinate is on.
+    """A family of curves through such facts, of which each coordinate is on one.
 
     Args:
         ages: to add up.
@@ -121,11 +116,6 @@ class Curves:
         second: the other reading: coordinates that no curve fits are on the nearest one, not on a fractional Brownian motion
             pinned at g; where m alone is known G is that motion, not a straight line; where v alone is, all of it is there at
             once, where G^2 was such a motion.
-
-    Attributes:
-        row: number of each coordinate's curve, shape (coordinates,).
-        share: how far it is on the way to the next one, in [0, 1].
-        rest: what is left of v beyond the curve.
     """
 
     def __init__(self, ages: Ages, facts: Facts, tau: Tau, *, second: bool):
@@ -137,9 +127,7 @@ class Curves:
             self._curves /= np.maximum(self._curves @ facts.w1, np.finfo(float).tiny)[:, None]
         straight = facts.w2 is None and not second
         self._covariance = np.outer(ages.at, ages.at) if straight else _covariance(ages.at)
-        self.row = torch.full(facts.g.shape, len(self._curves), dtype=torch.int32, device=facts.g.device)
-        self.share, self.rest = torch.zeros_like(facts.g), torch.zeros_like(facts.g)
-        self._place(facts)
+        self._own = None if facts.w2 is None else torch.from_numpy(self.table(facts.w2))
 
     @property
     def rows(self) -> int:
@@ -169,56 +157,52 @@ class Curves:
         of = spread if w2 is None else w2 @ left
         return np.array([w @ c, w @ c**2, _over(w @ left, of)])
 
-    def _place(self, facts: Facts) -> None:
-        curves = len(self._curves)
-        table = None if facts.w2 is None else torch.from_numpy(self.table(facts.w2)).to(facts.g)
-        size = max(1, block(facts.g.device) // 8)
-        for start in range(0, facts.g.numel(), size):
-            part = slice(start, start + size)
-            g, m, v = facts.g[part], facts.m[part], facts.v[part]
-            y = m - g
-            if facts.w1 is None:
-                self.rest[part] = v - g**2
-            elif table is None:
-                # One number to go by: y^2 is what such a motion's average has in the mean.
-                self.rest[part] = y**2 if self._second else 0.0
-            else:
-                row, share, fits = _between(table[:curves], g, y, v)
-                if self._second:
-                    row = torch.where(fits, row, _nearest(table[:curves], g, y, v))
-                else:
-                    row = torch.where(fits, row, curves)
-                self.row[part], self.share[part] = row, share
-                A, B = (
-                    torch.addcmul(table[row, i], share, table[(row + 1).clamp_max(curves), i] - table[row, i]) for i in (0, 1)
-                )
-                self.rest[part] = torch.where(fits, 0.0, v - g**2 - 2 * g * y * A - y**2 * B)
+    def place(self, g: Tensor, m: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Which curve each coordinate is on.
+
+        Args:
+            g: G(0), shape (coordinates,).
+            m: average of G; not looked at where that is not known.
+            v: average of G^2; the same.
+
+        Returns:
+            The number of its curve, how far it is on the way to the next one, in [0, 1], and what is left of v beyond it.
+        """
+        placed = [self._placed(*each) for each in zip(*(x.split(BLOCK) for x in (g, m, v)), strict=True)]
+        row, share, rest = (torch.cat(x) for x in zip(*placed, strict=True))
+        return row, share, rest
+
+    def _placed(self, g: Tensor, m: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        curves, y, none = len(self._curves), m - g, torch.zeros_like(g)
+        last = torch.full(g.shape, curves, dtype=torch.int32, device=g.device)
+        if self.w1 is None:
+            return last, none, v - g**2
+        if self._own is None:
+            # One number to go by: y^2 is what such a motion's average has in the mean.
+            return last, none, y**2 if self._second else none
+        table = self._own.to(g)
+        row, share, fits = _between(table[:curves], g, y, v)
+        row = torch.where(fits, row, _nearest(table[:curves], g, y, v) if self._second else last)
+        A, B = (torch.addcmul(table[row, i], share, table[(row + 1).clamp_max(curves), i] - table[row, i]) for i in (0, 1))
+        return row, share, torch.where(fits, 0.0, v - g**2 - 2 * g * y * A - y**2 * B)
 
 
 def _between(table: Tensor, g: Tensor, y: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The straightest curve of each coordinate that has the average v, its share of the next, and whether there is one."""
     short, twice, square = g**2 - v, 2 * g * y, y**2
     middle = len(table) // 2
-    sides = []  # on each side of the straight line, the last crossing on the way to it
-    for start, step in ((len(table) - 1, -1), (0, 1)):
-        row = torch.full(g.shape, 255, dtype=torch.uint8, device=g.device)
-        below = _short(short, twice, square, table[start]) <= 0
-        for j in range(start + step, middle + step, step):
-            last, below = below, _short(short, twice, square, table[j]) <= 0
-            row.masked_fill_(last != below, min(j, j - step))
-        sides.append(row)
-    up, down = (row.int() for row in sides)
-    fits = (up < 255) | (down < 255)
-    nearer = (down < 255) & ((up == 255) | (middle - 1 - down < up - middle))
-    row = torch.where(fits, torch.where(nearer, down, up), middle)
+    # What each curve's average of G^2 has beyond v, shape (curves, coordinates), and where it changes sign up to the next one.
+    below = torch.addmm(short.expand(len(table), -1), table[:, :2], torch.stack([twice, square])) <= 0
+    crosses = (below[1:] != below[:-1]).view(torch.uint8)
+    # On each side of the straight line the crossing nearest to it, by weights that fall away from it; 0 where there is none.
+    away = torch.arange(len(crosses), device=g.device) - middle
+    weight = torch.where(away < 0, middle + 1 + away, middle - away).to(torch.uint8)[:, None]
+    down, up = (side.amax(0).int() for side in (crosses * weight).split([middle, len(crosses) - middle]))
+    fits = (up > 0) | (down > 0)
+    row = torch.where(fits, torch.where(down > up, down - 1, 2 * middle - up), middle)
     before, after = (short + twice * table[row + k, 0] + square * table[row + k, 1] for k in (0, 1))
     share = torch.where(fits, before / (before - after), 0.0).nan_to_num(0.0).clamp(0, 1)
     return row, share, fits
-
-
-def _short(short: Tensor, twice: Tensor, square: Tensor, curve: Tensor) -> Tensor:
-    """What a curve's average of G^2 has beyond v."""
-    return torch.add(short, twice, alpha=float(curve[0])).add_(square, alpha=float(curve[1]))
 
 
 def _nearest(table: Tensor, g: Tensor, y: Tensor, v: Tensor) -> Tensor:

@@ -83,19 +83,32 @@ class Recalled:
         self.gradient, self.theta, self.step = gradient, theta, step
         self._ages = Ages(step, [v for m in (method, *readers) for v in variables_of(m)])
         self._parts: list[tuple[_Known, Curves, int]] = []
-        self._G, self._m, self._share, self._rest = (torch.zeros_like(theta) for _ in range(4))
+        self._G, (self._m, self._share, self._rest) = gradient, (torch.zeros_like(theta) for _ in range(3))
         self._row = torch.zeros(theta.shape, dtype=torch.int32, device=theta.device)
         self._tables: dict[Momentum, _Table] = {}
         rows = 0
         for part, state in zip(method.parts, states, strict=True):
-            known = _known(part, state, gradient, theta, step)
-            facts = known.facts(self._ages, gradient[part.index], theta[part.index])
-            curves = Curves(self._ages, facts, steeper if second else exponential, second=second)
-            for whole, own in ((self._G, facts.g), (self._m, facts.m), (self._share, curves.share), (self._rest, curves.rest)):
-                whole[part.index] = own
-            self._row[part.index] = curves.row + rows
+            known = _known(part, state, step)
+            curves = Curves(self._ages, known.facts(self._ages), steeper if second else exponential, second=second)
+            self._place(part, known, curves, rows)
             self._parts.append((known, curves, rows))
             rows += curves.rows
+
+    def _place(self, part: Part, known: "_Known", curves: Curves, rows: int) -> None:
+        """G, m, and the curve of each coordinate of a part."""
+        start = 0
+        for piece in part.pieces(self.theta):
+            g, x = self.gradient[piece.index], self.theta[piece.index]
+            own = slice(start, start := start + len(g))
+            G, m, v = known.averages(own, g, x)
+            if self._G is self.gradient and not torch.equal(G, g):
+                self._G = self.gradient.clone()
+            if self._G is not self.gradient:
+                self._G[piece.index] = G
+            row, share, rest = curves.place(G, m, v)
+            self._row[piece.index] = row + rows
+            for whole, each in ((self._m, m), (self._share, share), (self._rest, rest)):
+                whole[piece.index] = each
 
     def knows(self, variable: Momentum) -> bool:
         """Whether such a memory can be told: one of the gradient that was averaged, or of its square; of g not from g^2 alone.
@@ -146,74 +159,13 @@ class Recalled:
         """
         return self._parts[0][0].power_of(variable)
 
-    def by_curve(self) -> Tensor:
-        """The coordinates in the order of their curves, shape (d,)."""
-        return self._row.argsort(stable=True)
-
-    def sorted(self, variables: Sequence[Momentum], order: Tensor) -> Memory:
-        """The memories of many variables in that order, those of a curve at once by matrix products.
-
-            m' = g + (y, y share) (A, gain of A)'        v' = g^2 + (2 g y, .. share, y^2, .. share, rest, .. share) (A, .., C)'
+    def by_curve(self, variables: Sequence[Momentum]) -> "ByCurve":
+        """The memories of many variables, those of a curve at once.
 
         Args:
             variables: that it knows.
-            order: from `by_curve`.
-
-        Returns:
-            (variable, slice of the order) -> m_l there; asked for block by block.
         """
-        row, share, G, m, rest = (x[order] for x in (self._row, self._share, self._G, self._m, self._rest))
-        y = m - G
-        sizes = torch.bincount(row, minlength=sum(curves.rows for _, curves, _ in self._parts)).tolist()
-        ends = np.cumsum(sizes)
-        of = {power: [v for v in dict.fromkeys(variables) if v.has_memory and self.power_of(v) == power] for power in (1, 2)}
-        weights = {power: [self._table(v) for v in of[power]] for power in of}
-        columns = {1: (0,), 2: (0, 1, 2)}
-        tables = {  # of each curve, shape (curves, variables, columns and their gains)
-            power: torch.stack(
-                [torch.stack([x[k] for k in columns[power] for x in (t.at, t.gain)], -1) for t in weights[power]], 1
-            )
-            for power in of
-            if of[power]
-        }
-        totals = {power: share.new_tensor([kernel.total(v, self.step) for v in of[power]])[:, None] for power in of}
-        floors = torch.stack([t.floor for t in weights[2]], 1) if of[2] else share.new_zeros((2, 0, 1))
-        place = {v: (power, i) for power in of for i, v in enumerate(of[power])}
-        kept: dict[tuple[int, int], dict[int, Tensor]] = {}
-
-        def block_of(start: int, stop: int) -> dict[int, Tensor]:
-            found = {power: share.new_empty((len(of[power]), stop - start)) for power in of}
-            for curve in range(int(np.searchsorted(ends, start, "right")), int(np.searchsorted(ends, stop, "left")) + 1):
-                a, b = max(start, int(ends[curve]) - sizes[curve]), min(stop, int(ends[curve]))
-                if a >= b:
-                    continue
-                at, own = slice(a, b), slice(a - start, b - start)
-                g, s, square = G[at], share[at], y[at] ** 2
-                if of[1]:
-                    found[1][:, own] = torch.addmm(g.expand(len(of[1]), -1), tables[1][curve], torch.stack([y[at], y[at] * s]))
-                if of[2]:
-                    twice = 2 * g * y[at]
-                    basis = torch.stack([twice, twice * s, square, square * s, rest[at], rest[at] * s])
-                    v = torch.addmm((g * g).expand(len(of[2]), -1), tables[2][curve], basis)
-                    torch.maximum(v, floors[0, :, curve, None] * (g * g), out=v)
-                    found[2][:, own] = torch.maximum(v, floors[1, :, curve, None] * m[at] ** 2)
-            return {power: found[power].mul_(totals[power]) for power in of}
-
-        gradient, theta = self.gradient[order], self.theta[order]
-
-        def memory(variable: Momentum, index: Index) -> Tensor:
-            if not variable.has_memory:
-                n = np.inf if self.step is None else self.step
-                return variable.weight(n) * variable.g(gradient[index], theta[index])
-            if not isinstance(index, slice) or index.start is None or index.stop is None:
-                raise TypeError(f"expected a slice with both ends, got {index}")
-            if (index.start, index.stop) not in kept:
-                kept.clear()
-                kept[index.start, index.stop] = block_of(index.start, index.stop)
-            power, i = place[variable]
-            return kept[index.start, index.stop][power][i]
-
-        return memory
+        return ByCurve(self, variables)
 
     def _table(self, variable: Momentum) -> _Table:
         if variable not in self._tables:
@@ -250,19 +202,117 @@ def _floor(w1: np.ndarray | None, w: np.ndarray) -> tuple[float, float]:
     return float(w[0]), 1 / float(bound)
 
 
+class ByCurve:
+    """The memories of many variables at some coordinates, put in the order of their curves: matrix products for each of these.
+
+        m' = g + (y, y share) (A, gain of A)'        v' = g^2 + (2 g y, .. share, y^2, .. share, rest, .. share) (A, .., C)'
+
+    Args:
+        known: what tells them.
+        variables: that it knows.
+    """
+
+    def __init__(self, known: Recalled, variables: Sequence[Momentum]):
+        self._known, step, like = known, known.step, known._share
+        self._of = {
+            power: [v for v in dict.fromkeys(variables) if v.has_memory and known.power_of(v) == power] for power in (1, 2)
+        }
+        self._place = {v: (power, i) for power, of in self._of.items() for i, v in enumerate(of)}
+        weights = {power: [known._table(v) for v in of] for power, of in self._of.items()}
+        # Of each curve, shape (curves, variables, columns and their gains).
+        self._tables = {
+            power: torch.stack([torch.stack([x[k] for k in columns for x in (t.at, t.gain)], -1) for t in weights[power]], 1)
+            for power, columns in ((1, (0,)), (2, (0, 1, 2)))
+            if weights[power]
+        }
+        self._floors = torch.stack([t.floor for t in weights[2]], 1) if weights[2] else like.new_zeros((2, 0, 1))
+        self._totals = {power: like.new_tensor([kernel.total(v, step) for v in of])[:, None] for power, of in self._of.items()}
+
+    def at(self, index: slice) -> tuple[Tensor, Memory]:
+        """Coordinates in the order of their curves, shape (n,), and (variable, slice of that order) -> m_l there.
+
+        Args:
+            index: so many coordinates as suit the cache.
+        """
+        known = self._known
+        row, order = known._row[index].sort(stable=True)
+        order += index.start
+        curves, sizes = torch.unique_consecutive(row, return_counts=True)
+        ends = sizes.cumsum(0)
+        pieces = list(zip(curves.tolist(), (ends - sizes).tolist(), ends.tolist(), strict=True))
+        kept: dict[tuple[int, int], dict[int, Tensor]] = {}
+
+        def memory(variable: Momentum, index: Index) -> Tensor:
+            assert isinstance(index, slice)
+            if not variable.has_memory:
+                here = order[index]
+                n = np.inf if known.step is None else known.step
+                return variable.weight(n) * variable.g(known.gradient[here], known.theta[here])
+            if (index.start, index.stop) not in kept:
+                kept.clear()
+                kept[index.start, index.stop] = self._between(pieces, order, index.start, index.stop)
+            power, i = self._place[variable]
+            return kept[index.start, index.stop][power][i]
+
+        return order, memory
+
+    def _between(self, pieces: Sequence[tuple[int, int, int]], order: Tensor, start: int, stop: int) -> dict[int, Tensor]:
+        """By power the memories of all variables, shape (variables, stop - start)."""
+        here = order[start:stop]
+        g, m, share, rest = (x[here] for x in (self._known._G, self._known._m, self._known._share, self._known._rest))
+        y, found = m - g, {power: g.new_empty((len(of), len(g))) for power, of in self._of.items()}
+        squares, twice, least = y * y, 2 * g * y, torch.stack([g * g, m * m])
+        basis = {
+            1: torch.stack([y, y * share]),
+            2: torch.stack([twice, twice * share, squares, squares * share, rest, rest * share]),
+        }
+        offset = {1: g, 2: least[0]}
+        for curve, first, end in pieces:
+            own = slice(max(first, start) - start, min(end, stop) - start)
+            if own.start >= own.stop:
+                continue
+            for power, tables in self._tables.items():
+                rows = offset[power][own].expand(len(tables[curve]), -1)
+                found[power][:, own] = torch.addmm(rows, tables[curve], basis[power][:, own])
+            if self._of[2]:
+                v, floors = found[2][:, own], self._floors[:, :, curve, None]
+                torch.maximum(v, floors[0] * least[0, own], out=v)
+                torch.maximum(v, floors[1] * least[1, own], out=v)
+        return {power: each.mul_(self._totals[power]) for power, each in found.items()}
+
+
+class _Mean(NamedTuple):
+    """An average that a method keeps: past sums, shape (coordinates,), and what they and the present count for."""
+
+    variable: Momentum
+    past: Tensor
+    fed: float
+    scale: float
+
+    def at(self, own: slice, g: Tensor, x: Tensor) -> Tensor:
+        """After a step with the present gradient, of weights of sum 1."""
+        if self.variable.lag:
+            return self.scale * self.past[own]
+        return self.scale * (self.variable.beta * self.past[own] + self.fed * self.variable.g(g, x))
+
+
 class _Known(NamedTuple):
     """The averages that a method keeps in one part: of G, of G^2, and what G is."""
 
     process: Momentum
-    first: tuple[Momentum, Tensor] | None
-    second: tuple[Momentum, Tensor] | None
+    first: _Mean | None
+    second: _Mean | None
 
-    def facts(self, ages: Ages, gradient: Tensor, theta: Tensor) -> Facts:
-        G = self.process.g(gradient, theta)
-        w1, m = (None, G) if self.first is None else (ages.weights(self.first[0]), self.first[1])
-        w2, v = (None, G) if self.second is None else (ages.weights(self.second[0]), self.second[1])
-        still = np.inf if self.second is None else STILL / (1 - self.second[0].beta)
-        return Facts(G, w1, m, w2, v, still)
+    def facts(self, ages: Ages) -> Facts:
+        """Their weights."""
+        w1, w2 = (None if mean is None else ages.weights(mean.variable) for mean in (self.first, self.second))
+        return Facts(w1, w2, np.inf if self.second is None else STILL / (1 - self.second.variable.beta))
+
+    def averages(self, own: slice, g: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """G, m and v of some of the part's coordinates; G for those that are not known."""
+        G = self.process.g(g, x)
+        m, v = (G if mean is None else mean.at(own, g, x) for mean in (self.first, self.second))
+        return G, m, v
 
     def power_of(self, variable: Momentum) -> int:
         """1 if the variable averages G and that can be told, 2 if G^2, else 0."""
@@ -270,18 +320,16 @@ class _Known(NamedTuple):
         return 0 if power == 1 and self.first is None else power
 
 
-def _known(part: Part, state: State, gradient: Tensor, theta: Tensor, step: int | None) -> _Known:
-    method, g, point = part.method, gradient[part.index], theta[part.index]
+def _known(part: Part, state: State, step: int | None) -> _Known:
+    method = part.method
     process = next((v for v in method.variables if v.degree == 1), None)
-    means: dict[int, tuple[Momentum, Tensor]] = {}
+    means: dict[int, _Mean] = {}
     for variable, past in zip(method.variables, state.sums, strict=True):
         power = power_of(variable, process) if process and variable.has_memory else 0
         c = kernel.total(variable, step)
         if power and c and power not in means:
             n = np.inf if step is None else step
-            present = 0.0 if variable.lag else variable.g(g, point) * (variable.first if step == 0 else 1.0)
-            kept = past if variable.lag else variable.beta * past + present
-            means[power] = variable, variable.weight(n) / c * kept
+            means[power] = _Mean(variable, past, variable.first if step == 0 else 1.0, float(variable.weight(n)) / c)
     if process is None or not means:
         raise BadInput(f"{method} keeps no average of the gradient or of its square, by which other memories could be told")
     return _Known(process, means.get(1), means.get(2))
