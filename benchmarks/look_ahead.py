@@ -15,9 +15,8 @@ from torch import Tensor
 
 import memoryless as ml
 from memoryless.audits.effect import Changes, agreement
-from memoryless.audits.grid import update_of
 from memoryless.audits.shadow import Shadow
-from memoryless.corrections.history import frozen
+from memoryless.corrections.history import frozen, update_of
 from memoryless.corrections.path import follow
 from memoryless.experiments import problems
 from memoryless.loss.measures import evaluate

@@ -24,11 +24,11 @@ import torch
 from torch import Tensor, nn
 
 import memoryless as ml
-from memoryless.audits.grid import Grid, update_of
+from memoryless.audits.grid import Grid
 from memoryless.audits.shadow import Shadow
 from memoryless.audits.state_map import UNKNOWN, Buffers, state_map
 from memoryless.corrections.expansion import expansion
-from memoryless.corrections.history import frozen
+from memoryless.corrections.history import frozen, update_of
 from memoryless.corrections.path import follow
 from memoryless.experiments import problems
 from memoryless.experiments.problems import Problem, cross_entropy

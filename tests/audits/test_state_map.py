@@ -10,10 +10,10 @@ from torch import nn
 from torch.testing import assert_close
 
 import memoryless as ml
-from memoryless.audits.grid import Grid, update_of
+from memoryless.audits.grid import Grid
 from memoryless.audits.shadow import Shadow
 from memoryless.audits.state_map import SCALE, UNKNOWN, Buffers
-from memoryless.corrections.history import frozen
+from memoryless.corrections.history import frozen, update_of
 from memoryless.corrections.recalled import Recalled
 from memoryless.errors import BadInput, NotRecognised
 from memoryless.loss.point import Point

@@ -10,10 +10,9 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import memoryless as ml
-from memoryless.audits.grid import update_of
 from memoryless.audits.shadow import Shadow
 from memoryless.corrections.curves import GROWTHS, Ages, exponential, steeper
-from memoryless.corrections.history import frozen
+from memoryless.corrections.history import frozen, update_of
 from memoryless.corrections.recalled import Recalled
 from memoryless.errors import BadInput
 from memoryless.methods.method import AnyOptimizer, Groups, Method, Momentum, Part, State

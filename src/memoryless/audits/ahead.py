@@ -20,12 +20,13 @@ from torch.optim import Optimizer
 from memoryless.audits.beta_map import BetaMap, measured_map
 from memoryless.audits.deviation import STEPS, Deviations
 from memoryless.audits.effect import Effect, Vectors, effects_of
-from memoryless.audits.grid import Grid, update_of
+from memoryless.audits.grid import Grid
 from memoryless.audits.shadow import Shadow
 from memoryless.audits.state_map import Buffers, mapped_method
 from memoryless.corrections import history
 from memoryless.corrections.arguments import valid_arguments
 from memoryless.corrections.correction import require_step
+from memoryless.corrections.history import update_of
 from memoryless.corrections.path import follow
 from memoryless.errors import BadInput
 from memoryless.loss.loss import Loss

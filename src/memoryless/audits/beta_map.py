@@ -19,11 +19,11 @@ from torch import Tensor
 
 from memoryless.audits.deviation import settles, usual
 from memoryless.audits.effect import Changes
-from memoryless.audits.grid import Grid, Memory, from_memory, pair_by_pair, share_update
+from memoryless.audits.grid import Grid, from_memory, pair_by_pair, share_update
 from memoryless.audits.shadow import Shadow
 from memoryless.corrections import history
 from memoryless.corrections.expansion import expansion, first_order
-from memoryless.corrections.history import History
+from memoryless.corrections.history import History, Memory
 from memoryless.corrections.path import GROWTH
 from memoryless.errors import BadInput
 from memoryless.loss.measures import Value

@@ -20,8 +20,6 @@ from memoryless.methods import kernel
 from memoryless.methods.method import AnyOptimizer, Index, Method, Momentum, Part
 
 Array = NDArray[np.float64]
-Memory = Callable[[Momentum, Index], Tensor]
-"""(variable, coordinates) -> m_l there."""
 
 BETAS_1 = tuple(float(b) for b in np.round(np.append(np.linspace(0, 0.8, 9), 1 - np.geomspace(0.15, 0.01, 11)), 4))
 BETAS_2 = tuple(float(b) for b in np.round(1 - np.geomspace(0.5, 0.0005, 20), 5))
@@ -105,7 +103,7 @@ class Grid:
         return self._axes[p, l]
 
 
-def inner_products(grid: Grid, slopes: Tensor, theta: Tensor, memory: Memory) -> np.ndarray:
+def inner_products(grid: Grid, slopes: Tensor, theta: Tensor, memory: history.Memory) -> np.ndarray:
     """<grad S, phi(m)> for every pair and measure, of any memory.
 
     Args:
@@ -119,10 +117,10 @@ def inner_products(grid: Grid, slopes: Tensor, theta: Tensor, memory: Memory) ->
     """
     if all(part.method.elementwise for part in grid.oldest.parts):
         return from_memory(grid, torch.zeros_like(theta), slopes, theta, memory)
-    return pair_by_pair(grid, slopes, lambda method: update_of(method, theta, memory))
+    return pair_by_pair(grid, slopes, lambda method: history.update_of(method, theta, memory))
 
 
-def derivatives(grid: Grid, slopes: Tensor, theta: Tensor, memory: Memory, tangent: Memory) -> Array:
+def derivatives(grid: Grid, slopes: Tensor, theta: Tensor, memory: history.Memory, tangent: history.Memory) -> Array:
     """<grad S, sum_l dphi/dm_l tangent_l> for every pair and measure, by forward mode through `inner_products`.
 
     Args:
@@ -146,23 +144,7 @@ def derivatives(grid: Grid, slopes: Tensor, theta: Tensor, memory: Memory, tange
     with forward_ad.dual_level():
         if all(part.method.elementwise for part in grid.oldest.parts):
             return of(_sums(grid, torch.zeros_like(theta), slopes, theta, dual)).cpu().numpy()
-        return pair_by_pair(grid, slopes, lambda method: of(update_of(method, theta, dual)))
-
-
-def update_of(method: AnyOptimizer, theta: Tensor, memory: Memory) -> Tensor:
-    """F from any memory, shape (d,).
-
-    Args:
-        method: in momentum form.
-        theta: shape (d,).
-        memory: (variable, coordinates) -> m_l.
-    """
-    F = torch.zeros_like(theta)
-    for part in method.parts:
-        for piece in part.pieces(theta):
-            m = [memory(v, piece.index) for v in part.method.variables]
-            F[piece.index] = part.scale * part.method.readout(m, theta[piece.index])
-    return F
+        return pair_by_pair(grid, slopes, lambda method: of(history.update_of(method, theta, dual)))
 
 
 def share_update(grid: Grid, gradient: Tensor, theta: Tensor, step: int | None) -> bool:
@@ -195,12 +177,12 @@ def pair_by_pair(grid: Grid, slopes: Tensor, effect: Callable[[AnyOptimizer], Te
     return np.array([[(slopes @ effect(grid.cell(i, j))).tolist() for j in range(columns)] for i in range(rows)])
 
 
-def from_memory(grid: Grid, F: Tensor, slopes: Tensor, theta: Tensor, memory: Memory) -> np.ndarray:
+def from_memory(grid: Grid, F: Tensor, slopes: Tensor, theta: Tensor, memory: history.Memory) -> np.ndarray:
     """<grad S, phi(m) - F> for every pair, shape (*grid.shape, measures)."""
     return _sums(grid, F, slopes, theta, memory).cpu().numpy()
 
 
-def _sums(grid: Grid, F: Tensor, slopes: Tensor, theta: Tensor, memory: Memory) -> Tensor:
+def _sums(grid: Grid, F: Tensor, slopes: Tensor, theta: Tensor, memory: history.Memory) -> Tensor:
     """The same, in blocks of coordinates."""
     total = slopes.new_zeros((*grid.shape, len(slopes)))
     for p, part in enumerate(grid.oldest.parts):

@@ -16,8 +16,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from memoryless.audits.grid import Memory
 from memoryless.corrections import history
+from memoryless.corrections.history import Memory
 from memoryless.errors import BadInput
 from memoryless.flat import block
 from memoryless.methods.method import AnyOptimizer, Index, Momentum

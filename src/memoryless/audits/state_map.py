@@ -22,9 +22,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from memoryless.audits.beta_map import BetaMap, Guess, checked
-from memoryless.audits.grid import Grid, Memory, from_memory, inner_products, share_update, update_of
+from memoryless.audits.grid import Grid, from_memory, inner_products, share_update
 from memoryless.corrections import history
 from memoryless.corrections.correction import require_step
+from memoryless.corrections.history import Memory, update_of
 from memoryless.corrections.recalled import Recalled
 from memoryless.errors import BadInput
 from memoryless.flat import norm

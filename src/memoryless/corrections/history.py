@@ -11,7 +11,7 @@ Fbar_l are F.
 With mini-batches the ages split by batch, each with its own gradient, H and Fbar.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -23,7 +23,10 @@ from memoryless.corrections import averages
 from memoryless.corrections.sequences import Pool
 from memoryless.loss.point import Point
 from memoryless.methods import kernel
-from memoryless.methods.method import AnyOptimizer, Momentum, variables_of
+from memoryless.methods.method import AnyOptimizer, Index, Momentum, variables_of
+
+Memory = Callable[[Momentum, Index], Tensor]
+"""(variable, coordinates) -> m_l there."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,22 @@ class History:
             for jj, variables in enumerate(self.lags)
         ]
         return replace(self, lags=lags)
+
+
+def update_of(method: AnyOptimizer, theta: Tensor, memory: Memory) -> Tensor:
+    """F from any memory, shape (d,).
+
+    Args:
+        method: in momentum form.
+        theta: shape (d,).
+        memory: (variable, coordinates) -> m_l.
+    """
+    F = torch.zeros_like(theta)
+    for part in method.parts:
+        for piece in part.pieces(theta):
+            m = [memory(v, piece.index) for v in part.method.variables]
+            F[piece.index] = part.scale * part.method.readout(m, theta[piece.index])
+    return F
 
 
 def frozen(method: AnyOptimizer, gradient: Tensor, theta: Tensor, step: int | None) -> Tensor:

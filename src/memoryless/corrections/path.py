@@ -19,7 +19,7 @@ real past had damped: `growth` tells.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -109,7 +109,7 @@ class Path:
         Args:
             method: in momentum form; the path is its own to first order in lr where it shares F with the one that led here.
         """
-        return _read(method, self.theta, self.memory) - history.frozen(method, self.gradient, self.theta, self.step)
+        return history.update_of(method, self.theta, self.memory) - history.frozen(method, self.gradient, self.theta, self.step)
 
 
 class Reading(NamedTuple):
@@ -309,17 +309,7 @@ def _drifting(method: AnyOptimizer, step: int | None, g: Tensor, drift: Tensor, 
             m.add_(v.g(g[index].add(drift[index], alpha=float(age)), earlier), alpha=float(weight))
         return m
 
-    return _read(method, theta, memory) - history.frozen(method, g, theta, step)
-
-
-def _read(method: AnyOptimizer, theta: Tensor, memory: Callable[[Momentum, Index], Tensor]) -> Tensor:
-    """The update at theta with any memory, in blocks of coordinates."""
-    F = torch.zeros_like(theta)
-    for part in method.parts:
-        for piece in part.pieces(theta):
-            m = [memory(v, piece.index) for v in part.method.variables]
-            F[piece.index] = part.scale * part.method.readout(m, theta[piece.index])
-    return F
+    return history.update_of(method, theta, memory) - history.frozen(method, g, theta, step)
 
 
 def _travelled(method: AnyOptimizer, g: Tensor, theta: Tensor, step: int | None, count: int) -> Tensor:

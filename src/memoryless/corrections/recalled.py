@@ -16,7 +16,7 @@ At the live betas m and v come back exactly. How far it goes elsewhere, a second
 (`error` in `audits.state_map`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -25,12 +25,10 @@ import torch
 from torch import Tensor
 
 from memoryless.corrections.curves import STILL, Ages, Curves, Facts, exponential, steeper
+from memoryless.corrections.history import Memory
 from memoryless.errors import BadInput
 from memoryless.methods import kernel
 from memoryless.methods.method import AnyOptimizer, Index, Momentum, Part, State, variables_of
-
-Memory = Callable[[Momentum, Index], Tensor]
-"""(variable, coordinates) -> m_l there."""
 
 
 class _Table(NamedTuple):

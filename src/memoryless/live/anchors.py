@@ -11,8 +11,9 @@ import numpy as np
 
 from memoryless.audits.beta_map import BetaMap, measured_map
 from memoryless.audits.deviation import STEPS, Deviations, usual
-from memoryless.audits.grid import Grid, update_of
+from memoryless.audits.grid import Grid
 from memoryless.audits.shadow import Shadow
+from memoryless.corrections.history import update_of
 from memoryless.errors import BadInput
 from memoryless.loss.loss import Loss
 from memoryless.loss.measures import Differentiable, evaluate

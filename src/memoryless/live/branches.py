@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from memoryless.audits.effect import Changes
-from memoryless.audits.grid import Grid, update_of
+from memoryless.audits.grid import Grid
 from memoryless.audits.shadow import Shadow
 from memoryless.corrections import history
+from memoryless.corrections.history import update_of
 from memoryless.live.loop import Sight
 from memoryless.loss.loss import Loss
 from memoryless.loss.measures import Differentiable, Value, evaluate

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from memoryless.audits.grid import Memory
 from memoryless.audits.shadow import Shadow
+from memoryless.corrections.history import Memory
 from memoryless.corrections.sequences import Order, shares
 from memoryless.isolation import Standing
 from memoryless.live.loop import Sight

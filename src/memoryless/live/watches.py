@@ -17,12 +17,13 @@ from torch.optim import Optimizer
 from memoryless.audits.audit import UNKNOWN_PAST, Audit, inspect
 from memoryless.audits.beta_map import BetaMap, Order, checked, map_of, measured_map, predicted_effect, predicted_maps
 from memoryless.audits.effect import Changes, Validity, Vectors, effects_of
-from memoryless.audits.grid import Grid, inner_products, update_of
+from memoryless.audits.grid import Grid, inner_products
 from memoryless.audits.order_map import order_maps
 from memoryless.audits.shadow import Shadow
 from memoryless.audits.state_map import UNKNOWN, Buffers
 from memoryless.corrections import history, sequences
 from memoryless.corrections.expansion import expansion
+from memoryless.corrections.history import update_of
 from memoryless.corrections.unrolled import Unrolled
 from memoryless.errors import BadInput
 from memoryless.flat import norm
