@@ -53,8 +53,17 @@ def _figure(found: dict[str, Any]) -> str:
                 for c in claim["cells"]
             ]
             lines.append("")
-    lines += [f"* No numbers: {failed['setting']}: {failed['reason']}" for failed in found["failed"]]
+    lines += _failures(found)
     return "\n".join([*lines, f"![{name}]({name}.png)", ""])
+
+
+def _failures(found: dict[str, Any]) -> list[str]:
+    """Runs that ended without numbers, those of one setting but for the seeds together."""
+    seeds: dict[tuple[str, str], list[int]] = {}
+    for failed in found["failed"]:
+        where = {name: value for name, value in failed["setting"].items() if name != "seeds"}
+        seeds.setdefault((json.dumps(where), failed["reason"]), []).extend(failed["setting"]["seeds"])
+    return [f"* No numbers from seeds {of} of `{where}`: {reason}\n" for (where, reason), of in seeds.items()]
 
 
 def _number(x: float | None) -> str:
