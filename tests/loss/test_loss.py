@@ -435,7 +435,7 @@ def test_derivatives_are_tested_on_a_part_of_a_batch(samples: int, whole: bool):
     model = Counted(3, 1, dtype=torch.float64)
     data = torch.randn(samples, 3, dtype=torch.float64), torch.randn(samples, 1, dtype=torch.float64)
     loss = ml.Loss(model, lambda model, batch: nn.functional.mse_loss(model(batch[0]), batch[1]), [data])
-    loss._guard(loss.theta)
+    loss._products.guard(loss.theta)
     assert set(seen) == ({samples} if whole else {16})
 
 

@@ -3,6 +3,8 @@
 It may import `render` and the ground floor (the files beside the rooms); it knows no optimizer. In reading order:
 
 * `loss`: the public `Loss`: a model, a criterion and batches as L(theta), its gradient, Hessian-vector product, linearization.
+* `one_batch`: L of one batch, its gradient and product, with every check of what a model returns.
+* `products`: Hessian-vector products over batches, exact or by differences.
 * `batches`: a source that gives the same batches again and again; tensors wherever they lie in a batch.
 * `many_points`: gradients at many theta at once, for networks so small that calls cost more than arithmetic.
 * `plainly`: compiled models and checkpoints as the plain functions that they are.

@@ -96,6 +96,24 @@ class Batches:
         for i, data in self.select(batch):
             yield i, data, 1
 
+    def average(self, batch: int | None, term: Callable[[Any, int], Tensor]) -> Tensor:
+        """The mean of a vector over batches, or that of one of them.
+
+        Args:
+            batch: its index; None for all.
+            term: (data, index) -> a vector of its own.
+        """
+        total, count = None, 0
+        for i, data, many in self.parts(batch):
+            value = term(data, i)
+            if total is None:
+                total = value if many == 1 else value.mul_(many)
+            else:
+                total.add_(value, alpha=many)
+            count += many
+        assert total is not None
+        return total if count == 1 else total.div_(count)
+
     def group(self, count: int) -> None:
         """Let means over all take neighbouring batches as one; they are held, put together, from now on.
 

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from memoryless.errors import BadInput, BadType
 from memoryless.flat import dot, norm, total
-from memoryless.loss.loss import Curvature
 from memoryless.loss.point import Point
+from memoryless.loss.products import Curvature
 
 Differentiable = Callable[[Tensor], Tensor]
 At = Callable[[Point], float]

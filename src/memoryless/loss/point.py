@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from memoryless.flat import norm
-from memoryless.loss.loss import Curvature, Loss
+from memoryless.loss.loss import Loss
+from memoryless.loss.products import Curvature
 
 
 class Point:

@@ -16,7 +16,7 @@ from memoryless.experiments import problems
 from memoryless.experiments.script import load_setup
 from memoryless.experiments.sweep.grid import FULL, Run
 from memoryless.loss.batches import Batches, map_tensors, tensors, together
-from memoryless.loss.loss import loss_in
+from memoryless.loss.scope import loss_in
 from memoryless.methods.call import called
 from memoryless.methods.named import attempt, found
 

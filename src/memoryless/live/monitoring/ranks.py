@@ -25,6 +25,7 @@ from memoryless.isolation import Standing
 from memoryless.live.monitoring.shards import ShardedLoss
 from memoryless.loss.loss import Loss
 from memoryless.loss.measures import Differentiable
+from memoryless.loss.one_batch import OneBatch
 
 T = TypeVar("T")
 
@@ -243,10 +244,20 @@ class _Mean(torch.autograd.Function):
         return ctx.ranks.mean(lambda: grad_outputs[0], grad_outputs[0]), None
 
 
+class SharedBatch(OneBatch):
+    """A batch of which every process has its part: its gradient is the mean of theirs."""
+
+    ranks: Ranks
+
+    def gradient(self, theta: Tensor, data: Any, index: int, noise: Standing | None = None) -> Tensor:
+        """The mean over the processes, as `OneBatch`."""
+        return self.ranks.mean(lambda: OneBatch.gradient(self, theta, data, index, noise), theta)
+
+
 class SharedLoss(Loss):
     """A loss whose batch i is that of all processes: gradients and products are the mean of theirs."""
 
-    ranks: Ranks
+    _of_one = SharedBatch
 
     @classmethod
     def of_all(cls, ranks: Ranks, *args: Any, **options: Any) -> Loss:
@@ -269,12 +280,9 @@ class SharedLoss(Loss):
             loss = ranks.together(made)
         if len(set(counts := ranks.told(len(loss)))) > 1:
             raise BadInput(f"data= must have as many batches in each process, got {counts}")
-        if isinstance(loss, SharedLoss):
-            loss.ranks = ranks
+        if isinstance(loss._one, SharedBatch):
+            loss._one.ranks = ranks
         return loss
-
-    def _gradient(self, theta: Tensor, data: Any, index: int, noise: Standing | None = None) -> Tensor:
-        return self.ranks.mean(lambda: Loss._gradient(self, theta, data, index, noise), theta)
 
 
 def _tried(action: Callable[[], T]) -> tuple[T | None, str | None]:

@@ -16,8 +16,10 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from memoryless.errors import BadInput, NotFinite
 from memoryless.flat import Layout, across, flat, local, total
 from memoryless.isolation import Standing, buffers_kept
-from memoryless.loss.loss import Action, Loss
+from memoryless.loss.loss import Loss
+from memoryless.loss.one_batch import OneBatch
 from memoryless.loss.plainly import plainly
+from memoryless.loss.scope import Action
 
 
 def are_sharded(model: nn.Module) -> bool:
@@ -44,6 +46,40 @@ def are_sharded(model: nn.Module) -> bool:
     return True
 
 
+class ShardedBatch(OneBatch):
+    """A batch of which every process has its part, and of theta, too."""
+
+    def backward(
+        self, theta: Tensor, data: Any, index: int, create_graph: bool, noise: Standing | None = None
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """This process's part of theta and of the gradient, by the module's own backward pass, as `OneBatch`."""
+        tensors = self.layout.views(theta.detach())
+
+        def differentiate() -> list[Tensor]:
+            self.value(tensors, data, index, noise).backward()
+            found = [p.grad for p in self.layout.parameters.values()]
+            self.require_dense(found)
+            return [torch.zeros_like(t) if g is None else local(g).clone() for t, g in zip(tensors, found, strict=True)]
+
+        with torch.enable_grad():
+            grads = self.at(tensors, differentiate)
+        self.unreached = set()
+        return tensors, [g.detach().to(theta.dtype) for g in grads]
+
+    def scalar(self, value: Any, tensors: Sequence[Tensor], index: int) -> Tensor:
+        """What a criterion returned, as `OneBatch`."""
+        # A process that refused a value alone would leave the others waiting: the gradient tells all of them.
+        found = value if isinstance(value, Tensor) and value.numel() == 1 else super().scalar(value, tensors, index)
+        return found.reshape(())
+
+    def require_finite(self, vector: Tensor, what: str) -> None:
+        """Raise in every process where one's part is not finite, as `OneBatch`."""
+        if torch.isfinite(total(vector)):
+            return
+        if float(across((~torch.isfinite(vector)).sum().double())):
+            raise NotFinite("a parameter is not finite" if what == "parameter" else f"{what} a parameter is not finite")
+
+
 class ShardedLoss(Loss):
     """A loss whose batch i is that of all processes; gradients and products are this process's part of theirs.
 
@@ -55,6 +91,8 @@ class ShardedLoss(Loss):
         batches: this process's parts.
         mean: a scalar of each process -> their mean.
     """
+
+    _of_one = ShardedBatch
 
     def __init__(
         self,
@@ -105,37 +143,10 @@ class ShardedLoss(Loss):
             for p, value in zip(shards, values, strict=True):
                 local(p).copy_(value)
 
-    def _backward(
-        self, theta: Tensor, data: Any, index: int, create_graph: bool, noise: Standing | None = None
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        tensors = self.layout.views(theta.detach())
-
-        def differentiate() -> list[Tensor]:
-            self._value(tensors, data, index, noise).backward()
-            found = [p.grad for p in self._shards.values()]
-            self._require_dense(found)
-            return [torch.zeros_like(t) if g is None else local(g).clone() for t, g in zip(tensors, found, strict=True)]
-
-        with torch.enable_grad():
-            grads = self._at(tensors, differentiate)
-        self._unreached = set()
-        return tensors, [g.detach().to(theta.dtype) for g in grads]
-
-    def _scalar(self, value: Any, tensors: Sequence[Tensor], index: int) -> Tensor:
-        # A process that refused a value alone would leave the others waiting: the gradient tells all of them.
-        found = value if isinstance(value, Tensor) and value.numel() == 1 else super()._scalar(value, tensors, index)
-        return found.reshape(())
-
     def __call__(self, theta: Tensor, batch: int | None = None) -> Tensor:
         """L(theta), the mean over the processes, as `Loss`."""
         with torch.no_grad():
             return self.mean(super().__call__(theta, batch))
-
-    def _require_finite(self, vector: Tensor, what: str) -> None:
-        if torch.isfinite(total(vector)):
-            return
-        if float(across((~torch.isfinite(vector)).sum().double())):
-            raise NotFinite("a parameter is not finite" if what == "parameter" else f"{what} a parameter is not finite")
 
 
 def whole(layout: Layout, gradient: Tensor, transform: Callable[[Tensor], Tensor]) -> Tensor:
