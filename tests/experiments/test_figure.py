@@ -12,7 +12,7 @@ import torch
 from scipy import stats
 
 from memoryless.errors import BadInput
-from memoryless.experiments import batch_sharpness, fig2a, fig2b, fig5, figure, problems
+from memoryless.experiments import batch_sharpness, beta_2, fig2a, fig2b, fig5, figure, problems
 from memoryless.experiments.atlas.pool import Store
 from memoryless.experiments.figure import FILES, SCALES, Cell, Claim, Found, Kept, Reproduction, Verdict, experiment
 from memoryless.experiments.training import Networks
@@ -330,7 +330,7 @@ def test_verdicts_of_fig2a():
 
 
 def test_what_belongs_to_the_seeds_is_taken_out():
-    panel = figure.against("t", "y", {0.9: np.array([1.0, 5.0]), 0.99: np.array([2.0, 6.0])}, np.array([0.0, 4.0]))
+    panel = beta_2.against("t", "y", {0.9: np.array([1.0, 5.0]), 0.99: np.array([2.0, 6.0])}, np.array([0.0, 4.0]))
     assert panel.lines[0].y.tolist() == [[3, 4], [3, 4]]
     assert (panel.levels[0].y, panel.levels[0].error) == (2, 0)
 

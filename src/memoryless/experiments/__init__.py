@@ -7,6 +7,7 @@ It may import every room but `report` and `cli`. In reading order:
 * `fig1`: the paper's Fig. 1: how far the memoryless iterations stray from the optimizer.
 * `figure`: what every other figure is made of: settings, runs that are kept, claims with the test that judges them.
 * `training`: full-batch training of many small networks at once, or of one large network.
+* `beta_2`: AdamW against beta_2 with Lion beside it, as Fig. 2a to 4 show them.
 * `fig2a`: Fig. 2a and 3: generalization of images' networks at equal training loss against beta_2.
 * `fig2b`: Fig. 2b and 4: perplexity of language models against beta_2.
 * `dial_study`: memory's effect alone turned, all else held: is it memory that causes it?

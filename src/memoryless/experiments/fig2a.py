@@ -21,15 +21,14 @@ import torch
 from torch import Tensor, nn
 
 from memoryless.errors import BadInput
+from memoryless.experiments.beta_2 import FROM, against, compared, lr_beside, method_of, on_the_gap, started
 from memoryless.experiments.cifar import cifar10
-from memoryless.experiments.figure import Cell, Claim, Experiment, Found, Numbers, Panel, Verdict, against
+from memoryless.experiments.figure import Cell, Claim, Experiment, Found, Numbers, Panel, Verdict
 from memoryless.experiments.models.residual import plain_mlp, residual_mlp
 from memoryless.experiments.models.resnet import resnet
 from memoryless.experiments.problems import cross_entropy, digits
 from memoryless.experiments.training import Batch, Networks, train_to
-from memoryless.isolation import isolated
 from memoryless.loss.batches import cut
-from memoryless.methods.catalogue import AdamW, Lion
 from memoryless.methods.method import Method
 
 
@@ -54,9 +53,7 @@ class Setting(NamedTuple):
     @property
     def method(self) -> Method:
         """The optimizer."""
-        if self.optimizer == "lion":
-            return Lion(self.lr, self.betas, self.decay)
-        return AdamW(self.lr, self.betas, self.eps, self.decay)
+        return method_of(self.optimizer, self.lr, self.betas, self.eps, self.decay)
 
 
 KINDS = {
@@ -73,10 +70,8 @@ ABOUT = {
 }
 SECOND = {0.9: (0.9, 0.95, 0.99, 0.999), 0.99: (0.99, 0.995, 0.999)}
 """Values of beta_2 by beta_1: none below it, where the loss oscillates and is met on a spike."""
-LION = (0.9, 0.99), 1 / 3
-"""Its betas, and its lr over that of Adam."""
-FROM, MANY = 2000, 16
-"""The first seed, and how many."""
+MANY = 16
+"""Seeds."""
 
 MEASURES = {
     "test_accuracy": "test accuracy",
@@ -126,9 +121,7 @@ def settings(figure: str, scale: str, data: str | None, seeds: int | None) -> li
     parts = [tuple(every[k : k + groups]) for k in range(0, len(every), groups)]
     found = []
     for kind, beta_1, lr, decay in cells:
-        made = [Setting(kind, "", "adamw", (beta_1, b), lr, decay, ()) for b in SECOND[beta_1]]
-        # Lion's update is of the size of lr in every coordinate: the decay relative to it stays.
-        made.append(Setting(kind, "", "lion", LION[0], lr * LION[1], decay / LION[1], ()))
+        made = compared(Setting(kind, "", "", (0.0, 0.0), lr, decay, ()), [(beta_1, b) for b in SECOND[beta_1]])
         found += [one._replace(seeds=part, **common) for one in made for part in parts]
     return list(dict.fromkeys(found))  # Lion's runs are those of every beta_1
 
@@ -146,13 +139,7 @@ def model_of(kind: str, seed: int) -> nn.Module:
         "small resnet": partial(resnet, (1, 1), 8),
         "resnet": resnet,
     }
-    with isolated(torch.device("cpu"), seed):
-        before = torch.get_default_dtype()
-        torch.set_default_dtype(torch.float32)
-        try:
-            return make[kind]()
-        finally:
-            torch.set_default_dtype(before)
+    return started(make[kind], seed)
 
 
 def data_of(setting: Setting) -> tuple[list[Batch], list[Batch], torch.device]:
@@ -254,8 +241,7 @@ def groups_of(every: Sequence[Found]) -> list[Group]:
     cells: dict[tuple[str, float], dict[Any, dict[int, dict[str, float]]]] = {}
     firsts: dict[tuple[str, float], list[float]] = {}
     for setting, numbers in every:
-        lr = setting.lr if setting.optimizer == "adamw" else setting.lr / LION[1]
-        key = setting.kind, round(lr, 12)
+        key = setting.kind, lr_beside(setting.optimizer, setting.lr)
         # Lion's betas are its own: it stands beside every beta_1 of its kind.
         place = setting.betas if setting.optimizer == "adamw" else "lion"
         if place != "lion" and setting.betas[0] not in firsts.setdefault(key, []):
@@ -310,9 +296,7 @@ def verdicts(every: Sequence[Found]) -> list[Verdict]:
         low, high = group.ends("test_accuracy")
         lion = group.lion["test_accuracy"][: len(low)]
         gaps.append((group.name, lion - low, lion - high))
-    gap = Verdict(GAP, [Cell(name, high) for name, _, high in gaps])
-    open_ = [cell for cell, answer in zip(gaps, gap.answers, strict=True) if answer == "yes"]
-    return [*found, gap, Verdict(CLOSED, [Cell(name, low - high / 2) for name, low, high in open_])]
+    return [*found, *on_the_gap(GAP, CLOSED, gaps)]
 
 
 FIGURES = {

@@ -16,14 +16,13 @@ import torch
 from torch import nn
 
 from memoryless.errors import BadInput
-from memoryless.experiments.figure import Cell, Claim, Experiment, Found, Numbers, Panel, Verdict, against
+from memoryless.experiments.beta_2 import FROM, against, compared, lr_beside, method_of, on_the_gap, started
+from memoryless.experiments.figure import Cell, Claim, Experiment, Found, Numbers, Panel, Verdict
 from memoryless.experiments.models.transformer_xl import TransformerXL
 from memoryless.experiments.problems import GPT, cross_entropy
 from memoryless.experiments.text import Corpus, documentation, wikitext
 from memoryless.experiments.training import Networks, best_loss
-from memoryless.isolation import isolated
 from memoryless.loss.batches import cut
-from memoryless.methods.catalogue import AdamW, Lion
 from memoryless.methods.method import Method
 
 
@@ -54,9 +53,7 @@ class Setting(NamedTuple):
     @property
     def method(self) -> Method:
         """The optimizer."""
-        if self.optimizer == "lion":
-            return Lion(self.lr, self.betas, self.decay)
-        return AdamW(self.lr, self.betas, self.eps, self.decay)
+        return method_of(self.optimizer, self.lr, self.betas, self.eps, self.decay)
 
 
 KINDS = {"transformer-xl": "Transformer-XL", "gpt": "GPT"}
@@ -67,10 +64,6 @@ ABOUT = {
 }
 SECOND = 0.9, 0.99, 0.999
 """Values of beta_2."""
-LION = (0.9, 0.99), 1 / 3
-"""Its betas, and its lr over that of AdamW."""
-FROM = 2000
-"""The first seed."""
 
 CLAIM = Claim(
     "The minimal validation perplexity rises as β₂ → 1",
@@ -109,10 +102,7 @@ def settings(figure: str, scale: str, data: str | None, seeds: int | None) -> li
     every = range(FROM, FROM + (seeds or (3 if scale == "paper" else 8)))
     found = []
     for kind, lr, decay in cells:
-        here = one._replace(kind=kind, lr=lr, decay=decay)
-        made = [here._replace(betas=(0.9, b)) for b in SECOND]
-        # Lion's update is of the size of lr in every coordinate: the decay relative to it stays.
-        made.append(here._replace(optimizer="lion", betas=LION[0], lr=lr * LION[1], decay=decay / LION[1]))
+        made = compared(one._replace(kind=kind, lr=lr, decay=decay), [(0.9, b) for b in SECOND])
         found += [each._replace(seeds=(seed,)) for each in made for seed in every]
     return found
 
@@ -132,15 +122,8 @@ def model_of(setting: Setting, vocabulary: int, seed: int) -> nn.Module:
         vocabulary: of the text.
         seed: of the initial parameters.
     """
-    with isolated(torch.device("cpu"), seed):
-        before = torch.get_default_dtype()
-        torch.set_default_dtype(torch.float32)
-        try:
-            if setting.kind == "gpt":
-                return GPT(vocabulary, setting.width, setting.layers, setting.heads, setting.context)
-            return TransformerXL(vocabulary, setting.width, setting.layers, setting.heads)
-        finally:
-            torch.set_default_dtype(before)
+    sizes = vocabulary, setting.width, setting.layers, setting.heads
+    return started(lambda: GPT(*sizes, setting.context) if setting.kind == "gpt" else TransformerXL(*sizes), seed)
 
 
 def run(setting: Setting) -> dict[str, Any]:
@@ -193,9 +176,8 @@ def groups_of(every: Sequence[Found]) -> list[Group]:
     """
     cells: dict[tuple[str, float], dict[Any, dict[int, tuple[float, int]]]] = {}
     for setting, numbers in every:
-        lion = setting.optimizer == "lion"
-        key = setting.kind, round(setting.lr / LION[1] if lion else setting.lr, 12)
-        rows = cells.setdefault(key, {}).setdefault("lion" if lion else setting.betas[1], {})
+        place = "lion" if setting.optimizer == "lion" else setting.betas[1]
+        rows = cells.setdefault((setting.kind, lr_beside(setting.optimizer, setting.lr)), {}).setdefault(place, {})
         rows |= dict(zip(setting.seeds, zip(numbers["perplexity"], numbers["step"], strict=True), strict=True))
     found = []
     for (kind, lr), places in cells.items():
@@ -221,9 +203,7 @@ def verdicts(every: Sequence[Found]) -> list[Verdict]:
         low, high, lion = group.logs
         change.append(Cell(group.name, high - low))
         gaps.append((group.name, low - lion, high - lion))
-    gap = Verdict(GAP, [Cell(name, high) for name, _, high in gaps])
-    open_ = [cell for cell, answer in zip(gaps, gap.answers, strict=True) if answer == "yes"]
-    return [Verdict(CLAIM, change), gap, Verdict(CLOSED, [Cell(name, low - high / 2) for name, low, high in open_])]
+    return [Verdict(CLAIM, change), *on_the_gap(GAP, CLOSED, gaps)]
 
 
 FIGURES = {

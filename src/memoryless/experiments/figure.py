@@ -214,29 +214,6 @@ class Panel:
     log: bool = False
 
 
-def against(title: str, y: str, adam: Mapping[float, Numbers], lion: Numbers | None) -> Panel:
-    """A quantity against beta_2, and Lion's as a level.
-
-    The spread between seeds is no error of a comparison within them: each seed's own mean over beta_2 is taken out before.
-
-    Args:
-        title: of the panel.
-        y: what it shows, in words.
-        adam: the quantity by beta_2 and seed.
-        lion: of Lion, by the same seeds; None for none.
-    """
-    values = np.stack([*adam.values()], 1) if adam else np.zeros((0, 0))
-    if not len(values):
-        return Panel(f"{title}: no seed came so far", "β₂", y, [], [], [f"{beta_2:g}" for beta_2 in adam])
-    own = values.mean(1, keepdims=True)
-    levels = []
-    if lion is not None and np.isfinite(lion).all():
-        level = lion - own[:, 0] + own.mean()
-        levels = [Level("Lion", float(level.mean()), float(stats.sem(level)) if len(level) > 1 else 0.0)]
-    line = Line("AdamW", range(values.shape[1]), values - own + own.mean(), 0.0)
-    return Panel(title, "β₂", y, [line], levels, [f"{beta_2:g}" for beta_2 in adam])
-
-
 @dataclass(frozen=True)
 class Experiment:
     """A figure as a recipe.
