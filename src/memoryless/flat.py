@@ -119,8 +119,14 @@ def slices_of(sizes: Sequence[int]) -> list[slice]:
 
 
 def flat(tensors: Iterable[Tensor]) -> Tensor:
-    """Tensors end to end, as one vector."""
+    """Tensors end to end, as one new vector."""
     return torch.cat([t.reshape(-1) for t in tensors])
+
+
+def joined(tensors: Iterable[Tensor]) -> Tensor:
+    """The same to be read only: of one tensor it is a view where that can be."""
+    pieces = [t.reshape(-1) for t in tensors]
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
 def local(x: Tensor) -> Tensor:

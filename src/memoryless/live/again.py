@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from memoryless.errors import BadInput
-from memoryless.flat import Layout, flat
+from memoryless.flat import Layout, flat, joined
 from memoryless.isolation import isolated
 from memoryless.live.monitoring.ranks import Ranks, inside
 from memoryless.live.monitoring.replay import Criterion, Recorder, Replay, Step, Transform, held, require_same
@@ -122,7 +122,7 @@ class Again:
 
     def of(self, vector: Tensor, tensors: Sequence[Tensor]) -> Tensor:
         """The part of some tensors, end to end."""
-        return torch.cat([vector[self._layout.used[id(p)]] for p in tensors])
+        return joined(vector[self._layout.used[id(p)]] for p in tensors)
 
     def _put(self, theta: Tensor, memory: Memory, values: Tensor) -> None:
         for p, x in zip(memory.tensors, values.split([p.numel() for p in memory.tensors]), strict=True):

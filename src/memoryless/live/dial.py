@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim import NAdam, Optimizer
 
 from memoryless.errors import BadInput, BadType, NotRecognised
-from memoryless.flat import dot, flat, norm
+from memoryless.flat import dot, flat, joined, norm
 from memoryless.live.again import Again
 from memoryless.live.memories import Memories
 from memoryless.live.monitoring.frozen import nonnegative
@@ -330,9 +330,9 @@ class Dial(Optimizer):
         turned = [(memory, nows[memory.group], memory.weights(nows[memory.group])) for memory in memories]
         for memory, now, c in turned:
             if memory.n == 1:
-                self._require_first(
-                    memory, torch.cat([now.frozen(memory, c, *chunk)[0] for chunk in memory.chunks()]), str(now.method)
-                )
+                seen = [memory.present(*chunk) for chunk in memory.chunks()]
+                first = torch.cat([now.step(now.still(c, *each), each[0]) for each in seen])
+                self._require_first(memory, first, str(now.method))
         w = self._carried(turned, previous) if carrying else []
         squares = torch.zeros(2, dtype=torch.float64, device=memories[0].tensors[0].device)
         for memory, now, c in turned:
@@ -358,18 +358,17 @@ class Dial(Optimizer):
         squares, S = torch.zeros(2, dtype=torch.float64, device=memory.tensors[0].device), memory.S
         assert memory.before is not None
         for part, tensors in memory.chunks():
-            F, m = now.frozen(memory, c, part, tensors)
+            theta, g = memory.present(part, tensors)
+            m = now.still(c, theta, g)
             if carrying:
-                theta, g = memory.present(part, tensors)
                 pushed = [self._again.of(each, tensors) - g for each in w if self._again is not None]
                 means, S = memory.fed(now, part, tensors, pushed)
                 for l, mean in enumerate(means):
                     if mean is not None:
                         m[l] = self._floored(memory, now, l, c[l] * mean, part, tensors)
-                F = now.lr * now.method.readout(m, theta)
             if s:  # the first update has no memory, and its rounding is none
-                u = memory.before[part] - flat(tensors)
-                squares += self._put(tensors, s * (u - F), u)
+                u = memory.before[part] - joined(tensors)
+                squares += self._put(tensors, (u - now.step(m, theta)).mul_(s), u)
         memory.S = S
         return squares
 

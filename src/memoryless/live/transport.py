@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memoryless.flat import block, flat, slices_of
+from memoryless.flat import block, flat, joined, slices_of
 from memoryless.live.monitoring.frozen import nonnegative
 from memoryless.live.monitoring.past_weights import Kept
 from memoryless.methods import kernel
@@ -83,20 +83,24 @@ class Now:
             return beta
         return carried(beta, self.lr) if self.second is None else min(beta, self.second[0])
 
-    def frozen(
-        self, memory: "Memory", c: Sequence[float], part: slice, tensors: Sequence[Tensor]
-    ) -> tuple[Tensor, list[Tensor]]:
-        """lr F of some coordinates with every past gradient the present one, and its m_l = c_l g_l.
+    def still(self, c: Sequence[float], theta: Tensor, g: Tensor) -> list[Tensor]:
+        """m_l = c_l g_l of some coordinates, with every past gradient the present one.
 
         Args:
-            memory: of the tensors.
             c: weight of all ages in each variable.
-            part: the coordinates.
-            tensors: theirs.
+            theta: where they are.
+            g: their gradient.
         """
-        theta, g = memory.present(part, tensors)
-        m = [each * v.g(g, theta) for each, v in zip(c, self.method.variables, strict=True)]
-        return self.lr * self.method.readout(m, theta), m
+        return [each * v.g(g, theta) for each, v in zip(c, self.method.variables, strict=True)]
+
+    def step(self, m: Sequence[Tensor], theta: Tensor) -> Tensor:
+        """lr phi(m, theta), what is subtracted.
+
+        Args:
+            m: of each variable.
+            theta: where they are.
+        """
+        return self.lr * self.method.readout(m, theta)
 
     @property
     def floor(self) -> float:
@@ -252,7 +256,7 @@ class Memory:
     def present(self, part: slice, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """theta and gradient of some coordinates, as the step found them."""
         assert self.before is not None
-        return self.before[part], flat(p.grad for p in tensors if p.grad is not None)
+        return self.before[part], joined(p.grad for p in tensors if p.grad is not None)
 
     def held(self, now: Now, state: Any, l: int, part: slice, tensors: Sequence[Tensor]) -> Tensor:
         """m_l of some coordinates from the optimizer's own buffer, after its step."""
@@ -261,7 +265,7 @@ class Memory:
         if isinstance(own.name, int):
             buffer = state[self.tensors[0]]["sums"][own.name][part]
         else:
-            buffer = flat(state[p][own.name] for p in tensors)
+            buffer = joined(state[p][own.name] for p in tensors)
         return v.weight(self.n - 1) / now.rates(l)[1] * buffer
 
     def pushes(self, now: Now, state: Any, c: Sequence[float]) -> list[Tensor]:
