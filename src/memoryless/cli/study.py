@@ -17,11 +17,13 @@ from memoryless.errors import BadInput
 class Study:
     """Does memory cause it, and does its map tell which betas? Hypotheses and tests are fixed before the run.
 
-    dial: all else held, memory's effect alone is turned; gradient 1-norm, sharpness, test loss and accuracy at equal training loss, of AdamW with memory cancelled, halved, as
-    it is, half more, doubled; beside them placebos and learning rates that are as fast. Two small networks, full batch.
-    ranking: does one run's map of memory's effect, after 5 % of its steps, rank 15 pairs of betas as their own finished runs do,
-    and better than rules without a run? Kendall's tau by test accuracy and loss at equal training loss and by the final training
-    loss. Two small networks, full batch, 32 and 8.
+    dial: all else held, memory's effect alone is turned; gradient 1-norm, sharpness, test loss and accuracy at equal training
+    loss, of AdamW with memory cancelled, halved, as it is, half more, doubled; beside them placebos and learning rates that are
+    as fast. Two small networks, full batch.
+
+    ranking: does one run's map of memory's effect, after 5 % of its steps, rank 15 pairs of betas as their own finished runs
+    do, and better than rules that need no run? Kendall's tau by test accuracy and test loss at equal training loss and by the
+    final training loss. Two small networks, full batch, 32 and 8.
     """
 
     study: Annotated[Literal["dial", "ranking"], tyro.conf.Positional]

@@ -1,7 +1,8 @@
 """Training of many small networks at once, or of one large network, to a training loss or to a validation loss.
 
-Full batch, or along mini-batches, each network in an order of its own. The method's momentum form acts coordinate by coordinate, so that parameters and memories of n networks are rows of one matrix
-and one update moves all of them; where the network is small, one call finds all gradients.
+Full batch, or along mini-batches, each network in its own order. The method's momentum form acts coordinate by coordinate, so
+that parameters and memories of n networks are rows of one matrix and one update moves all of them; where the network is small,
+one call finds all gradients.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -237,7 +238,7 @@ def train_along(networks: Networks, method: Rule, thetas: Tensor, orders: Tensor
     Returns:
         The points at about equal loss, and the last ones.
     """
-    whole, total = [together(networks.batches)], orders.shape[1]
+    whole, total = [together(list(networks.batches))], orders.shape[1]
     met, steps, state = torch.full_like(thetas, torch.nan), torch.full((len(thetas),), -1), method.init(thetas)
     for n in range(total + 1):
         if n % every == 0 and (steps < 0).any():
