@@ -16,10 +16,15 @@ torch's default, by the distance from it in ln(1 - beta). The fourth is the theo
 same run. Where no rule could rank, nothing is to be learnt of one: "the other seeds" rank by the mean outcome of all seeds
 but one.
 
-Two networks of `fig2a`, full batch, 32 and 8. Pairs with beta_2 < beta_1 are left out, they oscillate. {PILOT} All tests were
-fixed before the run on the seeds from 6,000 on, which had not been looked at. Equal training loss is the first look, every step
-full batch and every fifth along mini-batches, at which the loss of all images is at or below the target. Pairs that did not
-come there in every seed are left out of that comparison; the cell says how many stayed.
+Two networks of `fig2a`, full batch, 32 and 8. Pairs with beta_2 < beta_1, which oscillate (`fig2a.SECOND`), are left out.
+Learning rates, steps and betas were chosen by runs on the seeds 5,000 and 5,001, so that pairs meet the target within the steps:
+beta_1 = .99 does not on the plain network, nor do small betas along its mini-batches at smaller learning rates. Test accuracies
+of some pairs and one map of these seeds were seen on the way; no rule and no test comes from them. All tests were fixed before
+the run on the seeds from 6,000 on, which had not been looked at.
+
+Equal training loss is the first look, every step full batch and every fifth along mini-batches, at which the loss of all images
+is at or below the target. Pairs that did not come there in every seed are left out of that comparison; the cell says how many
+stayed. A seed's own tests are noisy, so tau stays below 1 whatever the rule: compare with what the other seeds tell.
 """
 
 from collections.abc import Sequence
@@ -84,9 +89,9 @@ CELLS = {
     ("residual", None): (2e-4, 300),
     ("residual", 32): (3e-4, 350),
     ("residual", 8): (5e-4, 400),
-    ("plain", None): (4e-4, 420),
-    ("plain", 32): (1e-3, 500),
-    ("plain", 8): (1e-3, 700),
+    ("plain", None): (4e-4, 450),
+    ("plain", 32): (1e-3, 700),
+    ("plain", 8): (1e-3, 1300),
 }
 """Learning rate and steps by network and batch size."""
 FROM, MANY = 6000, 8
