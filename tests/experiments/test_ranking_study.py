@@ -1,6 +1,8 @@
 """The study of rankings: its runs against torch's own, tau against counted pairs, its tests on numbers made for them."""
 
+import json
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -145,6 +147,21 @@ def test_from_one_end_to_the_other(batch: int | None):
     if batch is None:  # to first order, the older the memory in the denominator, the more it raises the norm
         alone = [k for k, (beta_1, _) in enumerate(study.PAIRS) if beta_1 == 0.5]
         assert (np.diff(np.array(maps["first gradient_1_norm"])[:, alone], axis=1) > 0).all()
+
+
+def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    """One cell, too few steps to meet the target: only the loss after all of them ranks."""
+    monkeypatch.setattr(study, "CELLS", {("plain", None): (1e-3, 4)})
+    files = ["--picture", str(tmp_path / "a.png"), "--store", str(tmp_path / "a.jsonl")]
+    main(["study", "ranking", "--seeds", "2", "--jobs", "1", "--json", *files])
+    found = json.loads(capsys.readouterr().out)
+    cells = {claim["claim"]: claim["cells"] for claim in found["claims"]}
+    (lost,), (last,) = cells[study.RANKS["test_loss"].text], cells[study.RANKS["final_loss"].text]
+    assert (lost["where"], lost["mean"]) == ("plain MLP, full batch (0 of 15 pairs)", None)
+    assert last["where"] == "plain MLP, full batch (15 of 15 pairs)"
+    assert -1 <= last["mean"] <= 1
+    assert (tmp_path / "a.png").stat().st_size > 0
+    assert len((tmp_path / "a.jsonl").read_text().splitlines()) == 1 + len(study.PAIRS)
 
 
 def test_the_map_is_of_the_batches_that_the_runs_take():
