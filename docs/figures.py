@@ -25,6 +25,9 @@ plain network placebos move the test loss as much as the dial: there what change
 first four claims were added after a first run on other seeds had shown that all it found lay above s = 0; all
 numbers are of seeds that had not been looked at. Full batch only; mini-batches, the other networks and 20 %
 label noise were not run.""",
+    "ranking": """Tau is 1 where a rule orders the pairs as their own runs came out, 0 where it knows nothing, -1 where it
+has them the wrong way round. What the other seeds tell is what a rule could know at best. A rule that knows nothing
+is not beaten by one that ranks the wrong way, so a map is worth something only where its own tau is above 0.""",
 }
 """What a study comes to, in words."""
 

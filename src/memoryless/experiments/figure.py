@@ -39,6 +39,7 @@ FILES = {
     "fig6": "fig5",
     "batch_sharpness": "batch_sharpness",
     "dial": "dial_study",
+    "ranking": "ranking_study",
 }
 """Which file of this room makes a figure, or a study."""
 SCALES = "small", "medium", "paper"
