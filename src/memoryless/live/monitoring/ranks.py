@@ -10,7 +10,7 @@ again. So each stop begins with an agreement, and with every gradient goes wheth
 group of their own: what the training sends is never taken for what the monitor does.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any, NamedTuple, TypeVar
 
@@ -136,6 +136,35 @@ class Ranks:
         result, error = _tried(action)
         self._require(self.told(error))
         return result  # type: ignore[return-value]
+
+    def each(self, action: Callable[[], T]) -> list[T]:
+        """What every process finds by itself, by rank; if one cannot, none goes on.
+
+        Args:
+            action: local; what it finds is small.
+
+        Raises:
+            BadInput: one of them could not, in its own words.
+        """
+        if self._group is None:
+            return [action()]
+        every = self.told(_tried(action))
+        self._require([error for _, error in every])
+        return [found for found, _ in every]  # type: ignore[misc]
+
+    def require_alike(self, given: Mapping[str, Any]) -> None:
+        """What every process must be given alike: one that measures something else would wait for answers to other questions.
+
+        Args:
+            given: argument -> its value, as this process has it.
+
+        Raises:
+            BadInput: one that differs.
+        """
+        every = self.told({name: repr(value)[:80] for name, value in given.items()})
+        for name in given:
+            if len(set(values := [each[name] for each in every])) > 1:
+                raise BadInput(f"{name}= must be the same in each process, got {', '.join(values)}")
 
     def _require(self, errors: list[str | None]) -> None:
         said = [(rank, error) for rank, error in enumerate(errors) if error is not None]
