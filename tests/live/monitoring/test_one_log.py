@@ -62,6 +62,12 @@ def lost(optimizer: O.Optimizer, n: int) -> None:
         second(optimizer.state[optimizer.param_groups[0]["params"][0]]["exp_avg"]).zero_()
 
 
+def bent(optimizer: O.Optimizer, n: int) -> None:
+    """One half of the gradient is longer."""
+    for p in optimizer.param_groups[0]["params"]:
+        second(p.grad).mul_(3.0)
+
+
 def thrice(loss: Tensor) -> Tensor:
     return 3.0 * loss
 
@@ -125,6 +131,7 @@ CASES: dict[str, dict[str, Any]] = {
     "state lost in one part": {"between": lost},
     "another gradient": {"loss": thrice, "check": True},
     "another gradient, transformed": {"loss": thrice, "gradient": clipped, "check": True},
+    "a part of another gradient": {"between": bent, "check": True},
     "clipped unsaid": {"clip": True, "check": True},
 }
 CLEAN = "clean", "clipped", "clipped unsaid"
