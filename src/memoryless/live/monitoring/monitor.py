@@ -78,7 +78,8 @@ class Monitor:
         start: steps that the run has behind it where watching begins; default what the optimizer has counted there.
         seed: of the draws.
         check: whether steps are judged as `check_step` does: True those at stops, with their gradients, "every step" all. A
-            broken one is logged and warned of, once for the same cause; shares of the steps at stops are logged.
+            broken one is logged and warned of, once for the same cause; shares of the steps at stops are logged. In several
+            processes all are told of the same.
 
     Attributes:
         stops: the records of this process's stops, as they are logged.
