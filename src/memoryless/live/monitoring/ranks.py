@@ -6,8 +6,8 @@ each process has its part of everything.) Double backward is not supported throu
 that gradients are taken of the module inside it.
 
 What differs between processes could keep one of them waiting for ever: whether a stop is paid for, a batch that cannot be had
-again. So each stop, and each checked step, begins with an agreement, and with every gradient goes whether a process could not take it. They talk in a
-group of their own: what the training sends is never taken for what the monitor does.
+again. So each stop, and each step that is checked, begins with an agreement, and with every gradient goes whether a process
+could not take it. They talk in a group of their own: what the training sends is never taken for what the monitor does.
 """
 
 from collections.abc import Callable, Mapping
