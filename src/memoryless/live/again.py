@@ -68,7 +68,8 @@ class Again:
             BadInput: it cannot be had again; says why.
         """
         self._number = number
-        batches, seen = held(batch), self._recorder.taken()
+        # What one process cannot give ends the dial in all of them: their copies stay copies.
+        batches, seen = self._replay.ranks.together(lambda: held(batch)), self._recorder.taken()
         # Passes of a step that was skipped (by a scaler) may be left over: the last ones are this step's.
         self.passes = self.passes or max(1, len(seen) // len(batches))
         self._step = Step(seen[-self.passes * len(batches) :])

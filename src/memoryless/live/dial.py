@@ -141,6 +141,8 @@ class Dial(Optimizer):
             )
         if any(p.is_complex() for p in self._memories.parameters()):
             raise BadType("a parameter is complex; hold it as torch.view_as_real(w), which the dial takes")
+        if any(hasattr(p, "to_local") for p in self._memories.parameters()):
+            raise BadInput("the parameters are sharded (fully_shard), and the dial takes whole ones")
         try:
             methods = [self._memories.method(group) for group in optimizer.param_groups]
         except NotRecognised:

@@ -32,8 +32,9 @@ class Case:
         reference: takes the step again.
         at: the documented step.
         lrs: learning rates that the run knew before, latest last.
-        counts: of steps, that the run had or other tensors have.
         off: the tensors that are off.
+        counts: of steps, that the run had or other tensors have.
+        factor: least squares of the displacement on the documented one, over the tensors that are off.
     """
 
     reference: Reference
@@ -41,6 +42,7 @@ class Case:
     off: list[int]
     lrs: list[float] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
+    factor: float | None = None
 
     def redo(self, edit: Edit, times: int = 1) -> Redone:
         """The step with a change put in."""
@@ -319,7 +321,7 @@ def memory(case: Case) -> Iterator[Try]:
 
 def scaled(case: Case) -> Iterator[Try]:
     """A factor on the gradient, found where the step is odd in it; or a factor on the whole step, such as averaged weights."""
-    c = factor(case)
+    c = case.factor
     if c is None or abs(c) > 1e6:
         return
 
@@ -332,16 +334,6 @@ def scaled(case: Case) -> Iterator[Try]:
     thetas = [h.theta.double() + c * (t - h.theta.double()) for h, t in zip(case.held, case.at.thetas, strict=True)]
     text = f"{c:.3g} times the documented step (averaged weights in place of the trained, or another lr)"
     yield Try("a factor on the step", text, Redone(thetas, case.at.states), fitted=True)
-
-
-def factor(case: Case) -> float | None:
-    """Least squares of the displacement on the documented one, over the tensors that are off."""
-    top = bottom = 0.0
-    for k in case.off:
-        theta, ours = case.held[k].theta.double(), case.at.thetas[k]
-        top += float(((case.held[k].after.double() - theta) * (ours - theta)).sum())
-        bottom += float((ours - theta).square().sum())
-    return top / bottom if bottom else None
 
 
 CAUSES = (without_gradient, tied, nothing_moved, twice, direction, decay, momentum, correction, betas_swapped, denominators,

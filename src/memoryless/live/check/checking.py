@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from memoryless.errors import BadInput, BadType
 from memoryless.live.check import gradients
 from memoryless.live.check.history import same
-from memoryless.live.check.judging import judged
+from memoryless.live.check.judging import Each, alone, judged
 from memoryless.live.check.record import Record, Untouched, after, before, cut, equal, real, skips
 from memoryless.live.check.reference import MIXING, Reference, copied_optimizer, torchs
 from memoryless.live.check.step_check import Cause, StepCheck
@@ -238,7 +238,7 @@ class Checking:
                 with torch.no_grad():
                     self.result = answer(previous)
             except Exception as error:  # whatever a copy of an optimizer may fail at: the run goes on
-                self.result = self._not(self._closed + _line(error))
+                self.result = self.unjudged(self._closed + _line(error))
         self._known = self._taken = int(self._taken)
 
     @property
@@ -261,9 +261,22 @@ class Checking:
         return record
 
     def _answer(self, previous: Record | None) -> StepCheck:
+        judge = self.noted(previous)
+        return self.unjudged(judge) if isinstance(judge, str) else judge(alone)
+
+    def noted(self, previous: Record | None) -> str | Callable[[Each], StepCheck]:
+        """Note what the block's step led to.
+
+        Args:
+            previous: the step before.
+
+        Returns:
+            What judges it, of sharded parameters with the processes that have the other parts (`judging.Each`); or why that
+            cannot be judged.
+        """
         record = self.found(previous)
         if record is None:
-            return self._not(self.failed or NONE)
+            return self.failed or NONE
         reference, known = None, None
         try:
             reference = Reference(record, self.reference, self.template)
@@ -272,21 +285,23 @@ class Checking:
             self.failed = self.failed or _line(error)
         after(record, self.optimizer, known)
         self._previous = record
+        lrs = self._lrs
+        self._lrs = [*lrs, *(float(g["lr"]) for g in record.groups if "lr" in g)][-KEPT:]
+        if self.failed or not reference:
+            return self.failed
+        if reference.documented is not None:
+            return lambda each: self._judge(record, previous, reference, lrs, each)
+        return lambda _: self._of_copy(record, previous, reference, lrs)
+
+    def _of_copy(self, record: Record, previous: Record | None, reference: Reference, lrs: Sequence[float]) -> StepCheck:
+        touched, kept = False, Untouched(self.optimizer)
         try:
-            if self.failed or not reference:
-                return self._not(self.failed)
-            if reference.documented is not None:
-                return self._judge(record, previous, reference)
-            touched, kept = False, Untouched(self.optimizer)
-            try:
-                found = self._judge(record, previous, reference)
-            except Exception as error:  # a copy that fails, half way maybe
-                found = self._not(self._closed + _line(error))
-            finally:
-                touched = kept.restore()
-            return self._not(TOUCHES) if touched else found
+            found = self._judge(record, previous, reference, lrs, alone)
+        except Exception as error:  # a copy that fails, half way maybe
+            found = self.unjudged(self._closed + _line(error))
         finally:
-            self._lrs = [*self._lrs, *(float(g["lr"]) for g in record.groups if "lr" in g)][-KEPT:]
+            touched = kept.restore()
+        return self.unjudged(TOUCHES) if touched else found
 
     def _patched(self) -> Record | None:
         """The step of a method patched in, which calls no hooks; None where nothing changed."""
@@ -297,10 +312,17 @@ class Checking:
         after(record, self.optimizer)
         return None if all(equal(h.theta, h.after) and same(h.state, h.state_after) for h in record.held) else record
 
-    def _not(self, why: str) -> StepCheck:
+    def unjudged(self, why: str) -> StepCheck:
+        """What is said of a step that cannot be judged.
+
+        Args:
+            why: in words.
+        """
         return StepCheck(self._start, type(self.optimizer).__name__, unchecked=why)
 
-    def _judge(self, record: Record, previous: Record | None, reference: Reference) -> StepCheck:
+    def _judge(
+        self, record: Record, previous: Record | None, reference: Reference, lrs: Sequence[float], each: Each
+    ) -> StepCheck:
         causes, notes = [], []
         if self._expected is not None and (why := gradients.unlike(self._expected, self._passes)):
             help_ = "; give scaler=" if why == gradients.HALF else ""
@@ -309,7 +331,7 @@ class Checking:
             causes = self._of_gradient(record)
         elif self.batches is not None and self._spread:
             notes.append(f"the gradient was not checked: {self._spread}")
-        return replace(judged(self._start, reference, previous, self._lrs, (causes, notes)), noise=self._noise())
+        return replace(judged(self._start, reference, previous, lrs, (causes, notes), each), noise=self._noise())
 
     def _of_gradient(self, record: Record) -> list[Cause]:
         """Why the gradient is another than that of the batches, where it is."""

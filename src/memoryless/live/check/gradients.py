@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from memoryless.flat import across
 from memoryless.isolation import Standing, buffers_kept, isolated, moved, standing
 from memoryless.live.check.record import real
 
@@ -272,8 +273,8 @@ def causes(
         test("gradient of an earlier step", "it is the one that the last step saw", expected.previous)
     if expected.averaged is not None:
         test("averaged weights evaluated", "the gradient is that at the averaged (EMA) weights", change(expected.averaged))
-    top = sum(float((a * b.double()).sum()) for a, b in zip(want, seen, strict=True) if a is not None and b is not None)
-    c = top / max(norm(want) ** 2, 1e-300)
+    pairs = [(a, b.double()) for a, b in zip(want, seen, strict=True) if a is not None and b is not None]
+    c = _whole(float((a * b).sum()) for a, b in pairs) / max(norm(want) ** 2, 1e-300)
     told = distance(raw, want) > 0
     name = ("gradient clipped twice" if told else "gradient clipped") if 0 < c < 1 else "gradient scaled"
     if c > 1 and float(torch.tensor(c).log2().round().sub(torch.tensor(c).log2()).abs()) < 1e-3 and c > 8:
@@ -286,15 +287,20 @@ def causes(
 
 def norm(x: Gradients) -> float:
     """Of all tensors together."""
-    return sum(float(t.double().square().sum()) for t in x if t is not None) ** 0.5
+    return _whole(float(t.double().square().sum()) for t in x if t is not None) ** 0.5
 
 
 def distance(a: Gradients, b: Gradients) -> float:
     """Norm of the difference; None counts as 0."""
-    return sum(
+    return _whole(
         float(((0 if s is None else s.double()) - (0 if t is None else t.double())).square().sum())  # type: ignore[union-attr]
         for s, t in zip(a, b, strict=True) if s is not None or t is not None
     ) ** 0.5  # fmt: skip
+
+
+def _whole(sums: Iterable[float]) -> float:
+    """The sum over tensors, of sharded ones over their parts too."""
+    return float(across(torch.tensor(sum(sums), dtype=torch.float64)))
 
 
 def times(x: Gradients, c: float) -> Gradients:

@@ -1,6 +1,6 @@
 """What a step's state says about the steps before: restored or not, counted or not, of which precision, of which settings."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -110,43 +110,79 @@ def moved(now: Record, previous: Record | None) -> bool:
     return not all(equal(h.theta, b.after) for h, b in pairs)
 
 
-def swallowed(now: Record, reference: Reference) -> Iterator[Found]:
-    """Parameters or averages of half precision that swallow what is added: more than half of the step is lost.
+class Lost(NamedTuple):
+    """Of a number's step: squares of what was lost of it, of the step itself, and of what it should have led to."""
 
-    In float32 that is what a run that has converged looks like.
+    lost: float
+    step: float
+    led_to: float
+    eps: float
+    largest: float
+
+
+LOW = "parameters swallow the step", "averages swallow what is added"
+
+
+def losses(now: Record, reference: Reference) -> dict[tuple[str, int, str], Lost]:
+    """What rounding took of each parameter and average of half precision, by what that is, tensor and buffer.
 
     Args:
         now: this step.
         reference: takes it again.
     """
     if all(_eps(x) <= torch.finfo(torch.float32).eps for h in now.held for x in (h.theta, *buffers(h.state).values())):
-        return
-    at = reference.at
-    for what, pairs in (
-        ("parameters swallow the step", [[(h.theta, h.after, t)] for h, t in zip(now.held, at.thetas, strict=True)]),
-        ("averages swallow what is added", [
-            [(h.state[k], h.state_after[k], s[k]) for k in buffers(h.state)
-             if k in s and k in h.state_after and h.state[k].numel() > 1]
-            for h, s in zip(now.held, at.states, strict=True)]),
-    ):  # fmt: skip
-        where, shares = [], []
-        for k, triples in enumerate(pairs):
-            for old, new, ours in triples:
-                if _eps(old) <= torch.finfo(torch.float32).eps:
-                    continue
-                step = ours - old.double()
-                lost = float((new.double() - ours).norm()) / max(float(step.norm()), torch.finfo(torch.float64).tiny)
-                # Half a unit in the last place of the old value: what may be lost at all.
-                if (
-                    lost > 0.5
-                    and float((new.double() - ours).norm()) <= 2 * _eps(old) * float(ours.norm())
-                    and bool(step.any())
-                ):
-                    where.append(k)
-                    shares.append(min(lost, 1.0))
-        if where and max(float(now.held[k].theta.abs().max()) for k in where) > 0:
-            dtype = str(now.held[where[0]].after.dtype).removeprefix("torch.")
-            yield Found(what, f"{share(max(shares))} of it is lost to rounding in {dtype}", sorted(set(where)), max(shares))
+        return {}
+    found = {}
+    for k, (h, theta, state) in enumerate(zip(now.held, *reference.at, strict=True)):
+        triples = {(LOW[0], k, ""): (h.theta, h.after, theta)}
+        for key, old in buffers(h.state).items():
+            if key in state and key in h.state_after and old.numel() > 1:
+                triples[LOW[1], k, key] = old, h.state_after[key], state[key]
+        largest = float(h.theta.abs().max()) if h.theta.numel() else 0.0
+        for where, (old, new, ours) in triples.items():
+            if _eps(old) > torch.finfo(torch.float32).eps:
+                lost, step, led_to = (float(x.square().sum()) for x in (new.double() - ours, ours - old.double(), ours))
+                found[where] = Lost(lost, step, led_to, _eps(old), largest)
+    return found
+
+
+def together(parts: Sequence[Mapping[tuple[str, int, str], Lost]]) -> dict[tuple[str, int, str], Lost]:
+    """The same of whole tensors.
+
+    Args:
+        parts: of each process.
+    """
+    found: dict[tuple[str, int, str], Lost] = {}
+    for where, x in (item for part in parts for item in part.items()):
+        if (y := found.get(where)) is not None:
+            largest = max(x.largest, y.largest)
+            found[where] = Lost(x.lost + y.lost, x.step + y.step, x.led_to + y.led_to, x.eps, largest)
+        else:
+            found[where] = x
+    return found
+
+
+def swallowed(now: Record, lost: Mapping[tuple[str, int, str], Lost]) -> Iterator[Found]:
+    """Parameters or averages of half precision that swallow what is added: more than half of the step is lost.
+
+    In float32 that is what a run that has converged looks like.
+
+    Args:
+        now: this step.
+        lost: of it, from `losses`.
+    """
+    for what in LOW:
+        shares: dict[int, float] = {}
+        for (own, k, _), x in sorted(lost.items()):
+            part = x.lost**0.5 / max(x.step**0.5, torch.finfo(torch.float64).tiny)
+            # Half a unit in the last place of the old value: what may be lost at all.
+            if own == what and part > 0.5 and x.step and x.lost**0.5 <= 2 * x.eps * x.led_to**0.5:
+                shares[k] = max(shares.get(k, 0.0), min(part, 1.0))
+        own = [x for (name, k, _), x in lost.items() if name == what and k in shares]
+        if shares and max(x.largest for x in own) > 0:
+            dtype = str(now.held[min(shares)].after.dtype).removeprefix("torch.")
+            most = max(shares.values())
+            yield Found(what, f"{share(most)} of it is lost to rounding in {dtype}", sorted(shares), most)
 
 
 def eps_lost(now: Record) -> Iterator[Found]:

@@ -222,6 +222,11 @@ class Reference:
         joined = [_joined([picked[k] for k in kind]) for kind in _kinds(picked)]
         return Reference(replace(self.record, held=joined), self.documented)
 
+    @cached_property
+    def allowed(self) -> Bound:
+        """`bound` of the documented step."""
+        return self.bound(self.at)
+
     def bound(self, at: Redone) -> Bound:
         """What rounding can explain of a difference from a reference step.
 

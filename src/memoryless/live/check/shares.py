@@ -1,5 +1,7 @@
 """What a step is made of: present gradient, memory, decay, per tensor and on the whole."""
 
+from collections.abc import Sequence
+
 import torch
 
 from memoryless.live.check.record import Held, Record
@@ -9,8 +11,8 @@ FIRST = "exp_avg", "momentum_buffer", "grad_avg"
 """Buffers whose memory of past gradients enters the step linearly."""
 
 
-def shares(reference: Reference, at: Redone) -> list[dict[str, float]] | None:
-    """Of each tensor's step: <part, step> / |step|^2, which add up to 1; and last of the whole.
+def shares(reference: Reference, at: Redone) -> list[list[float]] | None:
+    """Of each tensor's step: <part, step> of gradient, memory and decay, and |step|^2; and last of the whole.
 
     The step without decay, D_0, and with its first moments emptied too, D_1: decay is D - D_0, memory D_0 - D_1, gradient D_1.
 
@@ -38,16 +40,19 @@ def shares(reference: Reference, at: Redone) -> list[dict[str, float]] | None:
                     h.state[key] = torch.zeros_like(h.state[key])
 
     D0, D1 = reference.redo(bare).thetas, reference.redo(alone).thetas
-    found, whole = [], [0.0, 0.0, 0.0, 0.0]
+    found = []
     for h, full, without, only in zip(record.held, at.thetas, D0, D1, strict=True):
         theta = h.theta.double()
         step = full - theta
-        parts = [float((part * step).sum()) for part in (only - theta, without - only, full - without)]
-        size = float(step.square().sum())
-        whole = [a + b for a, b in zip(whole, [*parts, size], strict=True)]
-        found.append(_named(parts, size))
-    return [*found, _named(whole[:3], whole[3])]
+        found.append([float((part * step).sum()) for part in (only - theta, without - only, full - without, step)])
+    return [*found, [sum(parts) for parts in zip(*found, strict=True)]]
 
 
-def _named(parts: list[float], size: float) -> dict[str, float]:
-    return {name: part / size if size else 0.0 for name, part in zip(("gradient", "memory", "decay"), parts, strict=True)}
+def named(parts: Sequence[float]) -> dict[str, float]:
+    """The shares by their names, which add up to 1.
+
+    Args:
+        parts: of a tensor, from `shares`.
+    """
+    size = parts[3]
+    return {name: part / size if size else 0.0 for name, part in zip(("gradient", "memory", "decay"), parts[:3], strict=True)}

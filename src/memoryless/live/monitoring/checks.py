@@ -1,4 +1,8 @@
-"""Steps of a monitored run judged as `check_step` does, and at a stop, where it is replayed, the gradient too."""
+"""Steps of a monitored run judged as `check_step` does, and at a stop, where it is replayed, the gradient too.
+
+In several processes each notes the step as it is taken, and they judge it together when `Monitor.step` is called after it: of
+sharded parameters the whole step, of copies each its own, and what is wrong with one is told by all.
+"""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -9,16 +13,19 @@ import torch
 from torch.optim import Optimizer
 
 from memoryless.errors import BadInput
-from memoryless.flat import norm
+from memoryless.flat import dot, norm
 from memoryless.live.check import gradients
 from memoryless.live.check.checking import check_step
 from memoryless.live.check.history import BETWEEN
+from memoryless.live.check.judging import Each, alone
 from memoryless.live.check.step_check import Cause, StepCheck
 from memoryless.live.monitoring.log import Record
 from memoryless.live.monitoring.measuring import Present
+from memoryless.live.monitoring.ranks import Here, Ranks
 from memoryless.live.monitoring.replay import Replay, Step
 
 EVERY = "every step"
+UNSEEN = "it was not seen"
 PURE = 0.999
 """What a factor explains where nothing but that factor is between two gradients."""
 
@@ -31,6 +38,7 @@ class Checks:
     Args:
         optimizer: of the run.
         names: of its tensors by id.
+        ranks: the processes.
         when: False for none, True for those at stops, or "every step".
         told: is given each record to be logged.
         note: is told why steps cannot be checked.
@@ -41,6 +49,7 @@ class Checks:
         unchecked: how many could not be.
         off: that were not the documented ones.
         last: the check of the latest step; None where that was not checked.
+        due: whether the processes have yet to judge the latest step together.
 
     Raises:
         BadInput: when is something else.
@@ -50,16 +59,18 @@ class Checks:
         self,
         optimizer: Optimizer,
         names: Mapping[int, str],
+        ranks: Ranks,
         when: Any,
         told: Callable[[Record], object],
         note: Callable[[str], object],
     ):
         if not isinstance(when, bool) and not (isinstance(when, str) and when == EVERY):
             raise BadInput(f"check must be True (at stops), {EVERY!r} or False, got {when!r}")
-        self.every, self._told, self._note = when == EVERY, told, note
+        self.every, self._ranks, self._told, self._note = when == EVERY, ranks, told, note
         self.steps = self.off = self.unchecked = 0
         self.last: StepCheck | None = None
-        self._checking, self._said, self._inside = None, set(), False
+        self._checking, self._said, self._inside, self.due = None, set(), False, False
+        self._judge: str | Callable[[Each], StepCheck] = UNSEEN
         self._said: set[tuple[str, ...]]
         if when:
             try:
@@ -84,7 +95,8 @@ class Checks:
         Args:
             stop: whether the step is a stop's.
         """
-        self.last = None
+        self.last, self._judge = None, UNSEEN
+        self.due = self.on and self._ranks.count > 1 and (stop or self.every)
         if self._checking is not None and self._inside:  # a step that raised
             self._inside = False
             self._checking.end(None)
@@ -99,21 +111,67 @@ class Checks:
         Args:
             step: number of that in the run.
         """
-        if self._checking is None or not self._inside:
+        checking = self._checking
+        if checking is None or not self._inside:
             return
         self._inside = False
-        self._checking.__exit__(None)
-        result = self._checking.result
-        if result is None or not self._checking.stepped:
+        if self.due:
+            checking.end(self._noted)
+            if checking.result is not None and self._judge == UNSEEN:
+                self._judge = checking.result.unchecked
             return
-        self.last = replace(result, step=step)
-        self.steps += self.last.ok is not None
-        if self.last.ok is None:
+        checking.__exit__(None)
+        if checking.result is not None and checking.stepped:
+            self._take(replace(checking.result, step=step))
+
+    def _noted(self, previous: Any) -> StepCheck:
+        assert self._checking is not None
+        self._judge = self._checking.noted(previous)
+        return self._checking.unjudged(UNSEEN)
+
+    def together(self, step: int) -> None:
+        """The processes judge the latest step, where it is `due`.
+
+        Args:
+            step: number of that in the run.
+        """
+        judge, ranks, self.due = self._judge, self._ranks, False
+        assert self._checking is not None
+        try:
+            if ranks.lost:
+                raise BadInput("the processes are no longer at the same step")
+            ranks.agree(Here(step + 1, True, (), judge if isinstance(judge, str) else None))
+            assert not isinstance(judge, str)
+            result = judge(ranks.each) if ranks.sharded else self._of_copies(judge)
+        except Exception as error:  # the run goes on
+            result = self._checking.unjudged(" ".join(str(error).split()) or type(error).__name__)
+        self._take(replace(result, step=step))
+
+    def _of_copies(self, judge: Callable[[Each], StepCheck]) -> StepCheck:
+        """The own step, where every process finds its own to be right; else the first wrong one, else the first unchecked."""
+        own: list[StepCheck] = []
+
+        def wrong() -> StepCheck | None:
+            own.append(judge(alone))
+            return None if own[0].ok else replace(own[0], _shares=None)
+
+        wrongs = {rank: found for rank, found in enumerate(self._ranks.each(wrong)) if found is not None}
+        if not wrongs:
+            return own[0]
+        first = min(wrongs, key=lambda rank: (wrongs[rank].ok is None, rank))
+        where = () if len(wrongs) == self._ranks.count else (f"in process {', '.join(map(str, wrongs))} alone",)
+        return replace(wrongs[first], notes=(*wrongs[first].notes, *where))
+
+    def _take(self, check: StepCheck) -> None:
+        """Count it, and tell what is to be told of it."""
+        self.last = check
+        self.steps += check.ok is not None
+        if check.ok is None:
             self.unchecked += 1
-            self._note(f"step {step:,} could not be checked: {self.last.unchecked}")
-        if BETWEEN in self.last.notes:
-            self._note(f"before step {step:,} the {BETWEEN}")
-        self.tell(self.last)
+            self._note(f"step {check.step:,} could not be checked: {check.unchecked}")
+        if BETWEEN in check.notes:
+            self._note(f"before step {check.step:,} the {BETWEEN}")
+        self.tell(check)
 
     def tell(self, check: StepCheck) -> None:
         """Log a broken step and warn of it, once for the same likeliest cause.
@@ -128,7 +186,7 @@ class Checks:
         if what in self._said:
             return
         self._said.add(what)
-        logger.warning(check.verdict)
+        logger.log(logging.DEBUG if self._ranks.rank else logging.WARNING, check.verdict)
         found = check.as_dict()
         keys = "step", "ok", "verdict", "reference", "causes", "tensors", "notes"
         self._told({"kind": "check"} | {key: found[key] for key in keys})
@@ -199,14 +257,12 @@ def of_gradient(replay: Replay, present: Present, step: Step | None) -> tuple[li
     def change(x: gradients.Gradients) -> gradients.Gradients:
         return [None if t is None else replay.transformed(t.to(theta)) for t in x]
 
-    # Of a part of theta what a loop does to the whole gradient is not tried further.
-    known = replay.ranks.sharded and replay.transforms
-    found = [] if known else gradients.causes([gradient], expected, change, [gradient], None, replay.ranks.count, None)
+    found = gradients.causes([gradient], expected, change, [gradient], None, replay.ranks.count, None)
     text = f"it is not that of the batch, {gap / max(float(norm(want)), 1e-300):.2g} of its norm off"
     unknown = Cause("another gradient", text, ("all",), 0.0)
     causes = list({name: Cause(name, text, ("all",), share) for name, text, share in reversed(found)}.values())[::-1]
     if causes and causes[0].name == "gradient clipped" and causes[0].explains > PURE and not replay.transforms:
-        c = float((want * gradient).sum() / want.square().sum())  # of this process's part the same
+        c = float(dot(want, gradient) / dot(want, want))
         return [], f"it is {c:.4g} times that of the batch; where the loop clips it, give gradient=, what it does to that"
     return causes or [unknown], ""
 

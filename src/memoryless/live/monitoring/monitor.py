@@ -39,6 +39,8 @@ BETAS = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99), (0.8, 0.9, 0.95, 0.98, 0.99, 0.9
 """Axes of the map."""
 PROBED = 4
 """Batches at the head of a run that the measures are of, where no others are given."""
+ALIKE = "every", "budget", "coordinates", "betas", "replays", "seed", "check"
+"""What the processes of a run must be given alike."""
 SETTLED = 200
 """Steps after which it is looked at what watching takes."""
 READ = 1e-8
@@ -76,7 +78,8 @@ class Monitor:
         start: steps that the run has behind it where watching begins; default what the optimizer has counted there.
         seed: of the draws.
         check: whether steps are judged as `check_step` does: True those at stops, with their gradients, "every step" all. A
-            broken one is logged and warned of, once for the same cause; shares of the steps at stops are logged.
+            broken one is logged and warned of, once for the same cause; shares of the steps at stops are logged. In several
+            processes all are told of the same.
 
     Attributes:
         stops: the records of this process's stops, as they are logged.
@@ -129,8 +132,15 @@ class Monitor:
         self._ranks = Ranks()
         # What a process does by itself holds no conversation: one that fails in it would leave the others talking to none.
         self._ranks.together(self._require)
+        shadows = [getattr(method, "name", type(method).__name__) for method in self.shadows or ()]
+        given = {name: getattr(self, name) for name in ALIKE} | {"measures": self._names, "shadows": shadows}
+        self._ranks.require_alike(given)
         parts = self._ranks.told(self._layout.d)
-        self._ranks.together(lambda: self._set_up(parts))
+        self._sample = self._ranks.together(lambda: self._sampled(self._layout, parts))
+        sampled = self._ranks.told(len(self._sample))
+        of = sum if self._ranks.sharded else max
+        self._d, self._coordinates = of(parts), of(sampled)
+        self._ranks.together(self._set_up)
 
     def _require(self) -> None:
         self._require_arguments()
@@ -149,9 +159,8 @@ class Monitor:
         if not {id(p) for group in optimizer.param_groups for p in group["params"]} & set(layout.used):
             raise BadInput("the optimizer holds none of the model's trainable parameters; build both from the same model")
 
-    def _set_up(self, parts: Sequence[int]) -> None:
-        optimizer, layout = self._optimizer, self._layout
-        sample = self._sample = self._sampled(layout, parts)
+    def _set_up(self) -> None:
+        optimizer, layout, sample = self._optimizer, self._layout, self._sample
         subjects = self._subjects = Subjects(optimizer, layout, list(self.shadows or ()), self.betas)
         gradients = self.replays + 1 + 4 * len(self.measures) * PROBED
         self._schedule = Schedule(self.every, self.budget, gradients)
@@ -163,7 +172,7 @@ class Monitor:
         if subjects.unknown is not None:
             self._say(f"{subjects.unknown}: its own memory is not measured, only shadows")
         names = {id(p): name for name, p in self._model.named_parameters()}
-        self._checks = Checks(optimizer, names, self.check, lambda record: self._sinks.write(record), self._say)
+        self._checks = Checks(optimizer, names, self._ranks, self.check, lambda record: self._sinks.write(record), self._say)
         self._sinks = Sinks(None if self._ranks.rank else self.log, self._head(), self._say)  # one log
 
     def _sampled(self, layout: Layout, parts: Sequence[int]) -> Sample:
@@ -194,6 +203,10 @@ class Monitor:
         if isinstance(self.measures, str) or not len(self.measures):
             raise BadType(f"measures must be a sequence such as ['gradient_1_norm'], got {self.measures!r}")
 
+    @property
+    def _names(self) -> list[str]:
+        return [m if isinstance(m, str) else getattr(m, "__name__", type(m).__name__) for m in self.measures]
+
     def _head(self) -> Record:
         methods = " and ".join(str(method) for _, (method, _) in self._subjects.groups)
         return {
@@ -201,9 +214,9 @@ class Monitor:
             "format": 1,
             "optimizer": type(self._optimizer).__name__,
             "method": methods or type(self._optimizer).__name__,
-            "d": self._layout.d,
-            "measures": [m if isinstance(m, str) else getattr(m, "__name__", type(m).__name__) for m in self.measures],
-            "coordinates": len(self._sample),
+            "d": self._d,
+            "measures": self._names,
+            "coordinates": self._coordinates,
             "replays": self.replays,
             "every": self.every,
             "budget": self.budget,
@@ -370,7 +383,7 @@ class Monitor:
         if self.every is None and share > self.budget and not self._checks.every:
             self._say(
                 f"watching takes {share:.0%} of these steps, stops not counted, and the budget is {self.budget:.0%}: give "
-                f"fewer coordinates= than {len(self._sample):,}, or betas=None for no map"
+                f"fewer coordinates= than {self._coordinates:,}, or betas=None for no map"
             )
 
     def _told(self, batch: Any, more: Sequence[Any]) -> Record | None:
@@ -386,6 +399,8 @@ class Monitor:
             self._probe += batches[: PROBED - len(self._probe)]
         stepped, upcoming = watching.stepped, watching.told(batches)
         try:
+            if stepped and self._checks.due:
+                self._checks.together(watching.step - 1)
             if upcoming is not None and not self._ranks.lost:
                 return self._measure(upcoming)
             if unread is not None:

@@ -6,11 +6,11 @@ each process has its part of everything.) Double backward is not supported throu
 that gradients are taken of the module inside it.
 
 What differs between processes could keep one of them waiting for ever: whether a stop is paid for, a batch that cannot be had
-again. So each stop begins with an agreement, and with every gradient goes whether a process could not take it. They talk in a
-group of their own: what the training sends is never taken for what the monitor does.
+again. So each stop, and each step that is checked, begins with an agreement, and with every gradient goes whether a process
+could not take it. They talk in a group of their own: what the training sends is never taken for what the monitor does.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any, NamedTuple, TypeVar
 
@@ -137,6 +137,35 @@ class Ranks:
         result, error = _tried(action)
         self._require(self.told(error))
         return result  # type: ignore[return-value]
+
+    def each(self, action: Callable[[], T]) -> list[T]:
+        """What every process finds by itself, by rank; if one cannot, none goes on.
+
+        Args:
+            action: local; what it finds is small.
+
+        Raises:
+            BadInput: one of them could not, in its own words.
+        """
+        if self._group is None:
+            return [action()]
+        every = self.told(_tried(action))
+        self._require([error for _, error in every])
+        return [found for found, _ in every]  # type: ignore[misc]
+
+    def require_alike(self, given: Mapping[str, Any]) -> None:
+        """What every process must be given alike: one that measures something else would wait for answers to other questions.
+
+        Args:
+            given: argument -> its value, as this process has it.
+
+        Raises:
+            BadInput: one that differs.
+        """
+        every = self.told({name: repr(value)[:80] for name, value in given.items()})
+        for name in given:
+            if len(set(values := [each[name] for each in every])) > 1:
+                raise BadInput(f"{name}= must be the same in each process, got {', '.join(values)}")
 
     def _require(self, errors: list[str | None]) -> None:
         said = [(rank, error) for rank, error in enumerate(errors) if error is not None]
