@@ -54,10 +54,10 @@ class Run:
 
 
 def stop() -> dict[str, float]:
-    """Ten steps, a stop at the last of them: its processor time in plain steps, and the process's peak in GiB."""
+    """Eleven steps, a stop before the last of them: its processor time in plain steps, and the process's peak in GiB."""
     run = Run(every=[10], replays=REPLAYS)
     plain = []
-    for _ in range(9):
+    for _ in range(10):
         start = time.process_time()
         run.steps(1)
         plain.append(time.process_time() - start)
@@ -82,7 +82,8 @@ def main() -> None:
         "step_ratio_in_all": sum(seconds["monitored"]) / sum(seconds["plain"]),
     }
     del plain, watched
-    found |= json.loads(subprocess.run([sys.executable, __file__, "stop"], check=True, capture_output=True).stdout)
+    print(found, flush=True)
+    found |= json.loads(subprocess.run([sys.executable, __file__, "stop"], check=True, stdout=subprocess.PIPE).stdout)
     show("GPT-2 monitored", ["what", "value"], [[name, f"{value:.4g}"] for name, value in found.items()])
     save("large_monitor", found)
 
