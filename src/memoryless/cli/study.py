@@ -18,7 +18,8 @@ class Study:
     """Does memory cause it? All else held, memory's effect alone is turned; hypotheses and tests are fixed before the run.
 
     dial: gradient 1-norm, sharpness, test loss and accuracy at equal training loss, of AdamW with memory cancelled, halved, as
-    it is, half more, doubled; beside them placebos and learning rates that are as fast. Two small networks, full batch.
+    it is, half more, doubled; beside them placebos and learning rates that are as fast. Two small networks and a CNN with wrong
+    labels, full batch and with batches of 32, and a GPT with batches of 32.
     """
 
     study: Annotated[Literal["dial"], tyro.conf.Positional]

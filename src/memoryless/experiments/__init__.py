@@ -6,10 +6,11 @@ It may import every room but `report` and `cli`. In reading order:
 * `images`: handwritten digits from scikit-learn, the Hugging Face hub or a folder.
 * `fig1`: the paper's Fig. 1: how far the memoryless iterations stray from the optimizer.
 * `figure`: what every other figure is made of: settings, runs that are kept, claims with the test that judges them.
-* `training`: full-batch training of many small networks at once, or of one large network.
+* `training`: training of many small networks at once, full batch or along mini-batches, or of one large network.
 * `fig2a`: Fig. 2a and 3: generalization of images' networks at equal training loss against beta_2.
 * `fig2b`: Fig. 2b and 4: perplexity of language models against beta_2.
 * `dial_study`: memory's effect alone turned, all else held: is it memory that causes it?
+* `dial_arms`: what that study runs: networks, data, memory dialled full batch and along mini-batches.
 * `text`: words of Python's documentation, or of WikiText-2.
 * `fig5`: Fig. 5 and 6: how sharp Adam lets the loss become, against the threshold of stability.
 * `batch_sharpness`: where momentum lets the sharpness settle, a claim of another paper.

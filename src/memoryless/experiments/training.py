@@ -1,4 +1,4 @@
-"""Full-batch training of many small networks at once, or of one large network, to a training loss or to a validation loss.
+"""Training of many small networks at once, or of one large network, to a training loss or to a validation loss.
 
 The method's momentum form acts coordinate by coordinate, so that parameters and memories of n networks are rows of one matrix
 and one update moves all of them; where the network is small, one call finds all gradients.
@@ -6,6 +6,7 @@ and one update moves all of them; where the network is small, one call finds all
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -36,6 +37,23 @@ class Rule(Protocol):
         ...
 
 
+class BatchRule(Protocol):
+    """How networks are trained along mini-batches by what may need a step's gradient at other points, too."""
+
+    @property
+    def lr(self) -> float:
+        """The step size."""
+        ...
+
+    def init(self, theta: Tensor) -> State:
+        """Empty memory, for theta of shape (n, d)."""
+        ...
+
+    def update(self, state: State, gradient: Tensor, theta: Tensor, again: Callable[[Tensor], Tensor]) -> tuple[State, Tensor]:
+        """The next state and the update, (n, d); `again` gives the gradients of the same batches elsewhere."""
+        ...
+
+
 class Networks:
     """L at several parameter vectors of one architecture, full batch: the mean over batches of equal size.
 
@@ -60,6 +78,7 @@ class Networks:
         self._value = value
         each = torch.func.grad_and_value(value)
         self._mapped = torch.func.vmap(each, in_dims=(0, None), chunk_size=TOGETHER)
+        self._apart = torch.func.vmap(each, in_dims=(0, 0), chunk_size=TOGETHER)
 
     def at(self, thetas: Tensor) -> tuple[Tensor, Tensor]:
         """Losses (n,) and gradients (n, d).
@@ -77,13 +96,25 @@ class Networks:
             values += value / len(self.batches)
         return values, gradients
 
-    def _one(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+    def each_at(self, thetas: Tensor, batches: Batch) -> Tensor:
+        """Gradients (n, d), every network's of a batch of its own.
+
+        Args:
+            thetas: shape (n, d).
+            batches: of n networks, along the first dimension.
+        """
+        if self.together:
+            return self._apart(thetas, batches)[0]
+        return torch.stack([self._one(theta, [batch])[1] for theta, *batch in zip(thetas, *batches, strict=True)])
+
+    def _one(self, theta: Tensor, batches: Sequence[Any] | None = None) -> tuple[Tensor, Tensor]:
         self.put(theta)
+        batches = self.batches if batches is None else batches
         parameters, total = self.layout.tensors, theta.new_zeros(())
         for p in parameters:
             p.grad = None
-        for batch in self.batches:
-            value = self.criterion(self.model, batch) / len(self.batches)
+        for batch in batches:
+            value = self.criterion(self.model, batch) / len(batches)
             value.backward()
             total += value.detach()
         return total, flat(torch.zeros_like(p) if p.grad is None else p.grad for p in parameters)
@@ -183,6 +214,72 @@ def train_to(networks: Networks, method: Rule, thetas: Tensor, target: float, li
         last = thetas, values
         state, F = method.update(state, gradients, thetas)
         thetas = thetas - method.lr * F
+    return Reached(met, steps)
+
+
+def shuffled(count: int, size: int, seed: int) -> Iterator[Tensor]:
+    """The samples of each step's batch, (size,): a new order each epoch, what is left over after its last batch left out.
+
+    Args:
+        count: samples.
+        size: of a batch, at most count.
+        seed: of the orders.
+    """
+    random = torch.Generator().manual_seed(seed)
+    while True:
+        yield from torch.randperm(count, generator=random)[: count // size * size].split(size)
+
+
+@dataclass(frozen=True)
+class Batches:
+    """How mini-batches are drawn, and how often all samples are looked at.
+
+    Attributes:
+        size: samples of a batch.
+        seeds: of the orders, of each network its own.
+        every: steps from one look at the whole training loss to the next.
+    """
+
+    size: int
+    seeds: Sequence[int]
+    every: int
+
+
+def train_along(networks: Networks, rule: BatchRule, thetas: Tensor, batches: Batches, target: float, limit: int) -> Reached:
+    """Train along mini-batches until the whole training loss is seen at or below a target, each network for itself.
+
+    The loss of all samples is looked at every few steps. Networks are compared where it is first seen at or below the target,
+    with no interpolation: between two iterates of noisy steps lies no path that was walked.
+
+    Args:
+        networks: the loss, of one physical batch.
+        rule: the optimizer, elementwise.
+        thetas: starts, shape (n, d).
+        batches: their size and order.
+        target: training loss.
+        limit: steps at most.
+
+    Returns:
+        The points, and the steps taken until them.
+    """
+    ((inputs, targets),) = networks.batches
+    orders = [shuffled(len(inputs), batches.size, seed) for seed in batches.seeds]
+    met, steps = torch.full_like(thetas, torch.nan), torch.full((len(thetas),), -1)
+    rows, state = torch.arange(len(thetas)), rule.init(thetas)
+    for n in range(limit + 1):
+        if n % batches.every == 0:
+            values = networks.losses(thetas, networks.batches)
+            done = values <= target
+            met[rows[done]], steps[rows[done]] = thetas[done], n
+            left = ~done & values.isfinite()
+            rows, thetas = rows[left], thetas[left]
+            state = State(state.n, tuple(s[left] for s in state.sums))
+        if n == limit or not len(rows):
+            break
+        chosen = torch.stack([next(order) for order in orders])[rows]
+        at = partial(networks.each_at, batches=(inputs[chosen], targets[chosen]))
+        state, F = rule.update(state, at(thetas), thetas, at)
+        thetas = thetas - rule.lr * F
     return Reached(met, steps)
 
 
