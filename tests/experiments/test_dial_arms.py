@@ -103,7 +103,7 @@ def trained(target: float, limit: int, every: int) -> tuple[list[Tensor], list[P
     networks = Networks(problems[0].model, cross_entropy, problems[0].batches)
     starts = torch.stack([problem.loss.theta for problem in problems])
     reached = train_along(networks, arms.Carried(METHOD, 0.0), starts, Batches(8, (5, 6), every), target, limit)
-    paths = []
+    paths, problems = [], two()  # the first model has been moved
     for problem, seed in zip(problems, (5, 6), strict=True):
         ((inputs, targets),), own, path = problem.batches, torch_adamw(problem), [problem.loss.theta.clone()]
         for chosen in itertools.islice(shuffled(30, 8, seed), limit):
@@ -116,9 +116,9 @@ def trained(target: float, limit: int, every: int) -> tuple[list[Tensor], list[P
 
 
 def test_networks_are_compared_where_the_whole_loss_is_first_seen_at_the_target():
-    paths, problems, reached = trained(2.1, 100, 5)
+    paths, problems, reached = trained(2.2, 150, 5)
     for path, problem, theta, step in zip(paths, problems, reached.thetas, reached.steps.tolist(), strict=True):
-        assert step == 5 * next(i for i, there in enumerate(path[::5]) if float(problem.loss(there)) <= 2.1)
+        assert step == 5 * next(i for i, there in enumerate(path[::5]) if float(problem.loss(there)) <= 2.2)
         torch.testing.assert_close(theta, path[step], rtol=1e-10, atol=1e-12)
     assert reached.steps[0] != reached.steps[1]
 

@@ -14,14 +14,16 @@ from memoryless.report.claims import picture
 def made(effect: float, rival: float, lost: bool = False) -> list[Found]:
     """Numbers of four seeds, whose 1-norm grows by `effect` from s = -1 to s = 1, in the other arms by `rival`.
 
-    Of the last seed s = -0.5 and 0.5 are exchanged: ranks that were all alike would have no spread.
+    The test loss rises by 0.1 at s = 1, in the other arms by a fifth of `rival`. Of the last seed s = -0.5 and 0.5 are exchanged: ranks that were all alike would have no spread.
     """
     own, found = np.array([1.0, 2.0, 3.0, 4.0]), []
     for setting in study.settings("small", None, 4):
         rate = effect if setting.arm == "dial" else rival
         strength = np.array([1, 1, 1, -1 if abs(setting.strength) == 0.5 else 1]) * setting.strength
         norms = own * np.exp(rate * (1 + 0.01 * own) * strength / 2)
-        rest = {name: (own + 0.1 * setting.strength * (1 + 0.1 * own)).tolist() for name in study.KEPT}
+        share = 0.1 if setting.arm == "dial" else 0.2 * rival
+        rest = {name: (own + share * setting.strength * (1 + 0.1 * own)).tolist() for name in study.KEPT}
+        rest["training_loss"] = (own * np.exp((rival + 0.01) * setting.strength * (1 + 0.01 * own))).tolist()
         missing = [None if lost and setting.strength == 1.0 and k == 2 else x for k, x in enumerate(norms.tolist())]
         found.append(Found(setting, rest | {"gradient_1_norm": missing, "steps": [1, 1, 1, 1]}))
     return found
@@ -32,9 +34,10 @@ def test_verdicts_are_those_of_numbers_made_for_them():
     assert words[study.CLAIMS["gradient_1_norm"]] == words[study.DOSE] == words[study.RIVALS["lr"]] == "yes"
     assert words[study.CLAIMS["test_accuracy"]] == words[study.AS_IT_IS["test_accuracy"]] == "no"
     assert words[study.AS_IT_IS["gradient_1_norm"]] == "yes"
-    assert words[study.MOVED["placebo"]] == words[study.EQUAL] == "no"  # all arms move the test loss and the training loss
+    assert words[study.MOVED["placebo"]] == words[study.MOVED["lr"]] == words[study.EQUAL] == "yes"
     words = {v.claim: v.word for v in study.verdicts(made(-0.4, 0.3))}
     assert words[study.CLAIMS["gradient_1_norm"]] == words[study.DOSE] == words[study.RIVALS["placebo"]] == "no"
+    assert words[study.MOVED["placebo"]] == words[study.MOVED["lr"]] == words[study.EQUAL] == "no"
 
 
 def test_only_seeds_that_reached_the_target_in_every_arm_are_compared():

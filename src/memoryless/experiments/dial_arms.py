@@ -128,23 +128,18 @@ class Carried:
         if not self.strength:
             return after, u
         M, there = state.sums[count:-1], state.sums[-1]
-        M = self._moved(M, state.n, gradient, theta, again(there), there) if state.n else M
-        M = [b * x + v.g(gradient, theta) for v, b, x in zip(self.method.variables, self._decays, M, strict=True)]
-        kept = State(after.n, (*after.sums, *M, theta))
+        now = [v.g(gradient, theta) for v in self.method.variables]
         if not state.n:
-            return kept, u
-        m = []
-        for v, b, x, own in zip(self.method.variables, self._decays, M, after.sums, strict=True):
-            mean = kernel.total(v, state.n) / _mass(b, after.n) * x
-            m.append(torch.maximum(mean, FLOOR * v.weight(state.n) * own) if v.has_memory and nonnegative(v) else mean)
-        return kept, u + self.strength * permuted(u - self.method.readout(m, theta), self.coordinates)
-
-    def _moved(
-        self, M: tuple[Tensor, ...], n: int, gradient: Tensor, theta: Tensor, previous: Tensor, there: Tensor
-    ) -> tuple[Tensor, ...]:
-        """M + S d of each variable."""
-        rows = zip(self.method.variables, self._decays, M, strict=True)
-        return tuple(x + _mass(b, n) * (v.g(gradient, theta) - v.g(previous, there)) for v, b, x in rows)
+            return State(after.n, (*after.sums, *now, theta)), u
+        previous, m, moved = again(there), list[Tensor](), list[Tensor]()
+        for v, b, x, g, own in zip(self.method.variables, self._decays, M, now, after.sums, strict=True):
+            x = torch.add(x, g - v.g(previous, there), alpha=_mass(b, state.n)).mul_(b).add_(g)
+            mean = x * (kernel.total(v, state.n) / _mass(b, after.n))
+            floored = v.has_memory and nonnegative(v)
+            m.append(torch.maximum(mean, own * (FLOOR * v.weight(state.n))) if floored else mean)
+            moved.append(x)
+        term = permuted(u - self.method.readout(m, theta), self.coordinates)
+        return State(after.n, (*after.sums, *moved, theta)), torch.add(u, term, alpha=self.strength)
 
 
 def _mass(decay: float, n: int) -> float:
