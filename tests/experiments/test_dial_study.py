@@ -14,7 +14,8 @@ from memoryless.report.claims import picture
 def made(effect: float, rival: float, lost: bool = False) -> list[Found]:
     """Numbers of four seeds, whose 1-norm grows by `effect` from s = -1 to s = 1, in the other arms by `rival`.
 
-    The test loss rises by 0.1 at s = 1, in the other arms by a fifth of `rival`. Of the last seed s = -0.5 and 0.5 are exchanged: ranks that were all alike would have no spread.
+    The test loss rises by 0.1 at s = 1, in the other arms by a fifth of `rival`. Of the last seed s = -0.5 and 0.5 are
+    exchanged: ranks that were all alike would have no spread.
     """
     own, found = np.array([1.0, 2.0, 3.0, 4.0]), []
     for setting in study.settings("small", None, 4):
