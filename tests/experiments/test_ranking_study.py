@@ -1,5 +1,6 @@
 """The study of rankings: its runs against torch's own, tau against counted pairs, its tests on numbers made for them."""
 
+import itertools
 import json
 from itertools import combinations
 from pathlib import Path
@@ -13,9 +14,10 @@ from memoryless.cli.main import main
 from memoryless.corrections.sequences import random_order
 from memoryless.errors import BadInput
 from memoryless.experiments import ranking_study as study
+from memoryless.experiments.along_batches import Plain, train_along
 from memoryless.experiments.figure import Figure, Found, experiment
 from memoryless.experiments.problems import cross_entropy, digits_mlp
-from memoryless.experiments.training import Networks, train_along
+from memoryless.experiments.training import Networks
 from memoryless.live import loop
 from memoryless.loss.batches import cut
 from memoryless.report.claims import picture
@@ -26,10 +28,11 @@ def test_many_networks_along_their_own_batches_are_torchs_runs(size: int | None)
     problems = [digits_mlp(seed, width=4, count=30) for seed in (0, 1)]
     (whole,) = problems[0].batches
     batches = [whole] if size is None else cut(whole, size)
-    networks = Networks(digits_mlp(0, width=4).model, cross_entropy, batches)
+    networks = Networks(digits_mlp(0, width=4).model, cross_entropy, [whole])
     orders = torch.stack([torch.from_numpy(random_order(len(batches), 20, np.random.default_rng(seed))) for seed in (0, 1)])
     starts, target = torch.stack([p.loss.theta for p in problems]), 2.28
-    passed = train_along(networks, ml.AdamW(1e-2, (0.5, 0.99), 1e-6, 0.0), starts, orders, target, 2)
+    rule, samples = Plain(ml.AdamW(1e-2, (0.5, 0.99), 1e-6, 0.0)), torch.arange(30).view(len(batches), -1)
+    passed = train_along(networks, rule, starts, samples[orders].transpose(0, 1), target, 2, to_the_end=True)
     for k, problem in enumerate(problems):
         own, loss = torch.optim.AdamW(problem.model.parameters(), 1e-2, (0.5, 0.99), 1e-6, 0.0), problem.loss
         seen: list[tuple[int, torch.Tensor]] = []
@@ -48,7 +51,8 @@ def test_many_networks_along_their_own_batches_are_torchs_runs(size: int | None)
 def test_a_target_that_is_not_met_leaves_no_point():
     problem = digits_mlp(0, width=4, count=30)
     networks = Networks(problem.model, cross_entropy, problem.batches)
-    passed = train_along(networks, ml.AdamW(), problem.loss.theta[None], torch.zeros(1, 3, dtype=torch.int64), 0.0, 1)
+    samples = torch.arange(30).expand(3, 1, 30)
+    passed = train_along(networks, Plain(ml.AdamW()), problem.loss.theta[None], samples, 0.0, 1, to_the_end=True)
     assert passed.steps.tolist() == [-1]
     assert passed.thetas.isnan().all()
     assert passed.last.isfinite().all()
@@ -167,7 +171,9 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
 def test_the_map_is_of_the_batches_that_the_runs_take():
     one = study.Setting("plain", 8, "run", study.LIVE, 1e-3, 500, (6000, 6001))
     drawn = [random_order(36, 25, np.random.default_rng((seed, 8))) for seed in one.seeds]
-    assert study.orders(one, 36)[:, :25].tolist() == np.stack(drawn).tolist()
+    taken = torch.stack(list(itertools.islice(study.orders(one), 25)))  # (steps, seeds, samples)
+    assert (taken // 8 == torch.from_numpy(np.stack(drawn)).T[:, :, None]).all()
+    assert (taken % 8 == torch.arange(8)).all()
 
 
 def test_it_has_one_scale(capsys: pytest.CaptureFixture[str]):

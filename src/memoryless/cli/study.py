@@ -19,7 +19,7 @@ class Study:
 
     dial: all else held, memory's effect alone is turned; gradient 1-norm, sharpness, test loss and accuracy at equal training
     loss, of AdamW with memory cancelled, halved, as it is, half more, doubled; beside them placebos and learning rates that are
-    as fast. Two small networks, full batch.
+    as fast. Two small networks and a CNN with wrong labels, full batch and with batches of 32, and a GPT with batches of 32.
 
     ranking: does one run's map of memory's effect, after 5 % of its steps, rank 15 pairs of betas as their own finished runs
     do, and better than rules that need no run? Kendall's tau by test accuracy and test loss at equal training loss and by the

@@ -6,11 +6,13 @@ It may import every room but `report` and `cli`. In reading order:
 * `images`: handwritten digits from scikit-learn, the Hugging Face hub or a folder.
 * `fig1`: the paper's Fig. 1: how far the memoryless iterations stray from the optimizer.
 * `figure`: what every other figure is made of: settings, runs that are kept, claims with the test that judges them.
-* `training`: training of many small networks at once, or of one large network.
+* `training`: full-batch training of many small networks at once, or of one large network.
+* `along_batches`: training of many small networks at once along mini-batches, each in its own order.
 * `beta_2`: AdamW against beta_2 with Lion beside it, as Fig. 2a to 4 show them.
 * `fig2a`: Fig. 2a and 3: generalization of images' networks at equal training loss against beta_2.
 * `fig2b`: Fig. 2b and 4: perplexity of language models against beta_2.
 * `dial_study`: memory's effect alone turned, all else held: is it memory that causes it?
+* `dial_arms`: what that study runs: networks, data, memory dialled full batch and along mini-batches.
 * `ranking_study`: does one run's map of memory's effect rank other betas as their own finished runs do?
 * `text`: words of Python's documentation, or of WikiText-2.
 * `fig5`: Fig. 5 and 6: how sharp Adam lets the loss become, against the threshold of stability.

@@ -1,79 +1,86 @@
-"""Does memory cause it? Optimizer, betas, learning rate, data and starts held, memory's effect alone turned by the dial.
+"""Does memory cause it? Optimizer, betas, learning rate, data, their order and starts held, memory's effect alone turned.
 
     theta[n+1] = theta[n] - lr (u[n] + s (u[n] - F[n](theta[n]))),       s = -1 without memory, 0 as it is, 1 doubled
 
-u[n] is the optimizer's own update and F[n] the one it would have made had the iterate never moved; full batch, so that both are
-known exactly (`live.dial`). https://arxiv.org/abs/2502.02132 says that the memory of AdamW (0.9, 0.999) anti-regularizes: at
-equal training loss the gradient's 1-norm should rise with s, and with it the test loss.
+u[n] is the optimizer's own update and F[n] the one it would have made had the iterate never moved. Full batch both are known
+exactly; along mini-batches F is that of memories carried to the present point (`dial_arms`), as users have it (`live.dial`).
+https://arxiv.org/abs/2502.02132 says that the memory of AdamW (0.9, 0.999) anti-regularizes full batch: at equal training loss
+the gradient's 1-norm should rise with s, and with it the test loss. https://arxiv.org/abs/2602.01642 says that with small
+batches the sign turns. One set of claims stands for both: with batches of 32 "no" is what the second paper says.
 
-Two networks of `fig2a`: the residual one, in which the sign of beta_2 that the paper tells was seen, and the plain one, in
-which it was seen reversed. Does the dial reverse there, too? Beside the dial stand a placebo, the same term with its
-coordinates permuted within each tensor, and the undialled optimizer at two other learning rates, at which the training loss
-falls in as many steps as with s = -1 and s = 1 (found on other seeds, from the numbers of steps alone): what any change of such
-a size does.
+Four networks. Of `fig2a` the residual one, in which the sign of beta_2 that the paper tells was seen, and the plain one, in
+which it was seen reversed: does the dial reverse there, too? A small CNN of whose training labels 20 % are wrong, and a small
+GPT. Beside the dial stand a placebo, the same term with its coordinates permuted within each tensor, and the undialled
+optimizer at two other learning rates, at which the training loss falls in as many steps as with s = -1 and s = 1 (found on
+other seeds, from the numbers of steps alone): what any change of such a size does.
 
-The tests are differences within a seed. A first run on the seeds from 3,000 on asked of s = 1 against s = -1 alone, and all
-that it found lay above s = 0: with half as much memory more the path oscillates, and its gradient is five times as large.
-Therefore memory as it is, s = 0, against none is asked, too (`AS_IT_IS`), and all arms were run anew on the seeds from 4,000
-on, which had not been looked at; all tests were fixed before that run.
+Equal training loss: full batch the point between two iterates; along mini-batches, whose path between two iterates is none, the
+first iterate of every fifth at which the loss of all samples is at or below the target (`EQUAL` asks whether that is equal).
+The residual network keeps its learning rate with batches of 32 (at three times that it oscillated without memory), the plain
+one takes twice, for the time that it needs. For the time, too, the GPT's text is cut to 128 windows of 16 words, and it has 8
+seeds in place of 16.
+
+The tests are differences within a seed. A first run of the two networks of `fig2a`, full batch, on the seeds from 3,000 on
+asked of s = 1 against s = -1 alone, and all that it found lay above s = 0: with half as much memory more the path oscillates,
+and its gradient is five times as large. Therefore memory as it is, s = 0, against none is asked, too (`AS_IT_IS`), and all arms
+were run anew on the seeds from 4,000 on, which had not been looked at; all tests were fixed before that run. In that one
+placebos moved the plain network's test loss as much as the dial. Therefore the other networks and the batches of 32 came with
+tests of that (`MOVED`), on seeds from 5,000 on; they are asked where nothing had been looked at, not of those two.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from scipy import stats
-from torch import Tensor
 
-from memoryless.corrections.history import frozen
 from memoryless.errors import BadInput
 from memoryless.experiments import fig2a
+from memoryless.experiments.dial_arms import MEASURES, Setting, run
 from memoryless.experiments.figure import Cell, Claim, Experiment, Found, Line, Numbers, Panel, Verdict
-from memoryless.experiments.problems import cross_entropy
-from memoryless.experiments.training import Networks, Rule, train_to
-from memoryless.flat import Layout
-from memoryless.loss.loss import Loss
-from memoryless.loss.point import Point
-from memoryless.loss.top_eigenvalue import TopEigenvalue
-from memoryless.methods.catalogue import AdamW
-from memoryless.methods.method import Method, State
 
 
-class Setting(NamedTuple):
-    """One arm on one network, for all seeds of the task."""
+class Place(NamedTuple):
+    """A network with its batches, and what all its arms share."""
 
     kind: str
-    arm: str
-    """"dial", "placebo" or "lr"."""
-    strength: float
+    batch: int | None
     lr: float
-    seeds: tuple[int, ...]
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-6
+    faster: Mapping[float, float]
+    """Learning rates over `lr` at which the undialled optimizer takes as many steps as at these strengths."""
+    first: int = 5000
+    """Of the seeds, the first."""
     target: float = 0.05
-    """The training loss at which networks are compared."""
     limit: int = 6000
-    """Steps at most."""
+    every: int = 1
+    many: int = 16
+    """Seeds."""
 
 
-LR = 1e-4
+KINDS = fig2a.KINDS | {"cnn": "CNN, 20 % of labels wrong", "gpt": "GPT"}
+PLACES = (
+    Place("residual", None, 1e-4, {-1.0: 1.713, 1.0: 0.266}, 4000),
+    Place("plain", None, 1e-4, {-1.0: 0.909, 1.0: 0.502}, 4000),
+    Place("cnn", None, 1e-3, {-1.0: 0.467, 1.0: 0.351}, target=0.8, limit=2000),
+    Place("residual", 32, 1e-4, {-1.0: 1.422, 1.0: 0.338}, every=5),
+    Place("plain", 32, 2e-4, {-1.0: 0.770, 1.0: 0.567}, limit=10_000, every=5),
+    Place("cnn", 32, 5e-4, {-1.0: 0.735, 1.0: 1.361}, target=0.8, every=5),
+    Place("gpt", 32, 5e-4, {-1.0: 1.146, 1.0: 0.719}, target=3.6, limit=1500, every=5, many=8),
+)
+"""Chosen from numbers of steps and training losses, of the first two on the seeds 1,000 to 1,007 (at s = -1, 0 and 1 267, 445
+and 1,567 steps of the residual network, 1,143, 1,039 and 2,071 of the plain one), of the others on the seeds 1,000 and 1,001:
+337, 172 and 439 steps of the CNN full batch; with batches of 32 578, 810 and 2,270 of the residual network, 1,913, 1,493 and
+2,643 of the plain one, 1,438, 1,073 and 800 of the CNN, 143, 160 and 220 of the GPT. Those two seeds' other numbers were seen
+and changed no test."""
+LOOKED = {("residual", None), ("plain", None)}
+"""Places whose results were known when `MOVED` was written."""
 STRENGTHS = (-1.0, -0.5, 0.0, 0.5, 1.0)
-FASTER = {"residual": {-1.0: 1.713, 1.0: 0.266}, "plain": {-1.0: 0.909, 1.0: 0.502}}
-"""Learning rates over `LR` at which the undialled optimizer takes as many steps as at these strengths, on the seeds 1,000 to
-1,007: 267 and 1,567 of the residual network, 1,143 and 2,071 of the plain one, where s = 0 takes 445 and 1,039."""
-FROM, MANY = 4000, 16
-"""The first seed, and how many."""
 ABOUT = {
-    "small": f"networks of width 64 on {fig2a.DIGITS}; AdamW (0.9, 0.999), lr 1e-4, no decay",
+    "small": f"networks of width 64 on {fig2a.DIGITS}, and with batches of 32; a CNN on the same images, 20 % of the training "
+    "labels wrong, and a GPT on Python's documentation; AdamW (0.9, 0.999), no decay",
 }
-MEASURES = {
-    "gradient_1_norm": "gradient 1-norm",
-    "sharpness": "sharpness",
-    "test_loss": "test loss",
-    "test_accuracy": "test accuracy",
-}
-LOGS = "gradient_1_norm", "sharpness"
+KEPT = *MEASURES, "training_loss"
+LOGS = "gradient_1_norm", "sharpness", "training_loss"
 """Compared by ratios."""
 WITH = "at s = 0 less that at s = -1, same seed"
 AS_IT_IS = {
@@ -108,45 +115,26 @@ RIVALS = {
 }
 
 
-class Dialled:
-    """A method with memory's effect dialled, for many networks at once; each row of theta is one of them.
-
-    Args:
-        method: elementwise, in momentum form.
-        strength: s.
-        coordinates: of the term, by which it is permuted; None leaves it in its place.
-    """
-
-    def __init__(self, method: Method, strength: float, coordinates: Tensor | None = None):
-        self.method, self.strength, self.coordinates = method, strength, coordinates
-        self.lr, self.init = method.lr, method.init
-
-    def update(self, state: State, gradient: Tensor, theta: Tensor) -> tuple[State, Tensor]:
-        """The next state, and u + s (u - F).
-
-        Args:
-            state: of all networks.
-            gradient: shape (n, d).
-            theta: shape (n, d).
-        """
-        F = frozen(self.method, gradient, theta, state.n)
-        state, u = self.method.update(state, gradient, theta)
-        term = u - F
-        return state, u + self.strength * (term if self.coordinates is None else term[..., self.coordinates])
-
-
-def permutation(layout: Layout, seed: int = 0) -> Tensor:
-    """Coordinates permuted within each tensor, as `live.dial` does: one permutation for all steps.
-
-    Args:
-        layout: of theta.
-        seed: of the permutations.
-    """
-    parts = []
-    for number, part in enumerate(layout.slices.values()):
-        generator = torch.Generator().manual_seed(seed + number)
-        parts.append(part.start + torch.randperm(part.stop - part.start, generator=generator))
-    return torch.cat(parts)
+MOVED_BY = "against s = 0, less half of that at s = -1 of the dial, same seed"
+MOVED = {
+    "placebo": Claim(
+        "What moves the test loss is the term, not its size",
+        f"|change of the test loss| by the placebo at s = -1 {MOVED_BY}",
+        high=0.0,
+    ),
+    "lr": Claim(
+        "What moves the test loss is the term, not the speed",
+        f"|change of the test loss| by the learning rate as fast as s = -1 {MOVED_BY}",
+        high=0.0,
+    ),
+}
+"""Of memory as it is."""
+EQUAL = Claim(
+    "Along mini-batches networks are compared at one training loss",
+    f"ln of the training loss {WITH}",
+    low=-0.02,
+    high=0.02,
+)
 
 
 def settings(scale: str, data: str | None, seeds: int | None) -> list[Setting]:
@@ -158,57 +146,41 @@ def settings(scale: str, data: str | None, seeds: int | None) -> list[Setting]:
         seeds: how many; default 16.
     """
     if scale != "small" or data is not None:
-        raise BadInput("the study of the dial has one scale, small, on the digits images; leave out --scale and --data")
-    every = tuple(range(FROM, FROM + (seeds or MANY)))
+        raise BadInput("the study of the dial has one scale, small, on data that comes along; leave out --scale and --data")
     found = []
-    for kind, faster in FASTER.items():
-        found += [Setting(kind, "dial", s, LR, every) for s in STRENGTHS]
-        found += [Setting(kind, "placebo", s, LR, every) for s in (-1.0, 1.0)]
-        found += [Setting(kind, "lr", s, LR * factor, every) for s, factor in faster.items()]
+    for place in PLACES:
+        every = tuple(range(place.first, place.first + (seeds or place.many)))
+        arms = [("dial", s, 1.0) for s in STRENGTHS] + [("placebo", s, 1.0) for s in (-1.0, 1.0)]
+        arms += [("lr", s, factor) for s, factor in place.faster.items()]
+        common = {"target": place.target, "limit": place.limit, "batch": place.batch, "every": place.every}
+        found += [Setting(place.kind, arm, s, place.lr * factor, every, **common) for arm, s, factor in arms]
     return found
 
 
-def run(setting: Setting) -> dict[str, Any]:
-    """Train to the target, and look at what is there.
-
-    Args:
-        setting: what to run.
-
-    Returns:
-        By name, one number a seed, NaN where the target was not reached: `MEASURES`, the sharpness NaN where its search did not
-        converge, too, "residual", that of the search over the eigenvalue, and "steps", -1 where the target was not reached.
-    """
-    train, test, _ = fig2a.data_of(
-        fig2a.Setting(setting.kind, "digits", "adamw", setting.betas, setting.lr, 0.0, setting.seeds)
-    )
-    models = [fig2a.model_of(setting.kind, seed) for seed in setting.seeds]
-    networks = Networks(models[0], cross_entropy, train)
-    starts = torch.stack([Networks(model, cross_entropy, train).layout.theta() for model in models])
-    method: Rule = AdamW(setting.lr, setting.betas, setting.eps, 0.0)
-    if setting.arm != "lr":
-        placebo = permutation(networks.layout) if setting.arm == "placebo" else None
-        method = Dialled(AdamW(setting.lr, setting.betas, setting.eps, 0.0), setting.strength, placebo)
-    reached = train_to(networks, method, starts, setting.target, setting.limit)
-    loss = Loss(networks.model, cross_entropy, train)
-    found: dict[str, list[float]] = {name: [] for name in (*MEASURES, "residual")}
-    for theta, step in zip(reached.thetas, reached.steps.tolist(), strict=True):
-        here = dict.fromkeys(found, float("nan"))
-        if step >= 0:
-            point = Point(loss, theta)
-            accuracy, value = fig2a.tested(networks, theta, test)
-            here = {"gradient_1_norm": float(point.gradient.abs().sum()), "test_loss": value, "test_accuracy": accuracy}
-            top = TopEigenvalue(relative=1e-2).at(point)
-            here |= {"sharpness": top.known, "residual": top.relative}
-        for name, values in found.items():
-            values.append(here[name])
-    return found | {"steps": reached.steps.tolist()}
-
-
 class Study(NamedTuple):
-    """What was found on one network, of the seeds that reached the target in every arm: by arm and strength, by measure."""
+    """What was found at one place, of the seeds that reached the target in every arm: by arm and strength, by measure."""
 
-    name: str
+    place: tuple[str, int | None]
+    """Network, and samples of a batch."""
+    seeds: tuple[int, int]
+    """How many reached, of how many."""
     arms: dict[tuple[str, float], dict[str, Numbers]]
+
+    @property
+    def title(self) -> str:
+        """Network and batches in words."""
+        kind, batch = self.place
+        return f"{KINDS[kind]}, {'full batch' if batch is None else f'batch {batch}'}"
+
+    @property
+    def name(self) -> str:
+        """The same, with the seeds that reached."""
+        return f"{self.title} ({self.seeds[0]} of {self.seeds[1]} seeds reached)"
+
+    @property
+    def measures(self) -> list[str]:
+        """What is looked at: of text no accuracy."""
+        return [name for name in MEASURES if (self.place[0], name) != ("gpt", "test_accuracy")]
 
     def between(self, arm: str, name: str, upper: float = 1.0) -> Numbers:
         """A measure at the larger strength of an arm less that at the smallest, by seed; of ratios the logarithm.
@@ -217,44 +189,49 @@ class Study(NamedTuple):
 
         Args:
             arm: "dial", "placebo" or "lr".
-            name: in `MEASURES`.
+            name: of what was found.
             upper: the larger strength.
         """
-        if not {(arm, -1.0), (arm, upper)} <= self.arms.keys():
+        return self.change((arm, -1.0), (arm, upper), name)
+
+    def change(self, one: tuple[str, float], other: tuple[str, float], name: str) -> Numbers:
+        """A measure at another arm and strength less that at one; as `between`."""
+        if not {one, other} <= self.arms.keys():
             return np.zeros(0)
-        low, high = (self.arms[arm, s][name] for s in (-1.0, upper))
+        low, high = (self.arms[key][name] for key in (one, other))
         return np.log(high / low) if name in LOGS else high - low
 
 
 def studies(every: Sequence[Found]) -> list[Study]:
-    """By network.
+    """By network and batch size.
 
     Args:
         every: what was found.
     """
-    kinds: dict[str, dict[tuple[str, float], Any]] = {}
+    places: dict[tuple[str, int | None], dict[tuple[str, float], Any]] = {}
     for setting, numbers in every:
-        found = {name: np.array([np.nan if x is None else x for x in numbers[name]], dtype=float) for name in MEASURES}
-        kinds.setdefault(setting.kind, {})[setting.arm, setting.strength] = found
+        found = {name: np.array([np.nan if x is None else x for x in numbers[name]], dtype=float) for name in KEPT}
+        places.setdefault((setting.kind, setting.batch), {})[setting.arm, setting.strength] = found
     told = []
-    for kind, arms in kinds.items():
+    for place, arms in places.items():
         met = np.all([np.isfinite(found["gradient_1_norm"]) for found in arms.values()], axis=0)
-        name = f"{fig2a.KINDS[kind]} ({int(met.sum())} of {len(met)} seeds reached)"
-        told.append(Study(name, {key: {m: x[met] for m, x in found.items()} for key, found in arms.items()}))
+        count = int(met.sum()), len(met)
+        told.append(Study(place, count, {key: {m: x[met] for m, x in found.items()} for key, found in arms.items()}))
     return told
 
 
 def panels(every: Sequence[Found]) -> list[list[Panel]]:
-    """A row for each network, a column for each measure."""
+    """A row for each place, a column for each measure."""
     rows = []
     for study in studies(every):
         row = []
-        for name, label in MEASURES.items():
+        for name in study.measures:
             arms = (("memory dialled", "dial", 0.0), ("placebo", "placebo", 0.5), ("lr as fast", "lr", 1.0))
             lines = [line for arm in arms if (line := _line(study, *arm, name)) is not None]
-            title = study.name.partition(" (")[0] if name == "gradient_1_norm" else ""
+            title = study.title if name == "gradient_1_norm" else ""
             ticks = [f"{s:g}" for s in STRENGTHS]
-            row.append(Panel(title, "strength of memory, s", label, lines, ticks=ticks, log=name == "gradient_1_norm"))
+            log = name == "gradient_1_norm"
+            row.append(Panel(title, "strength of memory, s", MEASURES[name], lines, ticks=ticks, log=log))
         rows.append(row)
     return rows
 
@@ -274,12 +251,24 @@ def _line(study: Study, label: str, arm: str, shade: float, name: str) -> Line |
 def verdicts(every: Sequence[Found]) -> list[Verdict]:
     """On what the dial does, on its dose, and on what a placebo and another speed do."""
     found = studies(every)
-    told = [Verdict(claim, [Cell(s.name, s.between("dial", name, 0.0)) for s in found]) for name, claim in AS_IT_IS.items()]
-    told += [Verdict(claim, [Cell(s.name, s.between("dial", name)) for s in found]) for name, claim in CLAIMS.items()]
+    told = []
+    for claims, upper in ((AS_IT_IS, 0.0), (CLAIMS, 1.0)):
+        for name, claim in claims.items():
+            told.append(Verdict(claim, [Cell(s.name, s.between("dial", name, upper)) for s in found if name in s.measures]))
     told.append(Verdict(DOSE, [Cell(s.name, _dose(s)) for s in found]))
     for arm, claim in RIVALS.items():
         told.append(Verdict(claim, [Cell(s.name, _gap(s, arm)) for s in found]))
-    return told
+    for arm, claim in MOVED.items():
+        told.append(Verdict(claim, [Cell(s.name, _moved(s, arm)) for s in found if s.place not in LOOKED]))
+    along = [s for s in found if s.place[1] is not None]
+    return [*told, Verdict(EQUAL, [Cell(s.name, s.between("dial", "training_loss", 0.0)) for s in along])]
+
+
+def _moved(study: Study, arm: str) -> Numbers:
+    """What another arm does to the test loss, less half of what the dial does that takes memory away."""
+    own = "dial", 0.0
+    other, dialled = (np.abs(study.change(own, (name, -1.0), "test_loss")) for name in (arm, "dial"))
+    return other - dialled / 2 if len(other) == len(dialled) else np.zeros(0)
 
 
 def _gap(study: Study, arm: str) -> Numbers:

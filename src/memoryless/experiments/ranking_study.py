@@ -27,7 +27,7 @@ is at or below the target. Pairs that did not come there in every seed are left 
 stayed. A seed's own tests are noisy, so tau stays below 1 whatever the rule: compare with what the other seeds tell.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -40,11 +40,11 @@ from torch import Tensor
 from memoryless.corrections.sequences import random_order
 from memoryless.errors import BadInput
 from memoryless.experiments import fig2a
+from memoryless.experiments.along_batches import Plain, train_along
 from memoryless.experiments.figure import Cell, Claim, Experiment, Found, Line, Numbers, Panel, Verdict
 from memoryless.experiments.problems import cross_entropy
-from memoryless.experiments.training import Batch, Networks, train_along
+from memoryless.experiments.training import Batch, Networks
 from memoryless.live.batch_sizes import audit_batch_sizes
-from memoryless.loss.batches import cut
 from memoryless.loss.loss import Loss
 from memoryless.methods.catalogue import AdamW
 
@@ -177,16 +177,15 @@ def settings(scale: str, data: str | None, seeds: int | None) -> list[Setting]:
     return found
 
 
-def data_of(setting: Setting) -> tuple[list[Batch], Batch, list[Batch]]:
-    """Batches for training, the same as one, and the test images.
+def data_of(setting: Setting) -> tuple[Batch, list[Batch]]:
+    """The images for training, as one batch, and those for testing.
 
     Args:
         setting: what to run.
     """
     own = fig2a.Setting(setting.kind, "digits", "adamw", setting.betas, setting.lr, 0.0, setting.seeds)
     ((pixels, classes),), test, _ = fig2a.data_of(own)
-    whole = pixels[: setting.images], classes[: setting.images]
-    return [whole] if setting.batch is None else cut(whole, setting.batch), whole, test
+    return (pixels[: setting.images], classes[: setting.images]), test
 
 
 def run(setting: Setting) -> dict[str, Any]:
@@ -204,7 +203,7 @@ def run(setting: Setting) -> dict[str, Any]:
 
 
 def _maps(setting: Setting) -> dict[str, Any]:
-    _, whole, _ = data_of(setting)
+    whole, _ = data_of(setting)
     found: dict[str, list[list[float]]] = {}
     for seed in setting.seeds:
         model = fig2a.model_of(setting.kind, seed)
@@ -227,24 +226,26 @@ def _maps(setting: Setting) -> dict[str, Any]:
     return found
 
 
-def orders(setting: Setting, count: int) -> Tensor:
-    """The index of the batch of each step, by seed, shape (seeds, steps): for each seed the same for all pairs.
+def orders(setting: Setting) -> Iterator[Tensor]:
+    """The samples of each step's batch, by seed, shape (seeds, size): for each seed the same for all pairs, and of its map.
 
     Args:
         setting: what to run.
-        count: number of batches.
     """
+    size = setting.batch or setting.images
+    count = setting.images // size
     drawn = [random_order(count, setting.steps, np.random.default_rng((s, setting.batch or 0))) for s in setting.seeds]
-    return torch.from_numpy(np.stack(drawn))
+    for batches in torch.from_numpy(np.stack(drawn)).T:
+        yield batches[:, None] * size + torch.arange(size)
 
 
 def _runs(setting: Setting) -> dict[str, Any]:
-    batches, whole, test = data_of(setting)
+    whole, test = data_of(setting)
     models = [fig2a.model_of(setting.kind, seed) for seed in setting.seeds]
-    networks = Networks(models[0], cross_entropy, batches)
-    starts = torch.stack([Networks(model, cross_entropy, batches).layout.theta() for model in models])
-    method = AdamW(setting.lr, setting.betas, setting.eps, 0.0)
-    passed = train_along(networks, method, starts, orders(setting, len(batches)), setting.target, setting.every)
+    networks = Networks(models[0], cross_entropy, [whole])
+    starts = torch.stack([Networks(model, cross_entropy, [whole]).layout.theta() for model in models])
+    method = Plain(AdamW(setting.lr, setting.betas, setting.eps, 0.0))
+    passed = train_along(networks, method, starts, orders(setting), setting.target, setting.every, to_the_end=True)
     found: dict[str, list[float]] = {name: [] for name in OUTCOMES}
     for theta, step in zip(passed.thetas, passed.steps.tolist(), strict=True):
         here = dict.fromkeys(found, float("nan"))

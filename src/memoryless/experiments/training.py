@@ -1,20 +1,17 @@
-"""Training of many small networks at once, or of one large network, to a training loss or to a validation loss.
+"""Full-batch training of many small networks at once, or of one large network, to a training loss or to a validation loss.
 
-Full batch, or along mini-batches, each network in its own order. The method's momentum form acts coordinate by coordinate, so
-that parameters and memories of n networks are rows of one matrix and one update moves all of them; where the network is small,
-one call finds all gradients.
+The method's momentum form acts coordinate by coordinate, so that parameters and memories of n networks are rows of one matrix
+and one update moves all of them; where the network is small, one call finds all gradients.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from memoryless.flat import Layout, flat
-from memoryless.loss.batches import together
 from memoryless.methods.method import State
 
 Batch = tuple[Tensor, Tensor]
@@ -63,13 +60,7 @@ class Networks:
         self._value = value
         each = torch.func.grad_and_value(value)
         self._mapped = torch.func.vmap(each, in_dims=(0, None), chunk_size=TOGETHER)
-        self._own = torch.func.vmap(each, in_dims=(0, 0), chunk_size=TOGETHER)
-
-    @cached_property
-    def _stacked(self) -> Batch:
-        """All batches, along a new first dimension."""
-        inputs, targets = zip(*self.batches, strict=True)
-        return torch.stack(inputs), torch.stack(targets)
+        self._apart = torch.func.vmap(each, in_dims=(0, 0), chunk_size=TOGETHER)
 
     def at(self, thetas: Tensor) -> tuple[Tensor, Tensor]:
         """Losses (n,) and gradients (n, d).
@@ -87,24 +78,25 @@ class Networks:
             values += value / len(self.batches)
         return values, gradients
 
-    def on(self, thetas: Tensor, batches: Tensor) -> tuple[Tensor, Tensor]:
-        """Losses (n,) and gradients (n, d), each network on one batch.
+    def each_at(self, thetas: Tensor, batches: Batch) -> Tensor:
+        """Gradients (n, d), every network's of a batch of its own.
 
         Args:
             thetas: shape (n, d).
-            batches: index of each network's batch, shape (n,); all of equal size.
+            batches: of n networks, along the first dimension.
         """
-        inputs, targets = self._stacked
-        gradients, values = self._own(thetas, (inputs[batches], targets[batches]))
-        return values, gradients
+        if self.together:
+            return self._apart(thetas, batches)[0]
+        return torch.stack([self._one(theta, [batch])[1] for theta, *batch in zip(thetas, *batches, strict=True)])
 
-    def _one(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+    def _one(self, theta: Tensor, batches: Sequence[Any] | None = None) -> tuple[Tensor, Tensor]:
         self.put(theta)
+        batches = self.batches if batches is None else batches
         parameters, total = self.layout.tensors, theta.new_zeros(())
         for p in parameters:
             p.grad = None
-        for batch in self.batches:
-            value = self.criterion(self.model, batch) / len(self.batches)
+        for batch in batches:
+            value = self.criterion(self.model, batch) / len(batches)
             value.backward()
             total += value.detach()
         return total, flat(torch.zeros_like(p) if p.grad is None else p.grad for p in parameters)
@@ -205,50 +197,6 @@ def train_to(networks: Networks, method: Rule, thetas: Tensor, target: float, li
         state, F = method.update(state, gradients, thetas)
         thetas = thetas - method.lr * F
     return Reached(met, steps)
-
-
-@dataclass(frozen=True)
-class Passed:
-    """Where networks passed a training loss, and where they came to in the end.
-
-    Attributes:
-        thetas: at the first look that found the loss at or below it, shape (n, d); NaN if none did.
-        steps: of that look, (n,); -1 if none did.
-        last: after all steps, shape (n, d).
-    """
-
-    thetas: Tensor
-    steps: Tensor
-    last: Tensor
-
-
-def train_along(networks: Networks, method: Rule, thetas: Tensor, orders: Tensor, target: float, every: int) -> Passed:
-    """Train along batches, and look at the loss of all batches every so many steps.
-
-    Between two looks nothing is interpolated: along mini-batches that would be an average of iterates, which lies lower.
-
-    Args:
-        networks: the loss; its batches are of equal size.
-        method: the optimizer, elementwise.
-        thetas: starts, shape (n, d).
-        orders: of each network the index of the batch of each step, shape (n, steps).
-        target: training loss.
-        every: steps between two looks.
-
-    Returns:
-        The points at about equal loss, and the last ones.
-    """
-    whole, total = [together(list(networks.batches))], orders.shape[1]
-    met, steps, state = torch.full_like(thetas, torch.nan), torch.full((len(thetas),), -1), method.init(thetas)
-    for n in range(total + 1):
-        if n % every == 0 and (steps < 0).any():
-            now = (steps < 0) & (networks.losses(thetas, whole) <= target)
-            met[now], steps[now] = thetas[now], n
-        if n < total:
-            _, gradients = networks.on(thetas, orders[:, n])
-            state, F = method.update(state, gradients, thetas)
-            thetas = thetas - method.lr * F
-    return Passed(met, steps, thetas)
 
 
 def best_loss(
