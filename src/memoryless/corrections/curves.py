@@ -192,7 +192,11 @@ def _between(table: Tensor, g: Tensor, y: Tensor, v: Tensor) -> tuple[Tensor, Te
     short, twice, square = g**2 - v, 2 * g * y, y**2
     middle = len(table) // 2
     # What each curve's average of G^2 has beyond v, shape (curves, coordinates), and where it changes sign up to the next one.
-    below = torch.addmm(short.expand(len(table), -1), table[:, :2], torch.stack([twice, square])) <= 0
+    if g.device.type == "cpu":
+        beyond = torch.addmm(short.expand(len(table), -1), table[:, :2], torch.stack([twice, square]))
+    else:  # where a product of matrices may be taken in fewer digits than signs need
+        beyond = short + twice * table[:, :1] + square * table[:, 1:2]
+    below = beyond <= 0
     crosses = (below[1:] != below[:-1]).view(torch.uint8)
     # On each side of the straight line the crossing nearest to it, by weights that fall away from it; 0 where there is none.
     away = torch.arange(len(crosses), device=g.device) - middle

@@ -89,7 +89,7 @@ class Recalled:
             known = _known(part, state, step)
             curves = Curves(self._ages, known.facts(self._ages), steeper if second else exponential, second=second)
             self._place(part, known, curves, rows)
-            self._parts.append((known, curves, rows))
+            self._parts.append((known.without_past(), curves, rows))
             rows += curves.rows
 
     def _place(self, part: Part, known: "_Known", curves: Curves, rows: int) -> None:
@@ -311,6 +311,11 @@ class _Known(NamedTuple):
         G = self.process.g(g, x)
         m, v = (G if mean is None else mean.at(own, g, x) for mean in (self.first, self.second))
         return G, m, v
+
+    def without_past(self) -> "_Known":
+        """The same without the sums, which are not asked for again."""
+        first, second = (None if x is None else x._replace(past=x.past[:0].clone()) for x in (self.first, self.second))
+        return self._replace(first=first, second=second)
 
     def power_of(self, variable: Momentum) -> int:
         """1 if the variable averages G and that can be told, 2 if G^2, else 0."""

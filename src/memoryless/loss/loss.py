@@ -396,10 +396,10 @@ class Loss:
             theta: shape (d,).
             products: how many will be asked for of each, if that is known; 0 takes gradients alone.
 
-        Returns:
-            Of each grad L_i(theta), shape (d,), and the map v -> H_i(theta) v.
+        Yields:
+            grad L_i(theta), shape (d,), and the map v -> H_i(theta) v.
         """
-        return self._products.of_each(theta, products)
+        yield from self._products.of_each(theta, products)
 
     def _find_unreached(self) -> set[str]:
         """Names of the parameters without gradient on any batch."""

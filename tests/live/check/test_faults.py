@@ -19,6 +19,28 @@ def adamw(model: nn.Module) -> O.Optimizer:
     return O.AdamW(model.parameters(), lr=LR)
 
 
+class Late(O.AdamW):
+    """Steps with the lr of the step before."""
+
+    def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (group,) = self.param_groups
+        lr, group["lr"] = group["lr"], getattr(self, "last", group["lr"])
+        super().step(closure)
+        group["lr"] = self.last = lr
+
+
+def test_a_schedule_slower_than_the_digits_that_are_told():
+    """Each of its learning rates is tried, though they read alike."""
+    loop = Loop(lambda model: Late(model.parameters(), lr=LR))
+    results = []
+    for n in range(8):
+        loop.optimizer.param_groups[0]["lr"] = LR * (1 - 1e-5 * n)
+        results.append(loop.steps(1))
+    result = results[-1]
+    assert result.ok is False
+    assert result.causes[0].name == "lr read before the scheduler"
+
+
 def test_what_fails_while_a_step_is_noted_is_told_after_it():
     table = nn.Embedding(4, 2, sparse=True)
     with ml.check_step(optimizer := O.SGD(table.parameters(), lr=LR)) as check:

@@ -168,10 +168,16 @@ def lost_here(optimizer: O.Optimizer, n: int) -> None:
 def unlike(rank: int, folder: Path) -> dict[str, Any]:
     """What two processes say where the second is another than the first."""
     found: dict[str, Any] = {"copies": run(rank, 2, folder / "copies.jsonl", between=lost_here, wrap=DistributedDataParallel)}
-    try:
-        run(rank, 2, None, check=EVERY if rank else False)
-    except BadInput as error:
-        found["arguments"] = str(error)
+    options: dict[str, dict[str, Any]] = {
+        "arguments": {"check": EVERY if rank else False},
+        "long": {"every": [*range(1, 40), 50 + rank]},
+    }
+    for name, option in options.items():
+        try:
+            run(rank, 2, None, **option)
+        except BadInput as error:
+            found[name] = str(error)
+    run(rank, 2, folder / "broken copies.jsonl", make=Coupled, check=True, wrap=DistributedDataParallel)
     unseen(rank)
     for name, wrap in (("unseen copy", DistributedDataParallel), ("unseen part", lambda net: shard(net, 2))):
         found[name] = run(rank, 2, folder / f"{name}.jsonl", wrap=wrap)
@@ -181,9 +187,18 @@ def unlike(rank: int, folder: Path) -> dict[str, Any]:
 def test_what_is_wrong_in_one_process_is_told_by_all(tmp_path: Path):
     for found in spread(2, lambda rank: unlike(rank, tmp_path)):
         assert found["arguments"] == "check= must be the same in each process, got False, 'every step'"
+        assert found["long"].startswith("every= must be the same in each process, got [1, 2, 3")
         assert found["copies"] == []
         for name in ("unseen copy", "unseen part"):
             assert found[name] == ["step 0 could not be checked: process 1: no copy"]
+    run(0, 1, tmp_path / "broken.jsonl", make=Coupled, check=True)
+    alone, copies = (
+        [r["check"]["shares"] for r in read(tmp_path / name) if r["kind"] == "stop"]
+        for name in ("broken.jsonl", "broken copies.jsonl")
+    )
+    assert len(alone) == 1
+    assert alone[0]
+    same(copies, alone)
     (check,) = [record for record in read(tmp_path / "copies.jsonl") if record["kind"] == "check"]
     assert (check["step"], check["causes"][0]["name"]) == (3, "state changed between steps")
     assert check["notes"] == ["in process 1 alone"]

@@ -4,6 +4,7 @@ Of sharded parameters each process takes its part of the step again. What it fin
 told or decided (`Each`): sums and largest deviations of whole tensors, the same in every process.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -229,9 +230,12 @@ class Left(NamedTuple):
     moves: list[float]
 
 
-Key = tuple[str, str, bool]
-"""Name and text of a try, and whether a factor was fitted. One that a process does not have leaves its part as it is."""
-DOCUMENTED: Key = "", "", False
+Key = tuple[str, str, bool, int]
+"""Name and text of a try, whether a factor was fitted, and its number among those of the same words.
+
+One that a process does not have leaves its part as it is.
+"""
+DOCUMENTED: Key = "", "", False, 0
 
 
 def explained(case: Case, each: Each = alone) -> list[Cause]:
@@ -244,9 +248,13 @@ def explained(case: Case, each: Each = alone) -> list[Cause]:
     tries: dict[Key, Try] = {}
 
     def tried() -> dict[Key, Left]:
+        alike: Counter[tuple[str, str, bool]] = Counter()
         for cause in CAUSES:
             try:
-                tries.update({(t.name, t.text, t.fitted): t for t in cause(case)})
+                for t in cause(case):
+                    said = t.name, t.text, t.fitted
+                    tries[*said, alike[said]] = t
+                    alike[said] += 1
             except (RuntimeError, ValueError, KeyError, TypeError, ZeroDivisionError):  # that this optimizer cannot have
                 continue
         return {DOCUMENTED: _left(case, case.at)} | {key: _left(case, t.redone) for key, t in tries.items()}
@@ -288,7 +296,7 @@ def _ranked(
     tied = len({b[4][0] for b in best}) > 1
     seen: dict[str, Cause] = {}
     for f in found:
-        name, text, _ = f[4]
+        name, text, *_ = f[4]
         seen.setdefault(name, Cause(name, text, tuple(names), f[2], f in best and tied))
     return list(seen.values())
 

@@ -160,7 +160,8 @@ class Checks:
             return own[0]
         first = min(wrongs, key=lambda rank: (wrongs[rank].ok is None, rank))
         where = () if len(wrongs) == self._ranks.count else (f"in process {', '.join(map(str, wrongs))} alone",)
-        return replace(wrongs[first], notes=(*wrongs[first].notes, *where))
+        # Shares are found when they are asked for, by each process of its own step: copies take the same one.
+        return replace(wrongs[first], notes=(*wrongs[first].notes, *where), _shares=own[0]._shares)
 
     def _take(self, check: StepCheck) -> None:
         """Count it, and tell what is to be told of it."""

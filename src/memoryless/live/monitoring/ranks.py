@@ -162,10 +162,10 @@ class Ranks:
         Raises:
             BadInput: one that differs.
         """
-        every = self.told({name: repr(value)[:80] for name, value in given.items()})
+        every = self.told({name: repr(value) for name, value in given.items()})
         for name in given:
             if len(set(values := [each[name] for each in every])) > 1:
-                raise BadInput(f"{name}= must be the same in each process, got {', '.join(values)}")
+                raise BadInput(f"{name}= must be the same in each process, got {', '.join(value[:80] for value in values)}")
 
     def _require(self, errors: list[str | None]) -> None:
         said = [(rank, error) for rank, error in enumerate(errors) if error is not None]
