@@ -2,8 +2,9 @@
 
     python benchmarks/large_monitor.py
 
-Two copies train side by side, one of them monitored with the default budget; from those steps comes the ratio. A stop is made
-by a third one, in a process of its own, which tells its cost in plain steps and the most memory that the whole took.
+Two copies train side by side, one of them monitored with the default budget, whose first stop is far beyond so few steps: the
+ratio is that of steps between stops, and `stops` says how many there were. A stop is made by a third one, in a process of its
+own, which tells its cost in plain steps and the most memory that the whole took.
 """
 
 import json
@@ -79,6 +80,7 @@ def main() -> None:
         "parameters": sum(p.numel() for p in plain.model.parameters()),
         "step_seconds": median(seconds["plain"]) / CHUNK,
         "step_ratio": ratio(seconds["monitored"], seconds["plain"]),
+        "stops": 0 if watched.monitor is None else len(watched.monitor.stops),
         "step_ratio_in_all": sum(seconds["monitored"]) / sum(seconds["plain"]),
     }
     del plain, watched

@@ -156,4 +156,4 @@ def test_every_network_runs(kind: str, batch: int | None, monkeypatch: pytest.Mo
     assert all(step > 0 for step in found["steps"])
     assert np.isfinite([found[name] for name in found if name != "test_accuracy"]).all()
     assert np.isfinite(found["test_accuracy"]).tolist() == [kind != "gpt"] * 2
-    assert np.array(found["training_loss"]) == pytest.approx(start - 0.02, abs=0.3)
+    assert max(found["training_loss"]) <= start - 0.02 + (1e-3 if batch is None else 1e-6)

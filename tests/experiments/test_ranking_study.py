@@ -18,7 +18,7 @@ from memoryless.experiments.along_batches import Plain, train_along
 from memoryless.experiments.figure import Figure, Found, experiment
 from memoryless.experiments.problems import cross_entropy, digits_mlp
 from memoryless.experiments.training import Networks
-from memoryless.live import loop
+from memoryless.live import batch_sizes, loop
 from memoryless.loss.batches import cut
 from memoryless.report.claims import picture
 
@@ -131,9 +131,26 @@ def test_tasks_that_failed_leave_their_cells_empty():
     every = [f for f in made(True) if (f.setting.kind, f.setting.batch, f.setting.part) != ("plain", 8, "map")]
     every = [f for f in every if (f.setting.kind, f.setting.batch, f.setting.betas) != ("residual", 32, study.PAIRS[0])]
     sizes = {v.claim: [len(cell.values) for cell in v.cells] for v in study.verdicts(every)}
-    assert sizes[study.RANKS["final_loss"]] == sizes[study.BETTER["test_loss", "tied"]] == [4, 4, 4, 4, 0]
-    assert sizes[study.POSSIBLE["final_loss"]] == [4] * 5
+    assert sizes[study.RANKS["final_loss"]] == sizes[study.BETTER["test_loss", "tied"]] == [4, 0, 4, 4, 4, 0]
+    assert sizes[study.POSSIBLE["final_loss"]] == [4, 0, 4, 4, 4, 4]
     picture(Figure(experiment("ranking"), "small", every))
+
+
+def test_no_numbers_at_all_are_drawn_as_such():
+    assert study.verdicts([])[0].cells == []
+    picture(Figure(experiment("ranking"), "small", []))
+
+
+@pytest.mark.parametrize(("agrees", "least", "most"), [(True, 0.001, 0.002), (False, 0.99, 1.0)])
+def test_arbitrary_orders_that_do_as_well_are_counted(agrees: bool, least: float, most: float):
+    each = study.ranked(made(agrees))[0]
+    share, kept = each.by_chance("test_loss", "measured", 99), each.kept("test_loss")
+    goods, scores = -each.outcomes["test_loss"][:, kept], -each.maps["measured gradient_1_norm"][:, kept]
+    random = np.random.default_rng(0)
+    orders = [np.arange(14), *(random.permutation(14) for _ in range(99))]
+    means = [np.mean([counted(a[order], b) for a, b in zip(scores, goods, strict=True)]) for order in orders]
+    assert share == pytest.approx(np.mean(np.array(means) >= means[0] - 1e-12))
+    assert least <= each.by_chance("test_loss", "measured") <= most
 
 
 @pytest.mark.parametrize("batch", [None, 12])
@@ -161,19 +178,34 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     found = json.loads(capsys.readouterr().out)
     cells = {claim["claim"]: claim["cells"] for claim in found["claims"]}
     (lost,), (last,) = cells[study.RANKS["test_loss"].text], cells[study.RANKS["final_loss"].text]
-    assert (lost["where"], lost["mean"]) == ("plain MLP, full batch (0 of 15 pairs)", None)
-    assert last["where"] == "plain MLP, full batch (15 of 15 pairs)"
+    assert lost["where"].startswith("plain MLP, full batch (0 of 15 pairs); ")
+    assert lost["mean"] is None
+    assert last["where"].startswith("plain MLP, full batch (15 of 15 pairs); ")
     assert -1 <= last["mean"] <= 1
     assert (tmp_path / "a.png").stat().st_size > 0
     assert len((tmp_path / "a.jsonl").read_text().splitlines()) == 1 + len(study.PAIRS)
 
 
-def test_the_map_is_of_the_batches_that_the_runs_take():
-    one = study.Setting("plain", 8, "run", study.LIVE, 1e-3, 500, (6000, 6001))
-    drawn = [random_order(36, 25, np.random.default_rng((seed, 8))) for seed in one.seeds]
-    taken = torch.stack(list(itertools.islice(study.orders(one), 25)))  # (steps, seeds, samples)
-    assert (taken // 8 == torch.from_numpy(np.stack(drawn)).T[:, :, None]).all()
-    assert (taken % 8 == torch.arange(8)).all()
+@pytest.mark.parametrize("batch", [None, 8])
+def test_the_map_is_of_the_batches_that_the_runs_take(batch: int | None, monkeypatch: pytest.MonkeyPatch):
+    one, seen = study.Setting("plain", batch, "map", study.LIVE, 1e-3, 160, (6000,)), []
+
+    class Enough(Exception):
+        pass
+
+    def run(optimizer, loss, steps, look, order):  # type: ignore[no-untyped-def]
+        batches = dict(loss.batches.select(None))
+        seen.extend(batches[int(i)] for i in order[:steps])
+        raise Enough
+
+    monkeypatch.setattr(batch_sizes.loop, "run", run)
+    with pytest.raises(Enough):
+        study.run(one)
+    (inputs, _), _ = study.data_of(one)
+    taken = list(itertools.islice(study.orders(one), len(seen)))
+    assert len(seen) == 8
+    for (mapped, _), samples in zip(seen, taken, strict=True):
+        assert torch.equal(mapped, inputs[samples[0]])
 
 
 def test_it_has_one_scale(capsys: pytest.CaptureFixture[str]):

@@ -16,6 +16,8 @@ from memoryless.render.style import COLOUR, PICTURE
 
 FAMILY = LinearSegmentedColormap.from_list("family", ["#00876c", "#2b8cbe", "#332288", "#882255"])
 """Of lines that differ in one number, from the least to the largest."""
+MARKERS = "osD^vPX"
+"""Of the lines of a panel, in turn."""
 
 
 def lines(figure: Figure) -> Iterator[str]:
@@ -54,25 +56,38 @@ def picture(figure: Figure) -> Picture:
     Args:
         figure: that was run.
     """
-    rows = figure.panels
-    words = [line for verdict in figure.verdicts for line in _wrapped(f"{verdict.claim.text}: {verdict.word}", 130)]
+    rows = figure.panels or [[]]
+    columns = max(1, *map(len, rows))
+    width = max(11.0, 3.6 * columns)
+    words = [line for v in figure.verdicts for line in _wrapped(f"{v.claim.text}: {v.word}", round(12 * width))]
+    # Where all panels have one legend, and that would hide lines, it stands above them.
+    legends = {tuple(line.label for line in panel.lines) for row in rows for panel in row if panel.lines}
+    shared = len(legends) == 1 and len(max(legends)) > 3
     with mpl.rc_context(PICTURE):
-        width, foot = max(11.0, 3.6 * max(map(len, rows))), 0.62 + 0.2 * len(words)
-        height = 0.8 + 3.5 * len(rows) + foot
+        foot, head = 0.62 + 0.2 * len(words), 1.05 + 0.3 * shared
+        height = head - 0.25 + 3.5 * len(rows) + foot
         shown = Picture(figsize=(width, height), dpi=150)
         grid = shown.add_gridspec(
             len(rows),
-            max(map(len, rows)),
+            columns,
             left=0.075,
             right=0.98,
-            top=1 - 1.05 / height,
+            top=1 - head / height,
             bottom=(foot + 0.25) / height,
             hspace=0.42,
             wspace=0.26,
         )
         for i, row in enumerate(rows):
             for j, panel in enumerate(row):
-                _draw(shown.add_subplot(grid[i, j]), panel)
+                ax = shown.add_subplot(grid[i, j])
+                _draw(ax, panel)
+                if (len(panel.lines) > 1 or panel.levels) and not shared:
+                    ax.legend(frameon=False, fontsize=8.5, handlelength=1.6, labelspacing=0.25)
+        if shared:
+            handles, labels = shown.axes[0].get_legend_handles_labels()
+            shown.legend(
+                handles, labels, frameon=False, ncols=len(labels), loc="center left", bbox_to_anchor=(0.014, 1 - 0.98 / height)
+            )
         shown.text(0.02, 1 - 0.28 / height, figure.experiment.title, fontsize=13, weight="bold", va="center")
         seeds = max((line.y.shape[0] for row in rows for panel in row for line in panel.lines), default=0)
         points = any(panel.ticks for row in rows for panel in row)
@@ -101,8 +116,8 @@ def _draw(ax: Axes, panel: Panel) -> None:
     ax.set_ylabel(panel.y)
     for level in panel.levels:
         _level(ax, level)
-    for line in panel.lines:
-        _line(ax, line, bool(panel.ticks))
+    for k, line in enumerate(panel.lines):
+        _line(ax, line, bool(panel.ticks), MARKERS[k % len(MARKERS)])
     if panel.log:
         ax.set_yscale("log")
     if panel.ticks:
@@ -118,11 +133,9 @@ def _draw(ax: Axes, panel: Panel) -> None:
     ax.spines[["top", "right"]].set_visible(False)
     ax.tick_params(colors=COLOUR["soft"], labelcolor=COLOUR["ink"], length=3)
     ax.set_axisbelow(True)
-    if len(panel.lines) > 1 or panel.levels:
-        ax.legend(frameon=False, fontsize=8.5, handlelength=1.6, labelspacing=0.25)
 
 
-def _line(ax: Axes, line: Line, points: bool) -> None:
+def _line(ax: Axes, line: Line, points: bool, marker: str) -> None:
     colour = FAMILY(line.shade)
     mean, error = _mean(line.y), _error(line.y)
     if points:
@@ -131,7 +144,7 @@ def _line(ax: Axes, line: Line, points: bool) -> None:
             mean,
             error,
             color=colour,
-            marker="o",
+            marker=marker,
             markersize=5,
             linewidth=1.4,
             capsize=3,
