@@ -17,6 +17,7 @@ from memoryless.live.check import checking
 from memoryless.live.monitoring.log import read
 from tests.live.monitoring.monitored import LR, criterion, plain_model
 from tests.live.monitoring.processes import spread
+from tests.live.monitoring.test_checks import Coupled
 from tests.live.monitoring.test_ranks import clipped, global_batches, part
 from tests.live.monitoring.test_shards import shard
 
@@ -25,18 +26,6 @@ STEPS, STOP = 4, 2
 EVERY = "every step"
 OURS = "overhead", "seconds"
 """What a process tells of itself, and not of the run."""
-
-
-class Coupled(O.AdamW):
-    """Decay into the gradient."""
-
-    def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        (group,) = self.param_groups
-        for p in group["params"]:
-            p.grad.add_(p.detach(), alpha=group["weight_decay"])
-        decay, group["weight_decay"] = group["weight_decay"], 0.0
-        super().step()
-        group["weight_decay"] = decay
 
 
 def second(x: Any) -> Tensor:
