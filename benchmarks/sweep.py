@@ -101,7 +101,7 @@ def disturbed(path: Path, store: str, runs: int, kills: int, drivers: int, seed:
         process = command(path, store)
         while process.poll() is None:
             time.sleep(rng.uniform(0.02, 0.3))
-            if done["workers killed"] < kills and rng.random() < 0.25 and (alive := workers(process.pid)):
+            if done["workers killed"] < kills and rng.random() < 0.15 and (alive := workers(process.pid)):
                 try:
                     os.kill(rng.choice(alive), signal.SIGKILL)
                     done["workers killed"] += 1
