@@ -13,7 +13,10 @@ and +1. The exact dial replays every batch at every step:
 * cost: processor time of a loop with the dial over one without; 1.05 full batch, 2.1 mini-batch wanted; vectors kept.
 """
 
+import itertools
+import json
 import math
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -29,7 +32,7 @@ from memoryless.flat import Layout, flat
 from memoryless.live.dial import Dial
 from memoryless.loss.batches import cut
 from networks import NETWORKS
-from output import save, show
+from output import RESULTS, save, show
 
 BETAS, EPS = (0.9, 0.999), 1e-8
 
@@ -42,6 +45,7 @@ def problem(name: str, seed: int) -> tuple[Problem, int]:
     return Problem(made.model, made.criterion, cut(made.batches[0], 32)), 600 if name == "CNN" else 300
 
 
+LRS = 3e-4, 1e-3
 RUNS = [("MLP", 0), ("MLP", 1), ("CNN", 0), ("GPT", 0)]
 
 
@@ -128,7 +132,6 @@ def dialled(
                 F = replay.F(replay.gradients(theta))
                 norms = [float(loss.gradient(x).abs().sum()) for x in (after, theta - lr * u, theta - lr * F)]
                 effects[n + 1] = (norms[0] - norms[2]) / (norms[1] - norms[2])
-    assert dial.off is None, dial.off
     return path, effects, dial
 
 
@@ -154,6 +157,7 @@ def compared(name: str, seed: int, lr: float) -> dict[str, Any]:
             "effect": [effects[n] for n in stops],
             "counts": dial.counts,
             "notes": dial.notes,
+            "off": dial.off,
         }
         if s < 0:
             figures["placebo"] = [(log_loss(placebo[n]) - log_loss(plain[n])) / shift[n] for n in stops]
@@ -190,30 +194,21 @@ def cost(name: str) -> dict[str, float]:
 
 
 def main() -> None:
+    """Of the parts named, or of all; what was found of the others stays in the results."""
     torch.set_num_threads(1)
-    found = []
-    for lr in (3e-4, 1e-3):
-        for name, seed in RUNS:
-            each = compared(name, seed, lr)
-            found.append(each)
-            rows = [
-                [
-                    f"{n}",
-                    *(each[s][key][k] for s in ("-1", "+1") for key in ("shift", "share", "distance", "effect")),
-                    each["placebo"][k],
-                ]
-                for k, n in enumerate(each["stops"])
-            ]
-            columns = [
-                "step",
-                *(f"{key} {s}" for s in ("-1", "+1") for key in ("shift", "share", "distance", "effect")),
-                "placebo",
-            ]
-            show(f"{name}, seed {seed}, lr {lr:g}", columns, rows)
-            save("dial", {"runs": found})
-    costs = {name: cost(name) for name in NETWORKS}
-    show("Cost", ["network", *next(iter(costs.values()))], [[name, *each.values()] for name, each in costs.items()])
-    save("dial", {"runs": found, "cost": costs})
+    wanted = sys.argv[1:] or [f"{lr:g}" for lr in LRS] + ["cost"]
+    found = json.loads((RESULTS / "dial.json").read_text())["figures"] if sys.argv[1:] else {"runs": [], "cost": {}}
+    for lr, (name, seed) in itertools.product([lr for lr in LRS if f"{lr:g}" in wanted], RUNS):
+        each = compared(name, seed, lr)
+        found["runs"] = [run for run in found["runs"] if (run["network"], run["seed"], run["lr"]) != (name, seed, lr)] + [each]
+        told = [(s, key) for s in ("-1", "+1") for key in ("shift", "share", "distance", "effect")]
+        rows = [[f"{n}", *(each[s][key][k] for s, key in told), each["placebo"][k]] for k, n in enumerate(each["stops"])]
+        show(f"{name}, seed {seed}, lr {lr:g}", ["step", *(f"{key} {s}" for s, key in told), "placebo"], rows)
+        save("dial", found)
+    if "cost" in wanted:
+        costs = found["cost"] = {name: cost(name) for name in NETWORKS}
+        show("Cost", ["network", *next(iter(costs.values()))], [[name, *each.values()] for name, each in costs.items()])
+        save("dial", found)
 
 
 if __name__ == "__main__":
