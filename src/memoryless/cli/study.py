@@ -29,7 +29,7 @@ class Study:
     study: Annotated[Literal["dial", "ranking"], tyro.conf.Positional]
     """Which one."""
     seeds: int | None = None
-    """How many initial networks. Default: the study's own, 16 (8 of the GPT) and 8."""
+    """How many initial networks. Default: the study's own, 16 and 8."""
     jobs: int = os.cpu_count() or 1
     """Processes, one thread each. Default: one per core."""
     picture: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = "memoryless-study-FIGURE.png"
