@@ -49,15 +49,16 @@ def _lines(what: str) -> Iterator[Callable[..., None]]:
     begun, state, first, over = time.monotonic(), (0, 0), None, threading.Event()
 
     def left() -> float | None:
-        """Seconds, by the rate since the first step: before it torch was waited for."""
+        """Seconds, by the rate since the first step: before it torch was waited for. What a store held took no time here."""
         (done, total), (since, at) = state, first or (begun, 0)
-        if done == at:
+        if done == at == 1:
             since, at = begun, 0
-        return (time.monotonic() - since) * (total - done) / (done - at) if done and total else None
+        return (time.monotonic() - since) * (total - done) / (done - at) if done > at and total else None
 
     def tell() -> None:
         (done, total), ahead, spent = state, left(), time.monotonic() - begun
-        come = "at work" if ahead is None else f"{done:,} of {total:,}, about {duration(ahead)} left"
+        come = f"{done:,} of {total:,}" if done and total else "at work"
+        come += "" if ahead is None else f", about {duration(ahead)} left"
         print(f"{what}: {come}, {duration(spent)} so far", file=sys.stderr, flush=True)
 
     def repeat() -> None:
