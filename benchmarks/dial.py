@@ -196,16 +196,16 @@ def cost(name: str) -> dict[str, float]:
 def main() -> None:
     """Of the parts named, or of all; what was found of the others stays in the results."""
     torch.set_num_threads(1)
-    wanted = sys.argv[1:] or [f"{lr:g}" for lr in LRS] + ["cost"]
+    lrs = [float(part) for part in sys.argv[1:] if part != "cost"] or (LRS if not sys.argv[1:] else [])
     found = json.loads((RESULTS / "dial.json").read_text())["figures"] if sys.argv[1:] else {"runs": [], "cost": {}}
-    for lr, (name, seed) in itertools.product([lr for lr in LRS if f"{lr:g}" in wanted], RUNS):
+    for lr, (name, seed) in itertools.product(lrs, RUNS):
         each = compared(name, seed, lr)
         found["runs"] = [run for run in found["runs"] if (run["network"], run["seed"], run["lr"]) != (name, seed, lr)] + [each]
         told = [(s, key) for s in ("-1", "+1") for key in ("shift", "share", "distance", "effect")]
         rows = [[f"{n}", *(each[s][key][k] for s, key in told), each["placebo"][k]] for k, n in enumerate(each["stops"])]
         show(f"{name}, seed {seed}, lr {lr:g}", ["step", *(f"{key} {s}" for s, key in told), "placebo"], rows)
         save("dial", found)
-    if "cost" in wanted:
+    if "cost" in sys.argv[1:] or not sys.argv[1:]:
         costs = found["cost"] = {name: cost(name) for name in NETWORKS}
         show("Cost", ["network", *next(iter(costs.values()))], [[name, *each.values()] for name, each in costs.items()])
         save("dial", found)
