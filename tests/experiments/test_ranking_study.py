@@ -13,6 +13,7 @@ import memoryless as ml
 from memoryless.cli.main import main
 from memoryless.corrections.sequences import random_order
 from memoryless.errors import BadInput
+from memoryless.experiments import ranking_runs as runs_of
 from memoryless.experiments import ranking_study as study
 from memoryless.experiments.along_batches import Plain, train_along
 from memoryless.experiments.figure import Figure, Found, experiment
@@ -81,9 +82,9 @@ def test_rules_prefer_what_they_say():
 
     assert best_of("tied", 32) == {(0.9, 0.9), (0.95, 0.95)}
     assert best_of("default", 8) == {(0.9, 0.999)}
-    assert best_of("half_life", 32) == {(one, 0.999) for one in study.FIRST}
+    assert best_of("half_life", 32) == {(one, 0.999) for one in runs_of.FIRST}
     # A half-life of 32 ln 2 / -ln .999 samples is that of .9907 at 288 samples a step.
-    assert best_of("half_life", None) == {(one, 0.99) for one in study.FIRST}
+    assert best_of("half_life", None) == {(one, 0.99) for one in runs_of.FIRST}
 
 
 def made(agrees: bool) -> list[Found]:
@@ -95,13 +96,15 @@ def made(agrees: bool) -> list[Found]:
             noisy = (1 if agrees else -1) * good + rng.normal(0, 2, (4, len(good)))
             first = rng.normal(0, 1, (4, len(good)))
             maps = {"measured": -noisy, "first": first, "resummed": first}
-            found.append(Found(setting, {f"{o} {m}": x.tolist() for o, x in maps.items() for m in study.MEASURES}))
+            found.append(Found(setting, {f"{o} {m}": x.tolist() for o, x in maps.items() for m in runs_of.MEASURES}))
             continue
         k = study.PAIRS.index(setting.betas)
         runs = {name: (outcome.sign * (good[k] + rng.normal(0, 0.5, 4))).tolist() for name, outcome in study.OUTCOMES.items()}
         if k == 3:
             runs["test_loss"][1] = None
-        found.append(Found(setting, runs | {"steps": [1] * 4}))
+        # Losses of pairs lie 1 % apart at most, or 10 %.
+        apart = (0.01 if agrees else 0.1) * (k % 2) * np.random.default_rng(k).uniform(0.8, 1, 4)
+        found.append(Found(setting, runs | {"steps": [1] * 4, "training_loss": (0.05 * (1 - apart)).tolist()}))
     return found
 
 
@@ -109,8 +112,10 @@ def test_verdicts_are_those_of_numbers_made_for_them():
     words = {v.claim: v.word for v in study.verdicts(made(True))}
     assert {words[claim] for claim in study.RANKS.values()} == {words[claim] for claim in study.POSSIBLE.values()} == {"yes"}
     assert {words[study.BETTER[name, "first"]] for name in ("test_accuracy", "final_loss")} == {"yes"}
+    assert words[study.EQUAL] == "yes"
     words = {v.claim: v.word for v in study.verdicts(made(False))}
     assert {words[claim] for claim in study.RANKS.values()} == {"no"}
+    assert words[study.EQUAL] == "no"
     assert {words[claim] for claim in study.POSSIBLE.values()} == {"yes"}
 
 
@@ -160,9 +165,9 @@ def test_from_one_end_to_the_other(batch: int | None):
     maps = study.run(one)
     runs = study.run(one._replace(part="run", steps=60))
     assert {name: np.shape(x) for name, x in maps.items()} == {
-        f"{order} {m}": (2, len(study.PAIRS)) for order in study.ORDERS for m in study.MEASURES
+        f"{order} {m}": (2, len(study.PAIRS)) for order in study.ORDERS for m in runs_of.MEASURES
     }
-    assert runs.keys() == {*study.OUTCOMES, "steps"}
+    assert runs.keys() == {*study.OUTCOMES, "training_loss", "steps"}
     assert min(runs["steps"]) > 0
     assert np.isfinite(runs["test_accuracy"]).all()
     if batch is None:  # to first order, the older the memory in the denominator, the more it raises the norm
@@ -201,8 +206,8 @@ def test_the_map_is_of_the_batches_that_the_runs_take(batch: int | None, monkeyp
     monkeypatch.setattr(batch_sizes.loop, "run", run)
     with pytest.raises(Enough):
         study.run(one)
-    (inputs, _), _ = study.data_of(one)
-    taken = list(itertools.islice(study.orders(one), len(seen)))
+    (inputs, _), _ = runs_of.data_of(one)
+    taken = list(itertools.islice(runs_of.orders(one), len(seen)))
     assert len(seen) == 8
     for (mapped, _), samples in zip(seen, taken, strict=True):
         assert torch.equal(mapped, inputs[samples[0]])

@@ -14,6 +14,7 @@ It may import every room but `report` and `cli`. In reading order:
 * `dial_study`: memory's effect alone turned, all else held: is it memory that causes it?
 * `dial_arms`: what that study runs: networks, data, memory dialled full batch and along mini-batches.
 * `ranking_study`: does one run's map of memory's effect rank other betas as their own finished runs do?
+* `ranking_runs`: what that study runs: one run's map, and every pair by itself.
 * `text`: words of Python's documentation, or of WikiText-2.
 * `fig5`: Fig. 5 and 6: how sharp Adam lets the loss become, against the threshold of stability.
 * `batch_sharpness`: where momentum lets the sharpness settle, a claim of another paper.

@@ -29,77 +29,23 @@ stayed. A seed's own tests are noisy, so tau stays below 1 whatever the rule: co
 What the intervals do not hold: the order of a map and that of the runs are much the same in all seeds, so an order that knows
 nothing may have a tau that all seeds repeat. The share of arbitrary orders that do as well as the map stands beside (added
 after the run, as was this paragraph; it changes no verdict). The taus of "the other seeds" share their runs, so their interval
-is about 1.5 times too narrow. The loss where runs are compared is not recorded: at batch 8 it was seen to differ by up to 15 %
-between pairs, as the first look below the target favours lucky ones.
+is about 1.5 times too narrow. The first look below the target favours lucky pairs: `EQUAL` asks by how much their losses
+differ there. It was asked after the first run, which had not recorded that loss; the second run is of the same seeds.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy import stats
-from torch import Tensor
 
-from memoryless.corrections.sequences import random_order
 from memoryless.errors import BadInput
 from memoryless.experiments import fig2a
-from memoryless.experiments.along_batches import Plain, train_along
 from memoryless.experiments.figure import Cell, Claim, Experiment, Found, Line, Numbers, Panel, Verdict
-from memoryless.experiments.problems import cross_entropy
-from memoryless.experiments.training import Batch, Networks
-from memoryless.live.batch_sizes import audit_batch_sizes
-from memoryless.loss.loss import Loss
-from memoryless.methods.catalogue import AdamW
+from memoryless.experiments.ranking_runs import CELLS, IMAGES, LIVE, ORDERS, PAIRS, SIZES, Setting, run
 
-IMAGES = 288
-"""For training: whole batches of 32 and of 8."""
-
-
-class Setting(NamedTuple):
-    """One pair's own runs on one network at one batch size, or the map of it, for all seeds of the task."""
-
-    kind: str
-    batch: int | None
-    """Samples; None is the full batch."""
-    part: str
-    """"run" or "map"."""
-    betas: tuple[float, float]
-    """Of the run; of the map, those of the run that is measured."""
-    lr: float
-    steps: int
-    seeds: tuple[int, ...]
-    eps: float = 1e-6
-    target: float = 0.05
-    """The training loss at which networks are compared."""
-    share: float = 0.05
-    """Of the steps, after which the map is had."""
-    images: int = IMAGES
-    """For training."""
-
-    @property
-    def every(self) -> int:
-        """Steps between two looks at the training loss."""
-        return 1 if self.batch is None else 5
-
-
-LIVE = 0.9, 0.999
-"""Of the run that is measured, torch's default."""
-FIRST, SECOND = (0.5, 0.8, 0.9, 0.95), (0.9, 0.95, 0.99, 0.999)
-"""Axes of the map."""
-PAIRS = tuple((one, two) for one in FIRST for two in SECOND if one <= two)
-SIZES = None, 32, 8
-CELLS = {
-    ("residual", None): (2e-4, 300),
-    ("residual", 32): (3e-4, 350),
-    ("residual", 8): (5e-4, 400),
-    ("plain", None): (4e-4, 450),
-    ("plain", 32): (1e-3, 700),
-    ("plain", 8): (1e-3, 1300),
-}
-"""Learning rate and steps by network and batch size."""
 FROM, MANY = 6000, 8
 """The first seed, and how many."""
 HALF_LIFE = 32 * np.log(0.5) / np.log(0.999)
@@ -132,9 +78,6 @@ OUTCOMES = {
     "final_loss": Outcome("final training loss", -1, "training_loss", last=True),
     "gradient_1_norm": Outcome("gradient 1-norm", -1, "gradient_1_norm"),
 }
-MEASURES = "gradient_1_norm", "training_loss"
-ORDERS = {"measured": "shadow map", "first": "first order", "resummed": "resummed"}
-"""Of maps, and how their rankings are called."""
 RULES = {"tied": "β₁ = β₂", "half_life": "half-life in samples", "default": "torch's default"}
 RIVALS = RULES | {"first": "the theory to first order"}
 SEEDS = "other_seeds"
@@ -163,6 +106,12 @@ BETTER = {
     for name in ("test_accuracy", "test_loss", "final_loss")
     for rival, rule in RIVALS.items()
 }
+EQUAL = Claim(
+    "Pairs of betas are compared at one training loss",
+    "ln of the largest training loss over the least at the first look below the target, pairs of one seed",
+    high=0.02,
+)
+"""Asked after the first run, which had not recorded it."""
 
 
 def settings(scale: str, data: str | None, seeds: int | None) -> list[Setting]:
@@ -183,86 +132,6 @@ def settings(scale: str, data: str | None, seeds: int | None) -> list[Setting]:
     return found
 
 
-def data_of(setting: Setting) -> tuple[Batch, list[Batch]]:
-    """The images for training, as one batch, and those for testing.
-
-    Args:
-        setting: what to run.
-    """
-    own = fig2a.Setting(setting.kind, "digits", "adamw", setting.betas, setting.lr, 0.0, setting.seeds)
-    ((pixels, classes),), test, _ = fig2a.data_of(own)
-    return (pixels[: setting.images], classes[: setting.images]), test
-
-
-def run(setting: Setting) -> dict[str, Any]:
-    """The map, or a pair's own runs.
-
-    Args:
-        setting: what to run.
-
-    Returns:
-        By name, one entry a seed. Of a map by kind and measure, such as "measured gradient_1_norm", memory's effect per step by
-        pair, as in `PAIRS`. Of runs "steps" to the target, -1 where it was not met, and one number for each of `OUTCOMES`,
-        NaN there.
-    """
-    return _maps(setting) if setting.part == "map" else _runs(setting)
-
-
-def _maps(setting: Setting) -> dict[str, Any]:
-    whole, _ = data_of(setting)
-    found: dict[str, list[list[float]]] = {}
-    for seed in setting.seeds:
-        model = fig2a.model_of(setting.kind, seed)
-        optimizer = torch.optim.AdamW(model.parameters(), setting.lr, setting.betas, setting.eps, weight_decay=0.0)
-        loss = Loss(model, cross_entropy, [whole])
-
-        def training_loss(theta: Tensor, loss: Loss = loss) -> Tensor:
-            return loss(theta)
-
-        measures, steps = ("gradient_1_norm", training_loss), max(8, round(setting.share * setting.steps))
-        # Its order of batches is that of `orders`.
-        told = audit_batch_sizes(
-            optimizer, loss, (setting.batch,), measures=measures, betas=(FIRST, SECOND), steps=steps, seed=seed
-        )
-        places = [(told.betas_1.index(one), told.betas_2.index(two)) for one, two in PAIRS]
-        for order in ORDERS:
-            mean = getattr(told.sizes[0], order).mean
-            for k, name in enumerate(MEASURES):
-                found.setdefault(f"{order} {name}", []).append([float(mean[i, j, k]) for i, j in places])
-    return found
-
-
-def orders(setting: Setting) -> Iterator[Tensor]:
-    """The samples of each step's batch, by seed, shape (seeds, size): for each seed the same for all pairs, and of its map.
-
-    Args:
-        setting: what to run.
-    """
-    size = setting.batch or setting.images
-    count = setting.images // size
-    drawn = [random_order(count, setting.steps, np.random.default_rng((s, setting.batch or 0))) for s in setting.seeds]
-    for batches in torch.from_numpy(np.stack(drawn)).T:
-        yield batches[:, None] * size + torch.arange(size)
-
-
-def _runs(setting: Setting) -> dict[str, Any]:
-    whole, test = data_of(setting)
-    models = [fig2a.model_of(setting.kind, seed) for seed in setting.seeds]
-    networks = Networks(models[0], cross_entropy, [whole])
-    starts = torch.stack([Networks(model, cross_entropy, [whole]).layout.theta() for model in models])
-    method = Plain(AdamW(setting.lr, setting.betas, setting.eps, 0.0))
-    passed = train_along(networks, method, starts, orders(setting), setting.target, setting.every, to_the_end=True)
-    found: dict[str, list[float]] = {name: [] for name in OUTCOMES}
-    for theta, step in zip(passed.thetas, passed.steps.tolist(), strict=True):
-        here = dict.fromkeys(found, float("nan"))
-        if step >= 0:
-            here["test_accuracy"], here["test_loss"] = fig2a.tested(networks, theta, test)
-            here["gradient_1_norm"] = float(networks.at(theta[None])[1].abs().sum())
-        for name, values in found.items():
-            values.append(here[name])
-    return found | {"final_loss": networks.losses(passed.last, [whole]).tolist(), "steps": passed.steps.tolist()}
-
-
 @dataclass(frozen=True)
 class Ranked:
     """What was found on one network at one batch size.
@@ -270,7 +139,7 @@ class Ranked:
     Attributes:
         kind: of network.
         batch: samples; None is the full batch.
-        outcomes: by name, shape (seeds, pairs); NaN where a run did not come so far.
+        outcomes: by name, and "training_loss", shape (seeds, pairs); NaN where a run did not come so far.
         maps: by kind and measure, shape (seeds, pairs).
     """
 
@@ -388,9 +257,9 @@ def ranked(every: Sequence[Found]) -> list[Ranked]:
         runs = {tuple(f.setting.betas): f.numbers for f in mine if f.setting.part == "run"}
         if not mine:
             continue
-        outcomes = dict.fromkeys(OUTCOMES, np.zeros((0, len(PAIRS))))
+        outcomes = dict.fromkeys((*OUTCOMES, "training_loss"), np.zeros((0, len(PAIRS))))
         if set(PAIRS) <= runs.keys():
-            outcomes = {name: np.stack([_numbers(runs[pair][name]) for pair in PAIRS], 1) for name in OUTCOMES}
+            outcomes = {name: np.stack([_numbers(runs[pair][name]) for pair in PAIRS], 1) for name in outcomes}
         maps = {name: _numbers(x) for f in mine if f.setting.part == "map" for name, x in f.numbers.items()}
         told.append(Ranked(kind, batch, outcomes, maps))
     return told
@@ -438,7 +307,17 @@ def verdicts(every: Sequence[Found]) -> list[Verdict]:
     told = []
     for name in OUTCOMES:
         told += [judged(RANKS[name], name, "measured"), judged(POSSIBLE[name], name, SEEDS)]
-    return told + [judged(claim, name, "measured", rival) for (name, rival), claim in BETTER.items()]
+    told += [judged(claim, name, "measured", rival) for (name, rival), claim in BETTER.items()]
+    apart = [np.log(each.outcomes["training_loss"][:, each.kept("training_loss")]) for each in cells]
+    return [
+        *told,
+        Verdict(EQUAL, [Cell(each.where("training_loss"), _spread(x)) for each, x in zip(cells, apart, strict=True)]),
+    ]
+
+
+def _spread(values: Numbers) -> Numbers:
+    """From the least to the largest of each row."""
+    return np.ptp(values, axis=1) if values.shape[1] else np.zeros(0)
 
 
 FIGURES = {
