@@ -47,16 +47,20 @@ def _about(found: Comparison) -> str:
 
 
 def _table(title: str, caption: str, columns: Sequence[str], rows: Mapping[str, Sequence[str | Text]], width: int) -> Table:
-    """Numbers by name; the names take what they leave of the width."""
+    """Numbers by name; the names take what they leave of the width, or stand below where that is too little."""
     table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)
     table.padding, table.show_edge = (0, 1, 0, 0), False
-    table.add_column("optimizer", overflow="fold")
+    table.add_column("optimizer", no_wrap=True)
     room = width - 1
     for column, cells in zip(columns, zip(*rows.values(), strict=True), strict=True):
         table.add_column(column, justify="right", no_wrap=True)
         room -= max(map(len, (column, *cells))) + 2
-    for name, cells in rows.items():
-        table.add_row(broken(name, room), *cells)
+    heads = [broken(name, room) for name in rows]
+    if max(len(line) for head in heads for line in head.split("\n")) > room:
+        table.caption = "".join(f"{n} {name}\n" for n, name in enumerate(rows, 1)) + caption
+        heads = [str(n) for n in range(1, len(rows) + 1)]
+    for head, cells in zip(heads, rows.values(), strict=True):
+        table.add_row(head, *cells)
     return table
 
 
