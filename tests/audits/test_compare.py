@@ -7,6 +7,7 @@ from torch import nn
 import memoryless as ml
 from memoryless.audits.compare import compare
 from memoryless.experiments.problems import cross_entropy, digits
+from memoryless.render.numbers import percent
 
 
 def network() -> ml.Loss:
@@ -46,6 +47,24 @@ def test_what_cannot_be_compared_has_its_reason():
     assert [row.audit is None for row in rows] == [True, False]
     assert rows[0].reason is not None
     assert rows[0].reason.startswith("diverged: ")
+
+
+def test_the_answers_name_the_largest_change_first():
+    """Audits put together by hand: the words are the audits' own."""
+    loss = ml.Loss.of(lambda theta: (theta**4).sum() / 4, torch.linspace(0.5, 2.0, 40, dtype=torch.float64))
+    optimizers = {"ball": ml.HeavyBall(1e-3), "plain": ml.HeavyBall(1e-3, momentum=0.0), "nesterov": ml.Nesterov(1e-2)}
+    found = compare(optimizers | {"adam": ml.Adam(1e-2, betas=(0.0, 0.9))}, loss, steps=10, measures=["gradient_norm_squared"])
+    change = {row.name: row.audit.effects[0].measured for row in found if row.audit}
+    (answer,) = found.answers
+    assert list(answer.changes) == ["regularizes", "anti-regularizes", "neutral"]
+    assert answer.changes["regularizes"] == {"nesterov": change["nesterov"], "ball": change["ball"]}
+    assert list(answer.changes["regularizes"]) == ["nesterov", "ball"]
+    assert found.verdict == (
+        f"On the gradient norm squared, per step: memory regularizes most under nesterov ({percent(change['nesterov'])}), "
+        f"then ball ({percent(change['ball'])}); anti-regularizes under adam ({percent(change['adam'])}); "
+        "is neutral under plain (no more than chance)."
+    )
+    assert found.as_dict()["answers"][0]["changes"] == answer.changes
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,15 @@ OPTIONS = {
         "--seed": JUNK,
         "--html": FILES,
     },
-    "compare": {"": JUNK, "--lr": JUNK, "--steps": JUNK, "--measures": JUNK, "--png": FILES, "--problem": SCRIPTS},
+    "compare": {
+        "": JUNK,
+        "--lr": JUNK,
+        "--steps": JUNK,
+        "--measures": JUNK,
+        "--png": FILES,
+        "--html": FILES,
+        "--problem": SCRIPTS,
+    },
     "betas": {
         "": SCRIPTS,
         "--checkpoint": CHECKPOINTS,

@@ -5,7 +5,7 @@ it makes next, less the frozen one, as in `audits.audit`.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -19,7 +19,7 @@ from memoryless.loss.measures import USUAL, Differentiable, evaluate
 from memoryless.loss.point import Point
 from memoryless.methods.method import AnyOptimizer
 from memoryless.progress import OnStep, silent
-from memoryless.render.numbers import plain
+from memoryless.render.numbers import finite, label, percent, plain
 from memoryless.render.result import Result
 
 
@@ -43,24 +43,77 @@ class Compared(Result):
 
 
 @dataclass(frozen=True)
+class Answer:
+    """Under which optimizers memory does what to one measure.
+
+    Attributes:
+        measure: its name.
+        changes: what memory does, in a word, -> optimizer -> its change, the largest first, in words and in each of them.
+    """
+
+    measure: str
+    changes: dict[str, dict[str, float]]
+
+    @property
+    def sentence(self) -> str:
+        """The same in words."""
+        said = []
+        for word, changes in self.changes.items():
+            if word == "neutral":
+                said.append(f"is neutral under {', '.join(changes)} (no more than chance)")
+                continue
+            first, *others = (f"{name} ({percent(c) if finite(c) else 'not finite'})" for name, c in changes.items())
+            most, then = (" most", f", then {', '.join(others)}") if others else ("", "")
+            said.append(f"{word}{most} under {first}{then}")
+        return f"On the {label(self.measure)}, per step: memory {'; '.join(said)}."
+
+
+@dataclass(frozen=True)
 class Comparison(Result):
-    """Several optimizers on one loss.
+    """Several optimizers on one loss, each where its own run arrived: their losses differ.
 
     Attributes:
         rows: one per optimizer, in their order.
         steps: that each of them took.
+        about: what was compared, for the page's head: text by label; "command" goes to the foot.
     """
 
     rows: tuple[Compared, ...]
     steps: int
+    about: Mapping[str, str] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Compared]:
         """Row by row."""
         return iter(self.rows)
 
+    @property
+    def answers(self) -> tuple[Answer, ...]:
+        """One per measure; none where no optimizer was audited."""
+        done = {row.name: row.audit.effects for row in self.rows if row.audit is not None}
+        found = []
+        for k, first in enumerate(next(iter(done.values()), ())):
+            changes: dict[str, dict[str, float]] = {}
+            by_size = sorted(done, key=lambda name: -abs(done[name][k].best))
+            for name in sorted(by_size, key=lambda name: done[name][k].word == "neutral"):
+                changes.setdefault(done[name][k].word, {})[name] = done[name][k].best
+            found.append(Answer(first.measure, changes))
+        return tuple(found)
+
+    @property
+    def verdict(self) -> str:
+        """In words: under which optimizers memory does what to each measure, the largest change first."""
+        return " ".join(answer.sentence for answer in self.answers) or "No optimizer could be run."
+
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers and text."""
-        return plain({"steps": self.steps, "rows": self.rows})
+        answers = [plain(answer) | {"sentence": answer.sentence} for answer in self.answers]
+        return plain({"about": self.about, "steps": self.steps, "verdict": self.verdict, "answers": answers, "rows": self.rows})
+
+    def to_html(self) -> str:
+        """One self-contained page."""
+        from memoryless.render.comparison import page
+
+        return page(self.as_dict())
 
 
 @valid_arguments

@@ -1,13 +1,12 @@
 """memoryless compare."""
 
-import json
 from dataclasses import dataclass
 from typing import Annotated
 
 import tyro
 
 from memoryless.cli import answer
-from memoryless.cli.files import picture, save
+from memoryless.cli.files import command, picture, save, writable, write
 from memoryless.cli.options import progress, there
 from memoryless.errors import BadInput
 
@@ -16,7 +15,7 @@ from memoryless.errors import BadInput
 class Compare:
     """Compare optimizers: what the memory of each does to the same loss, measured and predicted, along its own run.
 
-    Such as: memoryless compare adamw lion "torch.optim.Muon(lr=1e-3)" --steps 200 --png compare.png
+    Such as: memoryless compare adamw lion "torch.optim.Muon(lr=1e-3)" --steps 200 --html compare.html
     """
 
     optimizers: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="OPTIMIZER ...")]
@@ -37,12 +36,14 @@ class Compare:
     """Of the initial parameters."""
     png: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     """Picture to write. Only a picture that memoryless wrote is overwritten."""
+    html: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
+    """Page to write, with charts. Only a page that memoryless wrote is overwritten."""
     json: bool = False
     """Print JSON instead of tables."""
 
     def run(self) -> None:
         """Run each, audit, print."""
-        path = picture("--png", self.png)
+        path, page = picture("--png", self.png), writable("--html", self.html)
         there(self.problem)
         if self.lr is not None and not self.lr > 0:
             raise BadInput(f"--lr must be positive, got {self.lr}")
@@ -51,7 +52,7 @@ class Compare:
 
         methods, refused = {}, {}
         with progress("running") as on_step:  # before torch is waited for
-            from memoryless.audits.compare import Compared, compare
+            from memoryless.audits.compare import Compared, Comparison, compare
             from memoryless.cli import setup
             from memoryless.methods.named import resolve
 
@@ -63,19 +64,23 @@ class Compare:
                     refused[text] = error
             if not methods:
                 raise next(iter(refused.values()))
-            found = compare(methods, loss, steps=self.steps, measures=self.measures, on_step=on_step)
+            ran = compare(methods, loss, steps=self.steps, measures=self.measures, on_step=on_step)
 
         from memoryless.report import compare as report
 
-        rows = {row.name: row for row in found} | {name: Compared(name, None, str(error)) for name, error in refused.items()}
-        rows = [rows[text] for text in dict.fromkeys(self.optimizers)]
-        size = f"{loss.layout.d:,} parameters, full batch"
-        about = f"{self.problem}, {size}, after {self.steps} steps of each optimizer's own run"
+        rows = {row.name: row for row in ran} | {name: Compared(name, None, str(error)) for name, error in refused.items()}
+        about = {
+            "problem": self.problem,
+            "size": f"{loss.layout.d:,} parameters, full batch",
+            "seed": str(self.seed),
+            "command": command(),
+        }
+        found = Comparison(tuple(rows[text] for text in dict.fromkeys(self.optimizers)), self.steps, about)
         if self.json:
-            answer.say(
-                json.dumps({"problem": self.problem, "steps": self.steps, "rows": [row.as_dict() for row in rows]}, indent=2)
-            )
+            answer.say(found.to_json(indent=2))
         else:
-            report.print_comparison(rows, about, answer.console())
-        if path is not None and any(row.audit for row in rows):
-            save(report.picture(rows, about), path, dpi=130)
+            report.print_comparison(found, answer.console())
+        if path is not None and any(row.audit for row in found):
+            save(report.picture(found), path, dpi=130)
+        if page is not None:
+            write(page, found.to_html())

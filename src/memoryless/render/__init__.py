@@ -7,4 +7,5 @@ It may import the ground floor (the files beside the rooms) alone. In reading or
 * `style`: colours and marks by meaning.
 * `page`: the frame of all pages, tables of plain data, the page of a run.
 * `figures`: the charts on that page.
+* `comparison`: the page of several optimizers on one loss.
 """

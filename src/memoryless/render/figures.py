@@ -2,14 +2,13 @@
 
 import html
 import math
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 
-from memoryless.render.numbers import SignedLog, cosine, finite, label, number, percent, plain, share
+from memoryless.render.numbers import SignedLog, broken, cosine, finite, label, number, percent, plain, share
 from memoryless.render.style import BAND, COLOUR, DIVERGING, FONT, KINDS, MARK
 
 BETAS = (0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9999)
@@ -62,9 +61,7 @@ def charts(run: dict[str, Any]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
 
     def add(chart: str, variant: str, figure: go.Figure) -> None:
-        values = figure.to_plotly_json()
-        values["layout"].pop("template", None)
-        found.setdefault(chart, {})[variant] = plain(values)
+        found.setdefault(chart, {})[variant] = bare(figure)
 
     if len(stops) > 1:
         add("radius", "", radius_along_run(stops))
@@ -86,6 +83,17 @@ def charts(run: dict[str, Any]) -> dict[str, dict[str, Any]]:
                 add("others", f"{k}/{s}", _others(stop, effect))
             add("tensors", f"{k}/{s}", by_tensor(effect["slopes"]["layers"]))
     return found
+
+
+def bare(figure: go.Figure) -> dict[str, Any]:
+    """A figure as JSON values, without the template that all share.
+
+    Args:
+        figure: of plotly.
+    """
+    values = figure.to_plotly_json()
+    values["layout"].pop("template", None)
+    return plain(values)
 
 
 def _others(stop: dict[str, Any], effect: dict[str, Any]) -> go.Figure:
@@ -190,7 +198,7 @@ def dots(
         random: half width of each row's neutral zone, if known.
     """
     axis = SignedLog.of([*(c for values in changes.values() for c in values), *_both(random)])
-    wrapped = ["<br>".join(map(_text, textwrap.wrap(label, 34))) for label in labels]
+    wrapped = [_text(broken(label, 24)).replace("\n", "<br>") for label in labels]
     lines = max(label.count("<br>") + 1 for label in wrapped)
     figure = go.Figure(layout={"height": 110 + (26 + 14 * lines) * len(labels)})
     if random:
@@ -209,7 +217,7 @@ def dots(
             text = [f"{_text(label)}<br>{KINDS[kind]}: {percent(v)} per step" for label, v in zip(labels, values, strict=True)]
             look = _line(kind) | {"mode": "markers"}
             figure.add_scatter(x=axis.place(values), y=list(range(len(labels))), text=text, **look)
-    figure.update_xaxes(title_text="change per step", **axis.axis(gap=0.15))
+    figure.update_xaxes(title_text="change per step", **axis.axis(gap=0.2))
     figure.update_yaxes(tickvals=list(range(len(labels))), ticktext=wrapped, range=[len(labels) - 0.5, -0.5], zeroline=False)
     figure.update_layout(legend_traceorder="reversed")
     return figure

@@ -5,6 +5,7 @@ The axis is signed-logarithmic: the position of a change c is asinh(c / scale), 
 """
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, TypeGuard
@@ -95,6 +96,26 @@ def label(name: str) -> str:
     return name.replace("_", " ").replace("1 norm", "1-norm")
 
 
+def broken(name: str, width: int) -> str:
+    """A name in lines, broken at spaces, brackets and commas alone; what is longer between them stays whole.
+
+    Args:
+        name: such as an optimizer with its options.
+        width: of a line, in characters.
+
+    Example:
+        >>> print(broken("adamw(lr=3e-4,betas=(0.9,0.95))", 18))
+        adamw(lr=3e-4,
+        betas=(0.9,0.95))
+    """
+    lines = [""]
+    for part in re.split(r"(?<=[(, ])", name):
+        if lines[-1] and len((lines[-1] + part).rstrip()) > width:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(line.strip() for line in lines)
+
+
 def cell(value: float | str | None) -> str:
     """A value of a table whose columns are not known beforehand: four digits, no trailing zeros; yes or no; text as it is.
 
@@ -170,6 +191,21 @@ class SignedLog:
             "range": [low, high],
             "tickangle": 0,
         }
+
+
+FAR = 1e4
+"""How much more than is measured the failure of a prediction may reach in a chart without hiding the rest."""
+
+
+def near(changes: Sequence[float | None], scale: Iterable[float | None]) -> list[float | None]:
+    """The changes that can stand in one chart with what is known; None for one beyond `FAR` times its largest size.
+
+    Args:
+        changes: to draw.
+        scale: what must be seen.
+    """
+    limit = FAR * max((abs(s) for s in scale if finite(s)), default=0.0) or math.inf
+    return [c if finite(c) and abs(c) <= limit else None for c in changes]
 
 
 def plain(value: Any) -> Any:

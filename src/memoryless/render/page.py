@@ -11,8 +11,8 @@ import jinja2
 from markupsafe import Markup
 
 from memoryless.errors import BadInput
-from memoryless.render.numbers import cell, cosine, finite, label, number, percent, share
-from memoryless.render.style import COLOUR, DARK, FONT, IN_THE_DARK, KINDS
+from memoryless.render.numbers import broken, cell, cosine, finite, label, number, percent, share
+from memoryless.render.style import COLOUR, DARK, FONT, IN_THE_DARK, KINDS, SIGN
 
 MOST = 12
 """Numbers of a list that a table of plain data shows; longer ones are folded."""
@@ -58,7 +58,7 @@ _ENVIRONMENT = jinja2.Environment(
     lstrip_blocks=True,
     undefined=jinja2.StrictUndefined,
 )
-_ENVIRONMENT.filters |= {f.__name__: f for f in (cell, cosine, label, number, percent, records, share)}
+_ENVIRONMENT.filters |= {f.__name__: f for f in (broken, cell, cosine, label, number, percent, records, share)}
 _ENVIRONMENT.tests |= {f.__name__: f for f in (scalar, flat)}
 
 
@@ -73,8 +73,22 @@ def fill(template: str, /, **values: Any) -> str:
         HTML; a <meta name="generator"> says memoryless.
     """
     made = {"memoryless": version("memoryless"), "torch": version("torch"), "date": datetime.date.today().isoformat()}
-    frame = {"made": made, "font": FONT, "light": COLOUR, "dark": DARK, "command": None}
+    frame = {"made": made, "font": FONT, "light": COLOUR, "dark": DARK, "signs": SIGN, "command": None}
     return _ENVIRONMENT.get_template(template).render(frame | values)
+
+
+def charted(template: str, /, **values: Any) -> str:
+    """A page with charts from its template, which ends as "render/run.html.j2" does.
+
+    Args:
+        template: path in the package.
+        **values: as for `fill`; `charts` are figures from `figures.bare`, by name and variant.
+    """
+    from plotly.offline import get_plotlyjs  # half a second, which only charts need
+
+    from memoryless.render.figures import TEMPLATE
+
+    return fill(template, template=TEMPLATE, in_the_dark=IN_THE_DARK, plotly=Markup(get_plotlyjs()), **values)
 
 
 def tables(title: str, description: str, data: dict[str, Any]) -> str:
@@ -103,13 +117,11 @@ def page(run: dict[str, Any]) -> str:
     stops = run["stops"]
     if not stops:
         raise BadInput("expected a run with at least one audited stop, got none")
-    from plotly.offline import get_plotlyjs  # half a second, which only charts need
-
-    from memoryless.render import figures
+    from memoryless.render import figures  # half a second, which only charts need
 
     measures = [effect["measure"] for effect in stops[0]["effects"]]
     last = stops[-1]
-    return fill(
+    return charted(
         "render/run.html.j2",
         title=f"Memory of {last['method']}",
         description=run["verdict"],
@@ -128,10 +140,7 @@ def page(run: dict[str, Any]) -> str:
         most_tensors=figures.MOST_TENSORS,
         kinds=KINDS,
         charts=figures.charts(run),
-        template=figures.TEMPLATE,
         axes=figures.beta_axes(run),
-        in_the_dark=IN_THE_DARK,
-        plotly=Markup(get_plotlyjs()),
     )
 
 

@@ -71,6 +71,9 @@ FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
 SERIES = ("#332288", "#8a6d00", "#2b8cbe", "#882255", "#7a5230")
 """Of what has no meaning of its own: pieces of memory, orders, batch sizes."""
 
+SIGN = {"regularizes": "▼", "anti-regularizes": "▲", "neutral": "●"}
+"""Before what memory does, since colour alone is not enough."""
+
 TERMINAL = {
     "regularizes": "#0a7cc4",
     "anti-regularizes": "#d05a10",

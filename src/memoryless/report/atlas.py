@@ -15,9 +15,8 @@ from memoryless.experiments.atlas.rows import KINDS, PROBLEMS, SEEDS, Row
 from memoryless.experiments.atlas.ways import AGREE, STEP
 from memoryless.loss.measures import USUAL
 from memoryless.render.numbers import NOTHING, label, number, percent
-from memoryless.render.style import TERMINAL
+from memoryless.render.style import SIGN, TERMINAL
 
-SIGN = {"regularizes": "▼", "anti-regularizes": "▲", "neutral": "●"}
 RESUMMED = ("flat", "corner")
 """Kinds that have no first order."""
 SUBJECT = "network"

@@ -5,15 +5,14 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
-from markupsafe import Markup
 
 from memoryless.errors import BadInput
 from memoryless.live.monitoring.log import Record, stops, told
 from memoryless.live.monitoring.measuring import SURE
 from memoryless.render import figures
-from memoryless.render.numbers import SignedLog, finite, label, percent, plain
-from memoryless.render.page import fill
-from memoryless.render.style import COLOUR, IN_THE_DARK, MARK
+from memoryless.render.numbers import SignedLog, finite, label, percent
+from memoryless.render.page import charted
+from memoryless.render.style import COLOUR, MARK
 from memoryless.report.watch import made_of, sentence, straight, word
 
 UNKNOWN = "less than its 95 % interval: the sign is not known"
@@ -33,11 +32,9 @@ def page(records: Sequence[Record], command: str | None = None) -> str:
     broken, notes = told(records)
     if not found:
         raise BadInput(f"nothing was measured yet in this run{': ' + (broken + notes)[0] if broken + notes else ''}")
-    from plotly.offline import get_plotlyjs  # half a second, which only charts need
-
     last = found[-1]
     run = _axes(head, found)
-    return fill(
+    return charted(
         "report/report.html.j2",
         title=f"Memory of {head['method']}, as it was trained",
         description=" ".join(sentence(e, last["step"]) for e in last["effects"]) or "Shadows only.",
@@ -53,10 +50,7 @@ def page(records: Sequence[Record], command: str | None = None) -> str:
         words={(s["step"], e["measure"]): word(e) for s in found for e in s["effects"]},
         straight={(s["step"], e["measure"]): straight(e) for s in found for e in s["effects"]},
         sure=SURE,
-        template=figures.TEMPLATE,
         axes=figures.beta_axes(run),
-        in_the_dark=IN_THE_DARK,
-        plotly=Markup(get_plotlyjs()),
     )
 
 
@@ -69,9 +63,7 @@ def _charts(head: Record, found: Sequence[Record], run: dict[str, Any]) -> dict[
     charts: dict[str, dict[str, Any]] = {}
 
     def add(chart: str, variant: str, figure: go.Figure) -> None:
-        values = figure.to_plotly_json()
-        values["layout"].pop("template", None)
-        charts.setdefault(chart, {})[variant] = plain(values)
+        charts.setdefault(chart, {})[variant] = figures.bare(figure)
 
     for k, name in enumerate(head["measures"]):
         if any(stop["effects"] for stop in found):
