@@ -1,7 +1,8 @@
 """What a monitor costs: a step between stops against a plain step, a stop in gradients, and what a run pays in all.
 
-Two copies of a network train side by side, one of them monitored with the defaults, in interleaved chunks of steps. A stop at
-`every` tells its cost; with a budget of 2 % stops lie so far apart that a run pays the step's excess and at most that.
+Copies of a network train side by side, all but one of them monitored, in interleaved chunks of 32 steps, after which shadows
+are fed (processor time). A stop at `every` tells its cost; with a budget of 2 % stops lie so far apart that a run pays the
+step's excess and at most that.
 """
 
 import copy
@@ -17,7 +18,7 @@ from memoryless.experiments.problems import Problem
 from networks import cnn, gpt, mlp
 from output import save, show
 
-CHUNK, COUNT = 5, 20
+CHUNK, COUNT = 32, 12
 NETWORKS = {"MLP": lambda: mlp(batch=32), "CNN": lambda: cnn(batch=32), "GPT": lambda: gpt(batch=4)}
 
 
@@ -46,7 +47,9 @@ def main() -> None:
     for name, make in NETWORKS.items():
         problem = make()
         plain, watched, live = Training(problem), Training(problem, budget=0.02), Training(problem, budget=0.02, betas=None)
-        seconds = rounds({"plain": plain.steps, "monitor": watched.steps, "live": live.steps}, COUNT)
+        wide = Training(problem, budget=0.02, coordinates=2**18)
+        works = {"plain": plain.steps, "monitor": watched.steps, "live": live.steps, "wide": wide.steps}
+        seconds = rounds(works, COUNT, time.process_time)
         stopping = Training(problem, every=[100])
         stopping.steps(101)
         assert stopping.monitor is not None
@@ -58,6 +61,7 @@ def main() -> None:
             "step_seconds": step,
             "step_ratio": ratio(seconds["monitor"], seconds["plain"]),
             "step_ratio_without_map": ratio(seconds["live"], seconds["plain"]),
+            "step_ratio_2^18_coordinates": ratio(seconds["wide"], seconds["plain"]),
             "stop_seconds": stop["seconds"],
             "stop_in_steps": stop["seconds"] / step,
             "first_stop": watched.monitor._schedule.period,
