@@ -152,6 +152,46 @@ def test_a_clipped_run_is_not_taken_for_another():
     ml.audit(live, loss, gradient=lambda g: g)
 
 
+@pytest.mark.parametrize("share", [2.0, 8.0, 0.6, 1.0])
+def test_buffers_of_gradients_of_another_size_are_noted(share: float):
+    """Sums of micro-batches, or norms clipped to less than the present one."""
+    make: Any = lambda p: (o := OPTIMIZERS["adamw"](p), LambdaLR(o, lambda s: 1.0))  # noqa: E731
+    live, _, loss, _ = run(make, 6, lambda g: g * share)
+    notes = ml.audit(live, loss).validity.notes
+    assert any("those in the optimizer's buffers are of norm" in note for note in notes) == (share != 1)
+
+
+def test_decay_in_the_gradients_is_no_clipping():
+    """L = b theta + theta^2/20 with Adam's own decay 2 is balanced at -b/2.1: nearby the buffers are of a small sum."""
+    b = torch.linspace(1.0, 2.0, D, dtype=torch.float64)
+    theta = nn.Parameter(-1.01 * b / 2.1)
+    loss = ml.Loss.of(lambda theta: theta @ b + theta @ theta / 20, theta)
+    optimizer = Adam([theta], lr=1e-5, weight_decay=2.0)
+    for _ in range(3):
+        theta.grad = loss.gradient(loss.theta)
+        optimizer.step()
+    assert ml.audit(optimizer, loss, measures=["gradient_1_norm"]).validity.notes == ()
+
+
+class KeepsOther(Adam):
+    """A class of a user's own, which takes torch's arguments and keeps its averages under other names."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # pyright: ignore
+        for group in self.param_groups:
+            for p in group["params"]:
+                kept = self.state[p]
+                kept["step"] = kept.get("step", 0) + 1
+                m = kept.setdefault("m", torch.zeros_like(p)).lerp_(p.grad, 1 - group["betas"][0])
+                p.sub_(m, alpha=group["lr"])
+
+
+def test_a_class_that_inherits_from_adam_keeps_what_it_likes():
+    make: Any = lambda p: (o := KeepsOther(p, lr=1e-2), LambdaLR(o, lambda s: 1.0))  # noqa: E731
+    live, _, loss, _ = run(make, 6)
+    assert relative_error(ml.audit(live, loss).F, (1 - 0.9**7) * slope(loss.theta)) < 1e-12
+
+
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_cycled_betas_are_refused_without_their_schedule(optimizer: str):
     for cycle in (SCHEDULES["one_cycle"], lambda o: CyclicLR(o, 1e-3, 1e-2, step_size_up=5)):

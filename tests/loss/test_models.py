@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils import parametrizations, weight_norm
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
@@ -102,6 +103,26 @@ def test_what_a_reentrant_checkpoint_leaves_without_gradient_stays_so():
         own = loss.backward()
     assert torch.equal(loss.gradient(loss.theta), own)
     assert not own[: 3 * 4 + 4].any()
+
+
+@pytest.mark.skipif(not hasattr(torch.overrides, "redispatch_function"), reason="torch before 2.13: by differences")
+def test_a_checkpoint_finds_its_attention_again():
+    """It runs its forward pass once more in each backward pass, where fast second derivatives must stand as in the first."""
+
+    def attended(x: Tensor) -> Tensor:
+        return functional.gelu(functional.scaled_dot_product_attention(x[None], x[None], x[None])[0])
+
+    def again(net: nn.Sequential, x: Tensor) -> Tensor:
+        inner = checkpoint(attended, net[0](x), use_reentrant=False)
+        assert isinstance(inner, Tensor)
+        return net[1:](inner)
+
+    plain = ml.Loss(Inside(network(), lambda net, x: net[1:](attended(net[0](x)))), cross_entropy, [BATCH])
+    loss = ml.Loss(Inside(network(), again), cross_entropy, [BATCH])
+    vs = torch.randn(2, len(plain.theta))
+    assert relative_error(loss.curvature(loss.theta, vs[0]), plain.curvature(plain.theta, vs[0])) < 1e-14
+    assert relative_error(loss.curvatures(loss.theta, vs, 0), plain.curvatures(plain.theta, vs, 0)) < 1e-14
+    assert not loss.uses_differences
 
 
 class ModelOutput(OrderedDict[str, Any]):

@@ -38,7 +38,7 @@ from memoryless.methods.wrapped import unwrapped
 from memoryless.render.numbers import plain
 from memoryless.render.result import Result
 
-AS_THEY_ARE = "past gradients are taken as they are: if the loop clips or scales them give gradient="
+AS_THEY_ARE = "past gradients are taken as they are: if the loop sums, clips or scales them give gradient="
 UNKNOWN_PAST = "several batches: the measured effect is memory's alone only if every past step used their mean gradient"
 
 
@@ -222,7 +222,7 @@ def _audit_live(
     if len(loss) > 1 and sequence is None:
         notes.append(UNKNOWN_PAST)
     elif gradient is None and sequence is None and isinstance(live, Adam):
-        past.require_gradients_like(live, seen, loss.layout)
+        notes += past.notes_on_gradients(live, seen, loss.layout)
     elif gradient is None and any(live.state.values()):
         notes.append(AS_THEY_ARE)
     update = live_optimizer.next_update(live, loss.layout, past.changed(seen, gradient))

@@ -49,7 +49,7 @@ class _Substitution(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
-        if func is functional.multi_head_attention_forward and hasattr(torch.overrides, "redispatch_function"):
+        if func in _LOOKED_INTO and hasattr(torch.overrides, "redispatch_function"):
             with self:  # torch >= 2.13 can look into its functions that are written in Python
                 return torch.overrides.redispatch_function(func, types, args, kwargs)
         substitute = None if types else _SUBSTITUTES.get(func)
@@ -272,3 +272,6 @@ _SUBSTITUTES: dict[Any, Callable[..., Any]] = {
     functional.scaled_dot_product_attention: _attend,
     functional.gelu: _gelu,
 }
+
+# A checkpoint runs its forward pass again in the backward pass, and must find the same functions there.
+_LOOKED_INTO = functional.multi_head_attention_forward, torch.autograd.grad

@@ -151,18 +151,19 @@ class OneBatch:
                 seeds = self.layout.views(v)
             if not dependent:
                 return torch.zeros_like(v)
-            parts = self.at(
-                leaves,
-                lambda: torch.autograd.grad(
-                    [grads[j] for j in dependent],
+            with twice_differentiable():  # a checkpoint runs its forward pass again, as it was
+                parts = self.at(
                     leaves,
-                    [seeds[j] for j in dependent],
-                    retain_graph=keep,
-                    allow_unused=True,
-                    materialize_grads=True,
-                    is_grads_batched=bool(many),
-                ),
-            )
+                    lambda: torch.autograd.grad(
+                        [grads[j] for j in dependent],
+                        leaves,
+                        [seeds[j] for j in dependent],
+                        retain_graph=keep,
+                        allow_unused=True,
+                        materialize_grads=True,
+                        is_grads_batched=bool(many),
+                    ),
+                )
             if not many:
                 return flat(parts)
             # What no gradient depends on comes without rows.

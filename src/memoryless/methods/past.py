@@ -33,6 +33,12 @@ groups, or one for each."""
 GROWN = 3.0
 """The present gradient over the root mean square of those in the buffers from which they are not believed to be of one kind."""
 
+APART = 1.25
+"""From this ratio of their sizes on, either way, a reader is told."""
+
+ADAMS = {"step", "exp_avg", "exp_avg_sq"}
+"""What torch's Adam keeps; a class of the user's own may inherit from it and keep something else."""
+
 
 def changed(gradient: Tensor, through: Through | None) -> Tensor:
     """A gradient as the optimizer sees it, shape (d,).
@@ -131,10 +137,11 @@ def require_consistent(optimizer: Optimizer, step: int | None, counted: int | No
             _require_reachable(optimizer, group)
 
 
-def require_gradients_like(optimizer: Optimizer, gradient: Tensor, layout: Layout) -> None:
-    """Raise where Adam's second moments come from gradients that are all far smaller than the present one.
+def notes_on_gradients(optimizer: Optimizer, gradient: Tensor, layout: Layout) -> list[str]:
+    """What Adam's buffers say against past gradients that were taken as the present one.
 
     v/(1 - beta_2^n) is a mean of past squares, and its sum one of past squared norms: clipped to norm c it is at most c^2.
+    m/(1 - beta_1^n) is a mean of past gradients, and k times the present one where the loop sums k micro-batches.
 
     Args:
         optimizer: live.
@@ -142,23 +149,34 @@ def require_gradients_like(optimizer: Optimizer, gradient: Tensor, layout: Layou
         layout: of theta.
 
     Raises:
-        BadInput: they do.
+        BadInput: the squares come from gradients that are all far smaller than the present one.
     """
-    past = now = 0.0
+    squares = mean = now = 0.0
     where = {id(p): part for p, part in zip(layout.tensors, layout.slices.values(), strict=True)}
-    for group in optimizer.param_groups if isinstance(optimizer, Adam) else ():
+    for group in optimizer.param_groups:
+        # Adam adds decay of this kind to the gradient, before its averages.
+        decay = 0.0 if group.get("decoupled_weight_decay") else float(group["weight_decay"])
         for p in group["params"]:
             state = optimizer.state.get(p, {})
-            if id(p) not in where or not float(state.get("step", 0)):
+            if id(p) not in where or not state.keys() >= ADAMS or not (n := float(state["step"])):
                 continue
-            past += float(state["exp_avg_sq"].double().sum()) / -math.expm1(float(state["step"]) * math.log(_second(group)))
-            now += float(norm(gradient[where[id(p)]].double())) ** 2
-    if past > 0 and now > GROWN**2 * past:
+            first, second = (-math.expm1(n * math.log(float(b))) if b else 1.0 for b in group["betas"])
+            squares += float(state["exp_avg_sq"].double().sum()) / second
+            mean += float(norm(state["exp_avg"].double())) ** 2 / first**2
+            now += float(norm(gradient[where[id(p)]].double() + decay * p.detach().double().reshape(-1))) ** 2
+    if squares > 0 and now > GROWN**2 * squares:
         raise BadInput(
-            f"the optimizer's second moments come from gradients of norm {past**0.5:.3g}, and the present one has norm "
+            f"the optimizer's second moments come from gradients of norm {squares**0.5:.3g}, and the present one has norm "
             f"{now**0.5:.3g}: if the loop clips or scales them give gradient=, what it does to the gradient as one vector, "
             "such as lambda g: g * min(1.0, 1.0 / float(g.norm())); if it does not, lambda g: g"
         )
+    size = mean**0.5 if mean > APART**2 * now else squares**0.5 if now > APART**2 * squares else None
+    if size is None:
+        return []
+    return [
+        f"past gradients are taken as they are, but those in the optimizer's buffers are of norm {size:.3g}, the present one "
+        f"of norm {now**0.5:.3g}: if the loop sums, clips or scales them give gradient="
+    ]
 
 
 def notes_on(optimizer: Optimizer, layout: Layout, schedule: Schedule | None) -> list[str]:
@@ -190,7 +208,7 @@ def _require_reachable(optimizer: Optimizer, group: dict[str, Any]) -> None:
     """|m_hat|^2 <= sum_k (w1[k]^2 / w2[k]) v_hat, by Cauchy and Schwarz, for any gradients at all and weights that sum to 1."""
     for p in group["params"]:
         state = optimizer.state.get(p, {})
-        n = int(state.get("step", 0))
+        n = int(state["step"]) if state.keys() >= ADAMS else 0
         if not n or not all(0 < float(beta) < 1 for beta in group["betas"]):
             continue
         b1, b2 = (float(beta) for beta in group["betas"])
@@ -207,10 +225,6 @@ def _require_reachable(optimizer: Optimizer, group: dict[str, Any]) -> None:
                 f"{int(beyond.sum())} coordinates the mean of gradients is larger than that of their squares allows; were "
                 "betas moved, or buffers loaded from another run? Give scheduler=, the hyperparameters of each past step"
             )
-
-
-def _second(group: Hyper) -> float:
-    return float(group["betas"][1])
 
 
 def steps_of(schedule: Schedule, optimizer: Optimizer, n: int) -> list[list[Hyper]]:
