@@ -362,7 +362,10 @@ def in_words(validity: Validity, measured: bool) -> str:
 
 
 def _by(validity: Validity) -> str:
-    """Which prediction to go by, and why."""
+    """Which prediction to go by, and why; none where the one that is trusted is known to fail."""
+    trusted = validity.path if validity.prediction == "path" else validity.resummed
+    if trusted is not None and not trusted.holds:
+        return "Go by what was measured, not by a prediction."
     if validity.growth is None:
         return "The prediction to go by is the resummed one."
     far = f"the gradient is {validity.growth:.3g} times as large {CLOSE} steps back, trusted up to {GROWTH:g}"

@@ -274,7 +274,7 @@ def test_a_jump_has_no_derivative(rule: Rule, step: int | None):
     H = torch.diag(torch.arange(1.0, 7.0))
     theta = 1 / torch.arange(1.0, 7.0)  # every gradient is 1, so that averages are level, and drift apart
     loss = ml.Loss.of(lambda x: x @ H @ x / 2, theta)
-    with pytest.raises(BadInput, match=r'it jumps, .* use order="resummed"'):
+    with pytest.raises(BadInput, match=r"it jumps, .* the resummed correction needs none: ml.correction"):
         ml.correction(of(rule), loss, step=step)
     if step is not None:
         assert ml.correction(of(rule), loss, step=step, order="resummed").M.isfinite().all()

@@ -30,6 +30,8 @@ CERTAIN = 0.9
 
 JUMP = 1e-6, 0.1
 """A jump: displaced by the first share, F changes by the second, or more, of what the whole displacement changes it by."""
+NONE = 'the resummed correction needs none: ml.correction(..., order="resummed")'
+"""What to do without a derivative."""
 STEEP = 10
 """|M| over |F| from which a jump is looked for although differences agree."""
 
@@ -175,7 +177,7 @@ def _require_no_jump(method: TorchMethod, along: Callable[[float], Tensor], F: T
         if change >= share * whole > 1e-3 * float(norm(F)):
             raise BadInput(
                 f"{method}: the update has no derivative here: it jumps, a displacement {near:g} as large changes it by "
-                f'{change / whole:.0%} of what the whole one does; use order="resummed"'
+                f"{change / whole:.0%} of what the whole one does; {NONE}"
             )
 
 
@@ -221,11 +223,11 @@ def _by_differences(
         if (error := _worst(method, M, D, 10 * doubt, size)) <= tolerance:
             where = f"; at {int(holes.sum())} coordinates, where it is not finite, the difference" if holes.any() else ""
             return Derivative(M, "forward mode", f"a difference agrees{where}{digits}")
-        missing = f"forward mode is off by {error:.1g} relative to it: step() drops a tangent"
+        missing = f"forward mode is off by {error:.1g} relative to it: the step drops a tangent"
     if not certain:
         raise BadInput(
             f"{method}: the update has no derivative here ({missing}, and differences of two steps disagree by "
-            f'{float(norm(doubt) / norm(D)):.0%}); use order="resummed"'
+            f"{float(norm(doubt) / norm(D)):.0%}); {NONE}"
         )
     return Derivative(D, "difference", missing + digits)
 

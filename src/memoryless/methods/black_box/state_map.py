@@ -24,7 +24,7 @@ FOLLOWED = 0, 10, 100, 1000
 """Steps to follow the optimizer, from point to point, where Newton's method starts too far from rest."""
 SMALLEST = 1e-8
 """Differences that change their arguments by less than this share of them are not made smaller."""
-DROPPED = "forward mode is {}: step() drops a tangent"
+DROPPED = "forward mode is {}: the step drops a tangent"
 GROWS = 0.01 / sum(FOLLOWED)
 """What a memory that never comes to rest moves by a step, relative to it."""
 
