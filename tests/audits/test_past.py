@@ -147,7 +147,10 @@ def test_what_the_loop_does_to_gradients(optimizer: str, through: Through):
 def test_a_clipped_run_is_not_taken_for_another():
     make: Any = lambda p: (o := OPTIMIZERS["adamw"](p), LambdaLR(o, lambda s: 1.0))  # noqa: E731
     live, _, loss, _ = run(make, 12, clipped)
-    with pytest.raises(BadInput, match=r"second moments come from gradients of norm 0\.05, .* give gradient="):
+    with pytest.raises(BadInput, match=r"second moments come from gradients of norm 0\.05, .* give gradient=.*lambda g: g$"):
+        ml.audit(live, loss)
+    live.register_step_pre_hook(lambda *_: None)
+    with pytest.raises(BadInput, match=r"lambda g: g \(what a hook of its step does is its own\)$"):
         ml.audit(live, loss)
     ml.audit(live, loss, gradient=lambda g: g)
 

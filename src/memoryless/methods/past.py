@@ -169,6 +169,7 @@ def notes_on_gradients(optimizer: Optimizer, gradient: Tensor, layout: Layout) -
             f"the optimizer's second moments come from gradients of norm {squares**0.5:.3g}, and the present one has norm "
             f"{now**0.5:.3g}: if the loop clips or scales them give gradient=, what it does to the gradient as one vector, "
             "such as lambda g: g * min(1.0, 1.0 / float(g.norm())); if it does not, lambda g: g"
+            + (" (what a hook of its step does is its own)" if optimizer._optimizer_step_pre_hooks else "")
         )
     size = mean**0.5 if mean > APART**2 * now else squares**0.5 if now > APART**2 * squares else None
     if size is None:
