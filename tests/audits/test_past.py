@@ -164,6 +164,18 @@ def test_buffers_of_gradients_of_another_size_are_noted(share: float):
     assert any("those in the optimizer's buffers are of norm" in note for note in notes) == (share != 1)
 
 
+@pytest.mark.parametrize(("make", "told"), [(lambda groups: SGD(groups, lr=1e-2, momentum=0.9), True), (Adam, False)])
+def test_groups_without_a_count_of_their_own_are_told(make: Any, told: bool):
+    model = nn.Linear(3, 1).double()
+    loss = ml.Loss(model, lambda model, x: model(x).square().mean(), [torch.eye(3, dtype=torch.float64)])
+    optimizer = make([{"params": [p]} for p in model.parameters()])
+    for _ in range(3):
+        loss.layout.set_gradients(loss.gradient(loss.theta))
+        optimizer.step()
+    notes = ml.audit(optimizer, loss, step=3, measures=["gradient_1_norm"]).validity.notes
+    assert any("SGD counts no steps: all 2 param groups" in note for note in notes) == told
+
+
 def test_decay_in_the_gradients_is_no_clipping():
     """L = b theta + theta^2/20 with Adam's own decay 2 is balanced at -b/2.1: nearby the buffers are of a small sum."""
     b = torch.linspace(1.0, 2.0, D, dtype=torch.float64)

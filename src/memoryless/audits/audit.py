@@ -218,7 +218,7 @@ def _audit_live(
     point = Point(loss)
     values = evaluate(measures, point)
     seen = point.gradient if sequence is None else point.gradient_of(sequence[-1])
-    notes = past.notes_on(live, loss.layout, scheduler)
+    notes = past.notes_on(live, loss.layout, scheduler, counted)
     if len(loss) > 1 and sequence is None:
         notes.append(UNKNOWN_PAST)
     elif gradient is None and sequence is None and isinstance(live, Adam):

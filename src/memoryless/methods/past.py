@@ -180,15 +180,21 @@ def notes_on_gradients(optimizer: Optimizer, gradient: Tensor, layout: Layout) -
     ]
 
 
-def notes_on(optimizer: Optimizer, layout: Layout, schedule: Schedule | None) -> list[str]:
+def notes_on(optimizer: Optimizer, layout: Layout, schedule: Schedule | None, counted: int | None) -> list[str]:
     """What a reader must know of the past that a live optimizer does not tell.
 
     Args:
         optimizer: live.
         layout: of theta.
         schedule: of its hyperparameters, if that is known.
+        counted: the steps that it counted, if it does.
     """
     notes = []
+    if counted is None and (groups := len(optimizer.param_groups)) > 1:
+        notes.append(
+            f"{type(optimizer).__name__} counts no steps: all {groups} param groups are taken to have as many behind them, "
+            "also one that was added later"
+        )
     moved = [g for g in optimizer.param_groups if "initial_lr" in g and not _close(g["initial_lr"], g["lr"])]
     if moved and schedule is None:
         first, now = float(moved[0]["initial_lr"]), float(moved[0]["lr"])
