@@ -33,7 +33,7 @@ groups, or one for each."""
 GROWN = 3.0
 """The present gradient over the root mean square of those in the buffers from which they are not believed to be of one kind."""
 
-APART = 1.25
+APART = 1.5
 """From this ratio of their sizes on, either way, a reader is told."""
 
 ADAMS = {"step", "exp_avg", "exp_avg_sq"}
