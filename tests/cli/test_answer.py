@@ -102,8 +102,10 @@ def test_ctrl_c_is_one_line_and_ends_all_at_once(arguments: tuple[str, ...], fol
         start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
+    assert process.stderr
     try:
-        time.sleep(12)
+        while " left, " not in (line := process.stderr.readline()):  # it is at work, and says so
+            assert line, "it ended"
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
         out, err = process.communicate(timeout=10)
         assert (process.returncode, out) == (130, "")

@@ -96,7 +96,7 @@ CATALOGUE_NUMBERS = {
 }
 
 
-@pytest.mark.parametrize("step", [1, 4, 5, 6])
+@pytest.mark.parametrize("step", [1, 4, 5])
 @pytest.mark.parametrize("name", CATALOGUE_NUMBERS)
 def test_geometric_series_are_the_literal_sums(name, step, monkeypatch):
     """The naive twin writes every past step out."""

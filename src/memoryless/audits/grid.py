@@ -17,6 +17,7 @@ from memoryless.corrections import history
 from memoryless.corrections.averages import settled
 from memoryless.errors import BadInput
 from memoryless.methods import kernel
+from memoryless.methods.forward_mode import forward_mode
 from memoryless.methods.method import AnyOptimizer, Index, Method, Momentum, Part
 
 Array = NDArray[np.float64]
@@ -141,7 +142,7 @@ def derivatives(grid: Grid, slopes: Tensor, theta: Tensor, memory: history.Memor
         found = forward_ad.unpack_dual(x).tangent
         return torch.zeros_like(x) if found is None else found
 
-    with forward_ad.dual_level():
+    with forward_mode():
         if all(part.method.elementwise for part in grid.oldest.parts):
             return of(_sums(grid, torch.zeros_like(theta), slopes, theta, dual)).cpu().numpy()
         return pair_by_pair(grid, slopes, lambda method: of(history.update_of(method, theta, dual)))

@@ -22,6 +22,7 @@ from memoryless.corrections.history import Lag
 from memoryless.corrections.sequences import Order
 from memoryless.loss.measures import Value
 from memoryless.loss.point import Point
+from memoryless.methods.forward_mode import forward_mode
 from memoryless.methods.method import Index, Momentum
 
 
@@ -81,7 +82,7 @@ class _Memories:
         for age, weight in zip(lag.ages.tolist(), lag.weights.tolist(), strict=True):
             earlier = theta.add(back, alpha=age) if v.uses_theta else theta
             self._drifting[v][index] += weight * v.g(g.add(drift, alpha=age), earlier)
-        with forward_ad.dual_level():
+        with forward_mode():
             dual = v.g(forward_ad.make_dual(g, drift), forward_ad.make_dual(theta, back) if v.uses_theta else theta)
             slope = forward_ad.unpack_dual(dual).tangent
         if slope is not None:

@@ -28,6 +28,7 @@ from memoryless.corrections.unrolled import Unrolled
 from memoryless.loss.point import Point
 from memoryless.methods.black_box.derivative import Derivative
 from memoryless.methods.black_box.torch_method import TorchMethod
+from memoryless.methods.forward_mode import forward_mode
 from memoryless.methods.method import AnyOptimizer, Index, Momentum, Part
 
 FORMULA = Derivative(torch.zeros(0), "momentum form", "the momentum form is differentiated")
@@ -249,7 +250,7 @@ def _derivative(part: Part, lags: list[list[Lag]], theta: Tensor) -> Tensor:
             point = forward_ad.make_dual(point, lag.mean_age * lag.back[part.index])
         return lag.weight * v.g(g, point)
 
-    with forward_ad.dual_level():
+    with forward_mode():
         F, M = forward_ad.unpack_dual(_readout(part, lags, theta, memory))
         return torch.zeros_like(F) if M is None else part.scale * M
 

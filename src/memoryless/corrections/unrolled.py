@@ -22,6 +22,7 @@ from memoryless.isolation import isolated
 from memoryless.loss.point import Point
 from memoryless.methods.black_box.derivative import Counted, Derivative, derivative, tangent
 from memoryless.methods.black_box.torch_method import TorchMethod
+from memoryless.methods.forward_mode import forward_mode
 
 DIRECTION = 1e-11
 """A new F[s] adds a direction where it leaves the span of those before by this share of its length."""
@@ -148,7 +149,7 @@ class Unrolled(Stepped):
             return self._typed(Derivative(torch.zeros_like(self._theta), "none", "nothing is past at step 0"))
 
         def forward() -> Tensor:
-            with forward_ad.dual_level():
+            with forward_mode():
                 return tangent(self._last(forward_ad.make_dual))
 
         with isolated(self.point.theta.device):

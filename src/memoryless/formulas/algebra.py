@@ -174,6 +174,7 @@ def equal(a: Expr, b: Expr) -> bool:
     return True
 
 
+@functools.lru_cache(maxsize=4096)  # the terms of a sum share their factors
 def scalar(coefficient: Expr) -> Expr:
     """A factor that is the same for all coordinates, in its shortest form; another is left as it is.
 

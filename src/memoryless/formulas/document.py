@@ -333,7 +333,7 @@ def _reading_without_anatomy(d: Formulas) -> Iterator[Sentence]:
 
 def _lion_k(d: Formulas) -> Expr | None:
     """The positive c with M = c h Hess K(g) H F, F = grad K(g) + lambda theta; None if that is not the form of F and M."""
-    if d.step is not None:
+    if d.step is not None or not d.F.has(GradK):
         return None
     rate = sympy.simplify((d.F - GradK(g)) / theta)
     factor = sympy.simplify(sympy.expand_mul(d.M).coeff(HessK(g, H(GradK(g)))) / d.lr)

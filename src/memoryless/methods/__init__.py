@@ -7,6 +7,6 @@ In reading order: `method` (momentum variables and phi; init, update), `kernel` 
 optimizer in text),
 `past` (what a schedule did before, and states that contradict it), `buffers` (a live optimizer's memory in momentum form),
 `wrapped` (the optimizer inside a framework's),
-`method_optimizer` (a method -> a torch optimizer), `forgetting` (how long is too long), and the rooms `black_box` (any torch
-optimizer, run as it is) and `fading` (does its memory fade, and how fast).
+`method_optimizer` (a method -> a torch optimizer), `forgetting` (how long is too long), `forward_mode` (derivatives along a
+direction), and the rooms `black_box` (any torch optimizer, run as it is) and `fading` (does its memory fade, and how fast).
 """

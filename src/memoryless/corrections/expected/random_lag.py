@@ -21,6 +21,7 @@ from memoryless.corrections.sequences import Order, Pool, per_row, shares
 from memoryless.loss.point import Point
 from memoryless.methods import kernel
 from memoryless.methods.black_box.derivative import tangent
+from memoryless.methods.forward_mode import forward_mode
 from memoryless.methods.method import Momentum, variables_of
 
 POINTS = 16
@@ -139,7 +140,7 @@ def _answers(
             drifts[r] = product(backs[r])
     batches = [lag.batch for lag in lags]
     duals = []
-    with forward_ad.dual_level():
+    with forward_mode():
         flat = iter(present)
         for part in pool.method.parts:
             g = forward_ad.make_dual(pool.gradients[batches][:, part.index], drifts[:, part.index].contiguous())

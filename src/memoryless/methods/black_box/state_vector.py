@@ -19,6 +19,7 @@ from memoryless.errors import NoSteadyState, NotResolved
 from memoryless.methods.black_box.derivative import no_formula, tangent
 from memoryless.methods.black_box.snapshot import State
 from memoryless.methods.black_box.torch_method import TorchMethod
+from memoryless.methods.forward_mode import forward_mode
 
 Answer = tuple[Tensor, Tensor]
 """The next s, and F."""
@@ -157,7 +158,7 @@ class StateVector:
         if not self.missing:
             dual = forward_ad.make_dual
             try:
-                with forward_ad.dual_level():
+                with forward_mode():
                     g = None if dg is None else dual(self.gradient, dg)
                     theta = None if dtheta is None else dual(self.theta, dtheta)
                     after, F = map(tangent, self.advance(dual(self.s, ds), g, theta))

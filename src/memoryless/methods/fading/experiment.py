@@ -137,9 +137,9 @@ def _large(memory: Memory, F: Tensor, dg: Tensor, horizon: int, on_step: OnStep)
     for age in ages:
         while k < age:
             now, k = memory.method.displacement(twin, memory.gradient, memory.theta), k + 1
-        leaves = [twin.leaves()[i] for i in memory.moving]
+        leaves = twin.leaves()
         update.append(float((now - F).norm()))
-        held.append(_gaps(leaves, [(name, x) for name, x in zip(memory.names, parts, strict=True)]))
+        held.append(_gaps([leaves[i] for i in memory.moving], list(zip(memory.names, parts, strict=True))))
         on_step(k, horizon)
         if stops and k >= stops[-1]:
             stops.pop()
