@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 import memoryless as ml
-from measuring import ratio, rounds
+from measuring import Work, ratio, rounds
 from memoryless.experiments.problems import Problem
 from networks import cnn, gpt, mlp
 from output import save, show
@@ -48,7 +48,7 @@ def main() -> None:
         problem = make()
         plain, watched, live = Training(problem), Training(problem, budget=0.02), Training(problem, budget=0.02, betas=None)
         wide = Training(problem, budget=0.02, coordinates=2**18)
-        works = {"plain": plain.steps, "monitor": watched.steps, "live": live.steps, "wide": wide.steps}
+        works: dict[str, Work] = {"plain": plain.steps, "monitor": watched.steps, "live": live.steps, "wide": wide.steps}
         seconds = rounds(works, COUNT, time.process_time)
         stopping = Training(problem, every=[100])
         stopping.steps(101)
