@@ -1,9 +1,11 @@
 import copy
 import json
 import math
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import memoryless as ml
 from memoryless.corrections.history import frozen
@@ -312,3 +314,31 @@ def test_what_has_no_path_says_so():
     batches = ml.audit(ml.Adam(1e-5), reference_loss(), batches=[0, 1, 0], measures=["gradient_1_norm"])
     assert batches.path is batches.validity.growth is batches.effects[0].path is None
     assert batches.validity.prediction == "resummed"
+
+
+def test_what_autocast_leaves_of_a_change():
+    """The bound holds the difference from the same model without autocast, and is no more than a few times as large."""
+    x, y = problems.digits(200, torch.float32)
+
+    def rounded(model: nn.Module, batch: Any) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model(batch[0])
+        return nn.functional.cross_entropy(logits.float(), batch[1])
+
+    found = []
+    for criterion in (rounded, problems.cross_entropy):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(64, 32), nn.GELU(), nn.Linear(32, 10)).float()
+        loss = ml.Loss(model, criterion, [(x, y)])
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        for _ in range(40):
+            loss.layout.set_gradients(loss.gradient(loss.theta))
+            optimizer.step()
+        found.append(ml.audit(optimizer, loss, measures=["gradient_1_norm", "gradient_norm_squared"]))
+    low, plain = found
+    assert any("autocast to bfloat16 rounds changes by up to" in note for note in low.validity.notes)
+    assert not any("autocast" in note for note in plain.validity.notes)
+    for a, b in zip(low.effects, plain.effects, strict=True):
+        assert b.rounding == 0
+        assert abs(a.measured - b.measured) < a.rounding < 0.3 * abs(b.measured)
+        assert a.random >= a.rounding

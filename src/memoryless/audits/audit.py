@@ -35,7 +35,7 @@ from memoryless.methods.black_box.torch_method import TorchMethod
 from memoryless.methods.method import AnyOptimizer
 from memoryless.methods.past import Schedule
 from memoryless.methods.wrapped import unwrapped
-from memoryless.render.numbers import plain
+from memoryless.render.numbers import label, percent, plain
 from memoryless.render.result import Result
 
 AS_THEY_ARE = "past gradients are taken as they are: if the loop sums, clips or scales them give gradient="
@@ -297,12 +297,21 @@ def inspect(
         agreement(vectors.first, delta),
         agreement(vectors.resummed, delta),
         {effect.measure: effect.ratio for effect in effects},
-        (*notes, *_notes(loss, live, step)),
+        (*notes, *_notes(loss, live, step), *_digits(effects, loss)),
         agreement(vectors.path, delta),
         vectors.growth,
         vectors.prediction,
     )
     return Audit(str(method), step, lr, point.value, vectors, effects, validity)
+
+
+def _digits(effects: Sequence[Effect], loss: Loss) -> list[str]:
+    """What autocast leaves of the changes."""
+    if loss.autocast is None or not effects:
+        return []
+    left = ", ".join(f"{percent(e.rounding).removeprefix('+')} of the {label(e.measure)}" for e in effects)
+    kind = str(loss.autocast).removeprefix("torch.")
+    return [f"autocast to {kind} rounds changes by up to {left}: for more digits give a criterion without it"]
 
 
 def _notes(loss: Loss, live: Tensor | None, step: int | None) -> tuple[str, ...]:

@@ -26,6 +26,9 @@ from memoryless.render.numbers import label, percent
 COSINE, ERROR = 0.9, 0.5
 """A prediction holds where its cosine to the measured effect and its relative error are at least and at most these."""
 
+PAIRS = 4
+"""Of random displacements, by which the rounding of autocast is told."""
+
 STRAIGHT = 0.5, 2.0
 """A step is short enough for slopes where change / slope lies between these."""
 
@@ -75,6 +78,7 @@ class Effect:
         random: what a random direction as long as the effect E would do at two standard deviations,
             min(2 / sqrt(d), 1/2) lr |grad S| |E| / S, or what rounding does where that is more; a smaller change is neutral.
         slopes: of the same effects.
+        rounding: what autocast to fewer digits leaves of such a change, at two standard deviations; 0 without.
     """
 
     measure: str
@@ -87,6 +91,7 @@ class Effect:
     predicted: float | None
     random: float
     slopes: Slopes
+    rounding: float = 0.0
 
     @property
     def best(self) -> float:
@@ -248,6 +253,29 @@ class Changes:
         """
         return self._relative(self.without(F), [value.value for value in self.values])
 
+    def rounding(self, effect: Tensor) -> list[float]:
+        """What autocast to fewer digits leaves of a difference of two values, relative to S, at two standard deviations.
+
+        A displacement r changes S by its slope, by what is even in r, and by rounding: of (S(theta - lr r) - S(theta + lr r))/2
+        less the slope that alone is left, half of that of a difference in the mean square. r is as long as the effect, with
+        random signs.
+
+        Args:
+            effect: shape (d,).
+
+        Returns:
+            One number per measure; 0 without autocast.
+        """
+        if self.point.loss.autocast is None:
+            return [0.0] * len(self.values)
+        generator, squares = torch.Generator().manual_seed(0), [0.0] * len(self.values)
+        for _ in range(PAIRS):
+            r = effect * (2 * torch.randint(2, effect.shape, generator=generator).to(effect) - 1)
+            odd = self._relative(self._at(r), self._at(-r))
+            off = [x / 2 - value.slope(r, self.lr) for x, value in zip(odd, self.values, strict=True)]
+            squares = [square + x**2 / PAIRS for square, x in zip(squares, off, strict=True)]
+        return [4 * square**0.5 for square in squares]
+
     def without(self, F: Tensor) -> list[float]:
         """S(theta - lr F) of each measure, found once for effects in a row whose F agree to rounding.
 
@@ -298,7 +326,7 @@ def effects_of(values: Sequence[Value], lr: float, vectors: Vectors, point: Poin
     measured, path, first, resummed = (of(each) for each in (vectors.measured, vectors.path, vectors.first, vectors.resummed))
     predicted = {"path": path, "resummed": resummed, None: of(None)}[vectors.prediction]
     chosen = None if vectors.prediction is None else getattr(vectors, vectors.prediction)
-    update = changes.update(vectors.F)
+    update, left = changes.update(vectors.F), changes.rounding(best)
     return tuple(
         Effect(
             measure=value.name,
@@ -309,7 +337,7 @@ def effects_of(values: Sequence[Value], lr: float, vectors: Vectors, point: Poin
             resummed=resummed[k],
             update=update[k],
             predicted=predicted[k],
-            random=max(_chance(value, lr, best), _rounding(value, point)),
+            random=max(_chance(value, lr, best), _rounding(value, point), left[k]),
             slopes=Slopes(
                 measured=slope(value, vectors.measured),
                 path=slope(value, vectors.path),
@@ -319,6 +347,7 @@ def effects_of(values: Sequence[Value], lr: float, vectors: Vectors, point: Poin
                 predicted=slope(value, chosen),
                 layers=layers(value),
             ),
+            rounding=left[k],
         )
         for k, value in enumerate(values)
     )

@@ -81,9 +81,10 @@ class Loss:
             raise BadType(f"Loss takes model, criterion(model, batch), batches, in this order, got {got}")
         trainable: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.model: nn.Module | None = model
+        self._scope: Scope | None
         self.criterion: Callable[[nn.Module, Any], Tensor] | None = criterion
         self.frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
-        scope = Scope(model)
+        scope = self._scope = Scope(model)
         names = [f"model.{name}" for name in trainable]
 
         def at(tensors: Sequence[Tensor], action: Action) -> Any:
@@ -160,7 +161,7 @@ class Loss:
             got = f"shape {tuple(theta.shape)}" if isinstance(theta, Tensor) else type(theta).__name__
             raise BadType(f"Loss.of: theta must be a tensor of shape (d,), got {got}; flatten it with theta.flatten()")
         loss = cls.__new__(cls)
-        loss.model, loss.criterion, loss.frozen = None, None, []
+        loss.model, loss.criterion, loss.frozen, loss._scope = None, None, [], None
         batches = [functions] if callable(functions) else functions
         loss._setup(
             lambda tensors, batch: batch(tensors[0]), lambda tensors, action: action(), {"theta": theta}, batches, curvature
@@ -219,6 +220,11 @@ class Loss:
     def uses_differences(self) -> bool:
         """Whether curvature comes from differences of gradients, by choice or because the guard found it wrong."""
         return self._products.differences
+
+    @property
+    def autocast(self) -> torch.dtype | None:
+        """The type to which autocast rounds within the model, as far as it is known by now; None without."""
+        return None if self._scope is None else self._scope.autocast
 
     @property
     def notes(self) -> list[str]:

@@ -20,13 +20,17 @@ BARS = "▁▂▃▄▅▆▇█"
 
 
 def word(effect: dict[str, Any]) -> str:
-    """Regularizes, anti-regularizes, or undecided: the slope within its 95 % interval of 0, or of another sign than the change.
+    """Regularizes, anti-regularizes, or undecided.
+
+    Undecided: a slope within its 95 % interval of 0, or of another sign than the change, or a change within autocast's digits.
 
     Args:
         effect: on one measure, as logged.
     """
     change, slope = effect["change"], effect["slope"]
     if not finite(slope) or abs(slope) <= SURE * effect["error"] or not finite(change) or change * slope <= 0:
+        return "undecided"
+    if abs(change) <= effect.get("rounding", 0.0):
         return "undecided"
     return "regularizes" if change < 0 else "anti-regularizes"
 
@@ -50,6 +54,8 @@ def sentence(effect: dict[str, Any], step: int) -> str:
     """
     said, name, error = word(effect), label(effect["measure"]), percent(SURE * effect["error"]).lstrip("+")
     slope = f"slope {percent(effect['slope'])} ± {error}"
+    if rounding := effect.get("rounding"):
+        slope += f"; autocast rounds the change by up to {percent(rounding).lstrip('+')}"
     if said == "undecided":
         return (
             f"At step {step:,} it is undecided what memory does to the {name}: {percent(effect['change'])} per step, {slope}."

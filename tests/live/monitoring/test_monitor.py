@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
 
 import memoryless as ml
 from memoryless.methods.method_optimizer import MethodOptimizer
+from memoryless.report.watch import sentence
 from tests.live.monitoring.monitored import LR, Training, criterion, monitor, noisy_model, plain_model
 
 
@@ -119,6 +120,25 @@ def test_autocast_is_replayed():
     finally:
         torch.set_default_dtype(torch.float64)
     assert watching.stops[-1]["gradient_differs"] < 1e-6  # bfloat16 has digits to 4e-3: these are the same operations
+
+
+def test_autocast_in_the_criterion_says_what_accuracy_is_left():
+    def rounded(model: nn.Module, batch: Any) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return criterion(model, batch)
+
+    torch.set_default_dtype(torch.float32)
+    try:
+        training = Training(adamw, plain_model, autocast=True, steps=25)
+        watching = monitor(training)
+        watching.criterion = rounded
+        with watching:
+            training.run(lambda batches: watching.step(batches))
+    finally:
+        torch.set_default_dtype(torch.float64)
+    (effect,) = watching.stops[-1]["effects"]
+    assert 1e-5 < effect["rounding"] < 0.1
+    assert "autocast rounds the change by up to" in sentence(effect | {"error": 0.0}, 24)
 
 
 def test_micro_batches_one_by_one_are_those_of_a_list():

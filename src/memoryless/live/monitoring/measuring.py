@@ -249,7 +249,7 @@ class Measuring:
         self._require_own_step(present, update)
         delta = update - F
         changes = Changes(told.values, point, present.lr)
-        happened, without = changes(F, delta), changes.update(F)
+        happened, without, rounding = changes(F, delta), changes.update(F), changes.rounding(delta)
         records = []
         wholes = [value.slope(update - plain, present.lr) for value in told.values]
         regressor = _Regressor(found.update - found.plain, wholes)
@@ -266,7 +266,7 @@ class Measuring:
                 "absolute": float(total(product.abs())),
                 "update": without[k],
                 "layers": layers,
-            })  # fmt: skip
+            } | ({"rounding": rounding[k]} if rounding[k] else {}))  # fmt: skip
         return records, regressor
 
     def _require_own_step(self, present: Present, update: Tensor) -> None:
