@@ -22,6 +22,11 @@ SLOWER = 1.1
 COST, GAIN, SECONDS = "cost", "gain", "seconds"
 # benchmark, quantity, what it is: less of a cost is better, more of a gain. What no line names says nothing about speed.
 KINDS = [
+    ("accumulation", "*", COST),
+    ("monitor", "* > step_ratio*", COST),
+    ("step_check", "cost > * > every step", COST),
+    ("sweep", "overhead > steps in the sweep*", COST),
+    ("sweep", "cores > times", GAIN),
     ("speed_*", "cost > * > HVP of curvlinops / ours", GAIN),
     ("speed_*", "cost > * > gradients > Loss.gradient", COST),
     ("speed_*", "cost > * > gradients > linearize*", COST),

@@ -33,7 +33,7 @@ def figures(first: float = 3.0, products: float = 0, **others: float) -> dict[st
 def test_committed_results_are_unchanged_against_themselves():
     code, lines = compare("--against", BENCHMARKS / "results")
     assert code == 0
-    assert lines[0].startswith("unchanged: batch_maps, beta_map, black_box, ")
+    assert lines[0].startswith("unchanged: accumulation, batch_maps, beta_map, black_box, ")
     assert lines[-1] == "slower by more than 10 %: nothing"
 
 
