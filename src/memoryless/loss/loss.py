@@ -66,6 +66,7 @@ class Loss:
     """
 
     _of_one: type[OneBatch] = OneBatch
+    _scope: Scope | None = None
 
     def __init__(
         self,
@@ -81,7 +82,6 @@ class Loss:
             raise BadType(f"Loss takes model, criterion(model, batch), batches, in this order, got {got}")
         trainable: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.model: nn.Module | None = model
-        self._scope: Scope | None
         self.criterion: Callable[[nn.Module, Any], Tensor] | None = criterion
         self.frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
         scope = self._scope = Scope(model)
@@ -161,7 +161,7 @@ class Loss:
             got = f"shape {tuple(theta.shape)}" if isinstance(theta, Tensor) else type(theta).__name__
             raise BadType(f"Loss.of: theta must be a tensor of shape (d,), got {got}; flatten it with theta.flatten()")
         loss = cls.__new__(cls)
-        loss.model, loss.criterion, loss.frozen, loss._scope = None, None, [], None
+        loss.model, loss.criterion, loss.frozen = None, None, []
         batches = [functions] if callable(functions) else functions
         loss._setup(
             lambda tensors, batch: batch(tensors[0]), lambda tensors, action: action(), {"theta": theta}, batches, curvature
