@@ -150,7 +150,7 @@ def test_a_clipped_run_is_not_taken_for_another():
     with pytest.raises(BadInput, match=r"second moments come from gradients of norm 0\.05, .* give gradient=.*lambda g: g$"):
         ml.audit(live, loss)
     live.register_step_pre_hook(lambda *_: None)
-    with pytest.raises(BadInput, match=r"lambda g: g \(what a hook of its step does is its own\)$"):
+    with pytest.raises(BadInput, match=r"lambda g: g \(what a pre-step hook of the optimizer does is counted already\)$"):
         ml.audit(live, loss)
     ml.audit(live, loss, gradient=lambda g: g)
 
@@ -176,12 +176,14 @@ def test_groups_without_a_count_of_their_own_are_told(make: Any, told: bool):
     assert any("SGD counts no steps: all 2 param groups" in note for note in notes) == told
 
 
-def test_decay_in_the_gradients_is_no_clipping():
+@pytest.mark.parametrize("maximize", [False, True])
+def test_decay_in_the_gradients_is_no_clipping(maximize: bool):
     """L = b theta + theta^2/20 with Adam's own decay 2 is balanced at -b/2.1: nearby the buffers are of a small sum."""
     b = torch.linspace(1.0, 2.0, D, dtype=torch.float64)
     theta = nn.Parameter(-1.01 * b / 2.1)
-    loss = ml.Loss.of(lambda theta: theta @ b + theta @ theta / 20, theta)
-    optimizer = Adam([theta], lr=1e-5, weight_decay=2.0)
+    sign = -1 if maximize else 1
+    loss = ml.Loss.of(lambda theta: sign * (theta @ b + theta @ theta / 20), theta)
+    optimizer = Adam([theta], lr=1e-5, weight_decay=2.0, maximize=maximize)
     for _ in range(3):
         theta.grad = loss.gradient(loss.theta)
         optimizer.step()
@@ -204,7 +206,9 @@ class KeepsOther(Adam):
 def test_a_class_that_inherits_from_adam_keeps_what_it_likes():
     make: Any = lambda p: (o := KeepsOther(p, lr=1e-2), LambdaLR(o, lambda s: 1.0))  # noqa: E731
     live, _, loss, _ = run(make, 6)
-    assert relative_error(ml.audit(live, loss).F, (1 - 0.9**7) * slope(loss.theta)) < 1e-12
+    found = ml.audit(live, loss)
+    assert relative_error(found.F, (1 - 0.9**7) * slope(loss.theta)) < 1e-12
+    assert any("past gradients are taken as they are" in note for note in found.validity.notes)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -103,6 +104,8 @@ def test_ctrl_c_is_one_line_and_ends_all_at_once(arguments: tuple[str, ...], fol
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stderr
+    late = threading.Timer(120, lambda: os.killpg(process.pid, signal.SIGKILL))
+    late.start()
     try:
         while " left, " not in (line := process.stderr.readline()):  # it is at work, and says so
             assert line, "it ended"
@@ -116,6 +119,7 @@ def test_ctrl_c_is_one_line_and_ends_all_at_once(arguments: tuple[str, ...], fol
             time.sleep(0.1)
         assert not alive(process.pid)
     finally:
+        late.cancel()
         if alive(process.pid):
             os.killpg(process.pid, signal.SIGKILL)
 

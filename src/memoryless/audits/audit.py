@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Adam, Optimizer
+from torch.optim import Optimizer
 
 from memoryless.audits.effect import COSINE, ERROR, STRAIGHT, Effect, Validity, Vectors, agreement, effects_of, in_words
 from memoryless.corrections.arguments import valid_arguments
@@ -113,7 +113,10 @@ class Audit(Result):
             },
             "effects": [plain(e) | {"word": e.word, "straight": e.straight, "sentence": e.sentence} for e in self.effects],
             "validity": plain(self.validity)
-            | {"limits": {"cosine": COSINE, "error": ERROR, "straight": STRAIGHT, "growth": GROWTH}},
+            | {
+                "go_by": self.validity.go_by,
+                "limits": {"cosine": COSINE, "error": ERROR, "straight": STRAIGHT, "growth": GROWTH},
+            },
             "verdict": self.verdict,
         }
         for name in ("first", "resummed", "path"):
@@ -221,7 +224,7 @@ def _audit_live(
     notes = past.notes_on(live, loss.layout, scheduler, counted)
     if len(loss) > 1 and sequence is None:
         notes.append(UNKNOWN_PAST)
-    elif gradient is None and sequence is None and isinstance(live, Adam):
+    elif gradient is None and sequence is None and past.keeps_adams(live):
         notes += past.notes_on_gradients(live, seen, loss.layout)
     elif gradient is None and any(live.state.values()):
         notes.append(AS_THEY_ARE)

@@ -174,6 +174,12 @@ class Validity:
     growth: float | None = None
     prediction: str | None = None
 
+    @property
+    def go_by(self) -> str | None:
+        """`prediction`, unless the measured effect says that it fails."""
+        trusted = self.path if self.prediction == "path" else self.resummed
+        return None if trusted is not None and not trusted.holds else self.prediction
+
 
 @dataclass(frozen=True)
 class Vectors:
@@ -391,9 +397,8 @@ def in_words(validity: Validity, measured: bool) -> str:
 
 
 def _by(validity: Validity) -> str:
-    """Which prediction to go by, and why; none where the one that is trusted is known to fail."""
-    trusted = validity.path if validity.prediction == "path" else validity.resummed
-    if trusted is not None and not trusted.holds:
+    """Which prediction to go by, and why."""
+    if validity.go_by is None:
         return "Go by what was measured, not by a prediction."
     if validity.growth is None:
         return "The prediction to go by is the resummed one."

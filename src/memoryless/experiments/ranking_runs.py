@@ -68,7 +68,7 @@ CELLS = {
 MEASURES = "gradient_1_norm", "training_loss"
 ORDERS = {"measured": "shadow map", "first": "first order", "resummed": "resummed"}
 """Of maps, and how their rankings are called."""
-EQUAL = "test_accuracy", "test_loss", "gradient_1_norm", "training_loss"
+AT_TARGET = "test_accuracy", "test_loss", "gradient_1_norm", "training_loss"
 """What is kept of runs at the first look below the target."""
 
 
@@ -91,8 +91,8 @@ def run(setting: Setting) -> dict[str, Any]:
 
     Returns:
         By name, one entry a seed. Of a map by kind and measure, such as "measured gradient_1_norm", memory's effect per step by
-        pair, as in `PAIRS`. Of runs "steps" to the target, -1 where it was not met, one number for each of `EQUAL`, NaN there,
-        and "final_loss".
+        pair, as in `PAIRS`. Of runs "steps" to the target, -1 where it was not met, for each of `AT_TARGET` one number, NaN
+        there, and "final_loss".
     """
     return _maps(setting) if setting.part == "map" else _runs(setting)
 
@@ -141,7 +141,7 @@ def _runs(setting: Setting) -> dict[str, Any]:
     starts = torch.stack([Networks(model, cross_entropy, [whole]).layout.theta() for model in models])
     method = Plain(AdamW(setting.lr, setting.betas, setting.eps, 0.0))
     passed = train_along(networks, method, starts, orders(setting), setting.target, setting.every, to_the_end=True)
-    found: dict[str, list[float]] = {name: [] for name in EQUAL}
+    found: dict[str, list[float]] = {name: [] for name in AT_TARGET}
     for theta, step in zip(passed.thetas, passed.steps.tolist(), strict=True):
         here = dict.fromkeys(found, float("nan"))
         if step >= 0:

@@ -153,7 +153,7 @@ class Ranked:
         """The pairs that came to an outcome in every seed.
 
         Args:
-            name: in `OUTCOMES`.
+            name: in `OUTCOMES`, or "training_loss".
         """
         values = self.outcomes[name]
         return np.asarray(np.isfinite(values).all(0) & (len(values) > 0))

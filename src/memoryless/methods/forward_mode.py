@@ -26,12 +26,16 @@ _BY_NUMBER: dict[Callable[..., Any], Callable[..., Any]] = {
     Tensor.__rsub__: _aten.rsub.Scalar,
 }
 
+_HALF = torch.float16, torch.bfloat16
+"""To which the ordinary call rounds the number first."""
+
 
 class _Numbers(TorchFunctionMode):
     """Sends arithmetic with a number to the overload for numbers."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if not kwargs and len(args) == 2 and type(args[1]) in (int, float) and func in _BY_NUMBER:
+        number = not kwargs and len(args) == 2 and type(args[1]) in (int, float) and func in _BY_NUMBER
+        if number and isinstance(args[0], Tensor) and args[0].dtype not in _HALF:
             return _BY_NUMBER[func](*args)
         return func(*args, **(kwargs or {}))
 

@@ -137,6 +137,15 @@ def require_consistent(optimizer: Optimizer, step: int | None, counted: int | No
             _require_reachable(optimizer, group)
 
 
+def keeps_adams(optimizer: Optimizer) -> bool:
+    """Whether it is an Adam of torch's and has kept what that keeps.
+
+    Args:
+        optimizer: live.
+    """
+    return isinstance(optimizer, Adam) and any(state.keys() >= ADAMS for state in optimizer.state.values())
+
+
 def notes_on_gradients(optimizer: Optimizer, gradient: Tensor, layout: Layout) -> list[str]:
     """What Adam's buffers say against past gradients that were taken as the present one.
 
@@ -156,6 +165,7 @@ def notes_on_gradients(optimizer: Optimizer, gradient: Tensor, layout: Layout) -
     for group in optimizer.param_groups:
         # Adam adds decay of this kind to the gradient, before its averages.
         decay = 0.0 if group.get("decoupled_weight_decay") else float(group["weight_decay"])
+        sign = -1.0 if group.get("maximize") else 1.0
         for p in group["params"]:
             state = optimizer.state.get(p, {})
             if id(p) not in where or not state.keys() >= ADAMS or not (n := float(state["step"])):
@@ -163,13 +173,17 @@ def notes_on_gradients(optimizer: Optimizer, gradient: Tensor, layout: Layout) -
             first, second = (-math.expm1(n * math.log(float(b))) if b else 1.0 for b in group["betas"])
             squares += float(state["exp_avg_sq"].double().sum()) / second
             mean += float(norm(state["exp_avg"].double())) ** 2 / first**2
-            now += float(norm(gradient[where[id(p)]].double() + decay * p.detach().double().reshape(-1))) ** 2
+            now += float(norm(sign * gradient[where[id(p)]].double() + decay * p.detach().double().reshape(-1))) ** 2
     if squares > 0 and now > GROWN**2 * squares:
         raise BadInput(
             f"the optimizer's second moments come from gradients of norm {squares**0.5:.3g}, and the present one has norm "
             f"{now**0.5:.3g}: if the loop clips or scales them give gradient=, what it does to the gradient as one vector, "
             "such as lambda g: g * min(1.0, 1.0 / float(g.norm())); if it does not, lambda g: g"
-            + (" (what a hook of its step does is its own)" if optimizer._optimizer_step_pre_hooks else "")
+            + (
+                " (what a pre-step hook of the optimizer does is counted already)"
+                if optimizer._optimizer_step_pre_hooks
+                else ""
+            )
         )
     size = mean**0.5 if mean > APART**2 * now else squares**0.5 if now > APART**2 * squares else None
     if size is None:
@@ -192,8 +206,8 @@ def notes_on(optimizer: Optimizer, layout: Layout, schedule: Schedule | None, co
     notes = []
     if counted is None and (groups := len(optimizer.param_groups)) > 1:
         notes.append(
-            f"{type(optimizer).__name__} counts no steps: all {groups} param groups are taken to have as many behind them, "
-            "also one that was added later"
+            f"{type(optimizer).__name__} counts no steps: all {groups} param groups are taken to have the same number of "
+            "steps behind them, even one added later"
         )
     moved = [g for g in optimizer.param_groups if "initial_lr" in g and not _close(g["initial_lr"], g["lr"])]
     if moved and schedule is None:

@@ -61,14 +61,14 @@ def _changes(run: Run, k: int) -> Table:
 
 def _agreements(run: Run) -> Table:
     caption = (
-        "cosine and relative error against the measured effect; * the prediction to go by;\n"
+        "cosine and relative error against the measured effect; * the prediction to go by, where one holds;\n"
         "growth of the gradient seven steps back on the path; share of coordinates outside first order's radius"
     )
     table = _table("How well it is predicted", caption, "step", "loss", "path", "resummed", "first order", "growth", "outside")
     for stop in run.stops:
         validity = stop.audit.validity
         agreements = [
-            _agreement(getattr(validity, kind)) + (" *" if kind == validity.prediction else "")
+            _agreement(getattr(validity, kind)) + (" *" if kind == validity.go_by else "")
             for kind in ("path", "resummed", "first")
         ]
         growth = "-" if validity.growth is None else f"{validity.growth:.3g}"

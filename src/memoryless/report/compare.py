@@ -66,12 +66,12 @@ def _table(title: str, caption: str, columns: Sequence[str], rows: Mapping[str, 
 
 def _arrived(rows: Mapping[str, Audit], width: int) -> Table:
     title = "Where each arrived: the losses differ, so rows are not at equal loss"
-    caption = "cosine of each prediction with the measured effect; * the one to go by\n"
+    caption = "cosine of each prediction with the measured effect; * the one to go by, where one holds\n"
     kinds = [kind for kind in KINDS if kind != "measured"]
 
     def agrees(audit: Audit, kind: str) -> str:
         found = getattr(audit.validity, kind)
-        return cosine(found and found.cosine) + (" *" if found and kind == audit.validity.prediction else "  ")
+        return cosine(found and found.cosine) + (" *" if found and kind == audit.validity.go_by else "  ")
 
     cells = {
         name: [f"{audit.lr:g}", f"{audit.loss:.3g}", *(agrees(audit, kind) for kind in kinds)] for name, audit in rows.items()
