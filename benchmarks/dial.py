@@ -14,7 +14,6 @@ and +1. The exact dial replays every batch at every step:
 """
 
 import itertools
-import json
 import math
 import sys
 import time
@@ -32,7 +31,7 @@ from memoryless.flat import Layout, flat
 from memoryless.live.dial import Dial
 from memoryless.loss.batches import cut
 from networks import NETWORKS
-from output import RESULTS, save, show
+from output import kept, save, show
 
 BETAS, EPS = (0.9, 0.999), 1e-8
 
@@ -197,7 +196,7 @@ def main() -> None:
     """Of the parts named, or of all; what was found of the others stays in the results."""
     torch.set_num_threads(1)
     lrs = [float(part) for part in sys.argv[1:] if part != "cost"] or (LRS if not sys.argv[1:] else [])
-    found = json.loads((RESULTS / "dial.json").read_text())["figures"] if sys.argv[1:] else {"runs": [], "cost": {}}
+    found = kept("dial") if sys.argv[1:] else {"runs": [], "cost": {}}
     for lr, (name, seed) in itertools.product(lrs, RUNS):
         each = compared(name, seed, lr)
         found["runs"] = [run for run in found["runs"] if (run["network"], run["seed"], run["lr"]) != (name, seed, lr)] + [each]

@@ -21,6 +21,12 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> N
     Console(width=200).print(table)
 
 
+def kept(name: str) -> dict[str, Any]:
+    """The figures in results/NAME.json, of which a benchmark runs a part anew; nothing where there are none."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text())["figures"] if path.exists() else {}
+
+
 def save(name: str, figures: Any) -> None:
     """Write figures to results/NAME.json, with the machine they come from."""
     machine = f"2 cores of a shared {platform.machine()} server, torch {version('torch').split('+')[0]} CPU"

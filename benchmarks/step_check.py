@@ -3,7 +3,7 @@
     python benchmarks/step_check.py [share of the minutes, 1]
 
 Clean steps, up to 1,000 each, round by round, 10 steps each a round, until the minutes of CPU of each part are over: torch's
-optimizers on each of its paths and the catalogue's (12), those that are compiled (one after the other), other libraries' (8);
+optimizers on each of its paths and the catalogue's (12), those that are compiled (one after the other), other libraries' (16);
 float32 and float64. Gradients are those of a bowl with noise, whose size goes up and down over six decades: no time is spent on
 networks.
 """
@@ -167,7 +167,7 @@ def main() -> None:
     found = {
         "torch and catalogue": clean(own(compiled=False), 12 * part, ROUND),
         "compiled": clean(own(compiled=True), 60.0, round(STEPS * part)),
-        "other libraries": clean(others(), 8 * part, ROUND),
+        "other libraries": clean(others(), 16 * part, ROUND),
     }
     for who, told in found.items():
         print(who, {k: v for k, v in told.items() if k != "failed"}, len(told["failed"]), "cannot step here")

@@ -291,7 +291,7 @@ def cores(folder: Path, seconds: float = 20.0) -> dict[str, float]:
 
 
 def main() -> None:
-    from output import save, show
+    from output import kept, save, show
 
     wanted, figures = sys.argv[1:] or ["kills", "ray", "writes", "overhead", "cores"], {}
     with tempfile.TemporaryDirectory() as name:
@@ -313,11 +313,9 @@ def main() -> None:
             figures["overhead"] = overhead(folder)
         if "cores" in wanted:
             figures["cores"] = cores(folder)
-    figures["load"] = os.getloadavg()[0]
     for title, found in figures.items():
-        if isinstance(found, dict):
-            show(title, list(found), [[f"{value:.4g}" for value in found.values()]])
-    save("sweep", figures)
+        show(title, list(found), [[f"{value:.4g}" for value in found.values()]])
+    save("sweep", kept("sweep") | figures)
 
 
 if __name__ == "__main__":

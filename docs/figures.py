@@ -43,12 +43,13 @@ known, as beta_1 = beta_2 and the theory to first order do, too; on the plain ne
 reversed (Fig. 2a), it has them the wrong way round. Along mini-batches it knows no more than an arbitrary order,
 or has it wrong. By the final training loss it ranks one cell of six. What it measures it does tell, full batch:
 the gradient 1-norm of the finished runs. In one place of six the measured map ranks better than the theory to first
-order, by test accuracy, where neither knows anything (plain network, full batch), and nowhere by test loss. Seeds repeat what an order happens to have right, so the share of
+order, by test accuracy, where neither knows anything (plain network, full batch), and nowhere by test
+loss. Seeds repeat what an order happens to have right, so the share of
 arbitrary orders that do as well stands beside (added after the run); the intervals of "the other seeds", whose taus
 share runs, are about 1.5 times too narrow. The training loss at the first look below the target, which favours lucky
 pairs, is at its largest among the pairs of a seed 2 % above the least full batch, 9 to 12 % with batches of 32, 15 to
-20 % with batches of 8: along mini-batches pairs are not compared at equal loss (the last claim, asked after a first run that had not
-recorded it; this is a second run of the same seeds on another machine, whose rounding moved taus by some hundredths
+20 % with batches of 8: along mini-batches pairs are not compared at equal loss (the last claim, asked after a first run
+that had not recorded it; this is a second run of the same seeds on another machine, whose rounding moved taus by some hundredths
 and one of twenty answers, the one named above). The map is of 15 to 65 steps, in which beta_2 = .99 and .999 hardly differ.""",
 }
 """What a study comes to, in words."""
