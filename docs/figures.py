@@ -50,7 +50,8 @@ share runs, are about 1.5 times too narrow. The training loss at the first look 
 pairs, is at its largest among the pairs of a seed 2 % above the least full batch, 9 to 12 % with batches of 32, 15 to
 20 % with batches of 8: along mini-batches pairs are not compared at equal loss (the last claim, asked after a first run
 that had not recorded it; this is a second run of the same seeds on another machine, whose rounding moved taus by some
-hundredths and one of twenty answers, the one named above). The map is of 15 to 65 steps, in which beta_2 = .99 and .999 hardly differ.""",
+hundredths and one of twenty answers, the one named above).
+The map is of 15 to 65 steps, in which beta_2 = .99 and .999 hardly differ.""",
 }
 """What a study comes to, in words."""
 

@@ -49,5 +49,5 @@ class Seen(TorchDispatchMode):
 def test_numbers_go_to_the_overload_for_numbers(dtype: torch.dtype, by_number: bool):
     """But in half precision, where the ordinary call rounds the number first."""
     with forward_mode(), Seen() as seen:
-        forward_ad.make_dual(torch.ones(3, dtype=dtype), torch.ones(3, dtype=dtype)) * 0.3
+        _ = forward_ad.make_dual(torch.ones(3, dtype=dtype), torch.ones(3, dtype=dtype)) * 0.3
     assert ("aten.mul.Scalar" in seen.names) == by_number
