@@ -124,6 +124,12 @@ def test_ctrl_c_is_one_line_and_ends_all_at_once(arguments: tuple[str, ...], fol
             os.killpg(process.pid, signal.SIGKILL)
 
 
+def test_brackets_are_text(capsys: pytest.CaptureFixture[str]):
+    with answer.alone():
+        answer.console().print("own[/b].py [bold]adamw(betas=[b])")
+    assert capsys.readouterr().out == "own[/b].py [bold]adamw(betas=[b])\n"
+
+
 def test_streams_are_put_back(capsys: pytest.CaptureFixture[str]):
     with answer.alone():
         print("aside")

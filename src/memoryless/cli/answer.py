@@ -95,11 +95,12 @@ def say(text: str) -> None:
 
 
 def console(aside: bool = False) -> Any:
-    """A rich Console for the answer.
+    """A rich Console for the answer; brackets are text: names and paths of the user's own have them.
 
     Args:
         aside: it is on stderr instead, where the answer is JSON.
     """
     from rich.console import Console
 
-    return Console(stderr=True) if aside else Console(file=_answer or sys.stdout)  # pyright: ignore[reportArgumentType]
+    where: Any = {"stderr": True} if aside else {"file": _answer or sys.stdout}
+    return Console(markup=False, **where)
