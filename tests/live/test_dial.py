@@ -14,7 +14,7 @@ from torch.optim import SGD, Adam, Adamax, AdamW, NAdam, Optimizer, RMSprop
 import memoryless as ml
 from memoryless.flat import flat
 from memoryless.live.dial import Dial
-from memoryless.live.transport import carried
+from memoryless.live.transport import gain
 from memoryless.methods.method_optimizer import MethodOptimizer
 from tests.live.monitoring.monitored import criterion, noisy_model, plain_model
 from tests.problems import FULL_BATCH, THETA
@@ -507,9 +507,61 @@ def test_what_cannot_be_held_is_counted_and_said_once(caplog: pytest.LogCaptureF
     assert len(caplog.records) == len(dial.notes) == 2
 
 
-def test_a_second_moment_is_carried_for_less_at_a_larger_lr():
-    assert [carried(0.999, lr) for lr in (1e-5, 3e-4, 1e-3, 1e-1)] == [0.98, 0.98, 0.95, 0.8]
-    assert carried(0.5, 1e-3) == 0.5
+def test_the_gain_of_a_second_moment_lies_between_its_own_and_the_quickest():
+    walk = torch.tensor([[0.03, 1e-5, 3.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0, 0.0]])
+    torch.testing.assert_close(gain(walk, 0.001), torch.tensor([0.03, 0.001, 0.2, 0.001, 0.001]))
+    assert gain(walk[:, 0], 0.5) == 0.5
+
+
+@pytest.mark.parametrize("cached", [2**17, 3])
+def test_transport_is_its_formulas_written_out(cached: int, monkeypatch: pytest.MonkeyPatch):
+    """Adam along noisy batches against a literal loop; in one piece, and cut into pieces of three."""
+    monkeypatch.setattr("memoryless.flat.CACHED", cached)
+    lr, (b1, b2), eps, s = 0.02, (0.9, 0.99), 1e-8, -0.8
+    torch.manual_seed(0)
+    net = plain_model().double()
+    dial = ml.dial(Adam(net.parameters(), lr, (b1, b2), eps), s, model=net, criterion=criterion)
+    batches = [(x.double(), y.double()) for ((x, y),) in mini_batches(40)]
+    shapes = [p.shape for p in net.parameters()]
+
+    def gradient(theta: Tensor, batch: Any) -> Tensor:
+        parts = [x.view(shape) for x, shape in zip(theta.split([shape.numel() for shape in shapes]), shapes, strict=True)]
+        values = dict(zip((name for name, _ in net.named_parameters()), parts, strict=True))
+        return torch.func.grad(
+            lambda values: nn.functional.mse_loss(torch.func.functional_call(net, values, (batch[0],)), batch[1])
+        )(values)  # fmt: skip
+
+    def joined(values: dict[str, Tensor]) -> Tensor:
+        return torch.cat([x.reshape(-1) for x in values.values()])
+
+    theta = flat(net.parameters()).detach().clone()
+    before, S1, S2, d_mean, off_mean, held = theta, 0.0, 0.0, 0.0, 0.0, 0
+    m, v, M, V = (torch.zeros_like(theta) for _ in range(4))
+    for n, batch in enumerate(batches):
+        g, previous = joined(gradient(theta, batch)), joined(gradient(before, batch))
+        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
+        mhat, vhat = m / (1 - b1 ** (n + 1)), v / (1 - b2 ** (n + 1))
+        d = g * g - previous * previous if n else torch.zeros_like(g)
+        M, V = (M + g - previous if n else M), V + d
+        S = b1 * S1 + 1, b2 * S2 + 1
+        K = max(min(max(d_mean / off_mean, 1 - b2), 0.2) if n > 1 else 0.0, 1 / S[1])
+        off = float((g * g - V).abs().sum())
+        M, V = M + (g - M) / S[0], V + K * (g * g - V)
+        floor = torch.maximum(0.02 * vhat, M * M / 2)
+        held += int((0.02 * vhat > V).sum())
+        V = torch.maximum(V, floor)
+        if n:
+            share = max(0.02, 1 / S2)
+            d_mean += share * (float(d.abs().sum()) - d_mean)
+            off_mean += share * (off - off_mean)
+        S1, S2 = S
+        u, F = mhat / (vhat.sqrt() + eps), M / (V.sqrt() + eps)
+        before, theta = theta, theta - lr * (u + s * (u - F if n else 0.0))
+        dial.zero_grad()
+        criterion(net, batch).backward()
+        dial.step(batch=batch)
+        torch.testing.assert_close(flat(net.parameters()).detach(), theta, rtol=0, atol=1e-12)
+    assert dial.counts["floored"] == held
 
 
 # ---- what a reviewer broke

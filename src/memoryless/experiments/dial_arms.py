@@ -1,9 +1,9 @@
 """What the study of the dial runs: networks and data, the arms, and training to the loss at which they are compared.
 
 Full batch F is known exactly. Along mini-batches the dial is the one that users have (`live.transport`, twin="fresh"): the
-memories are carried to the present point by one gradient more a step, the second moment with the default's b' and floor. What
-is dialled is then how old the gradients are that are remembered; the first moment's averaging of noise over batches stays. The
-second moment of F is averaged over 1/(1 - b') steps, 40 to 50 here in place of 1,000: that is turned, too.
+memories are carried to the present point by one gradient more a step. What is dialled is then how old the gradients are that
+are remembered; the first moment's averaging of noise over batches stays. The second moment of F is averaged over as many steps
+as its gain allows, at least 5 and mostly some ten, in place of 1,000: that is turned, too.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from memoryless.experiments.text import documentation
 from memoryless.experiments.training import Batch, Networks, Rule, train_to
 from memoryless.flat import Layout
 from memoryless.live.monitoring.frozen import nonnegative
-from memoryless.live.transport import FLOOR, carried
+from memoryless.live.transport import FLOOR, SEEN, gain, roots_of
 from memoryless.loss.loss import Loss
 from memoryless.loss.point import Point
 from memoryless.loss.top_eigenvalue import TopEigenvalue
@@ -105,16 +105,18 @@ class Carried:
         if any(v.lag or v.first != 1 for v in method.variables):
             raise BadInput(f"{method.name} reads a memory before the present gradient, or weights the first one otherwise")
         self.method, self.strength, self.coordinates, self.lr = method, strength, coordinates, method.lr
-        self._decays = [carried(v.beta, method.lr) if nonnegative(v) else v.beta for v in method.variables]
+        self._roots = roots_of(method)
 
     def init(self, theta: Tensor) -> State:
-        """Of the method, of what is carried, and the previous theta.
+        """Of the method; of what is carried, of each its E |d| and E |g_l - M|, shape (n, 2); and the previous theta.
 
         Args:
             theta: shape (n, d).
         """
         sums = self.method.init(theta).sums
-        return State(0, sums if not self.strength else (*sums, *(torch.zeros_like(s) for s in sums), theta))
+        if not self.strength:
+            return State(0, sums)
+        return State(0, (*sums, *(torch.zeros_like(s) for s in sums), *(theta.new_zeros(len(theta), 2) for _ in sums), theta))
 
     def update(self, state: State, gradient: Tensor, theta: Tensor, again: Callable[[Tensor], Tensor]) -> tuple[State, Tensor]:
         """The next state, and u + s (u - F); a first update has no memory.
@@ -125,28 +127,37 @@ class Carried:
             theta: shape (n, d).
             again: gradients of the same batches at other points.
         """
-        count = len(self.method.variables)
-        after, u = self.method.update(State(state.n, state.sums[:count]), gradient, theta)
+        variables, n = self.method.variables, state.n
+        count = len(variables)
+        own, u = self.method.update(State(n, state.sums[:count]), gradient, theta)
         if not self.strength:
-            return after, u
-        M, there = state.sums[count:-1], state.sums[-1]
-        now = [v.g(gradient, theta) for v in self.method.variables]
-        if not state.n:
-            return State(after.n, (*after.sums, *now, theta)), u
-        previous, m, moved = again(there), list[Tensor](), list[Tensor]()
-        for v, b, x, g, own in zip(self.method.variables, self._decays, M, now, after.sums, strict=True):
-            x = torch.add(x, g - v.g(previous, there), alpha=_mass(b, state.n)).mul_(b).add_(g)
-            mean = x * (kernel.total(v, state.n) / _mass(b, after.n))
-            floored = v.has_memory and nonnegative(v)
-            m.append(torch.maximum(mean, own * (FLOOR * v.weight(state.n))) if floored else mean)
-            moved.append(x)
+            return own, u
+        carried, walks, there = state.sums[count : 2 * count], state.sums[2 * count : -1], state.sums[-1]
+        now = [v.g(gradient, theta) for v in variables]
+        if not n:
+            return State(1, (*own.sums, *now, *walks, theta)), u
+        previous, M, walked = again(there), list[Tensor](), list[Tensor]()
+        for v, x, g, walk in zip(variables, carried, now, walks, strict=True):
+            d = g - v.g(previous, there)
+            off, K = g - x - d, 1 / _mass(v.beta, n + 1)
+            adapted = gain(walk.T[..., None], 1 - v.beta).clamp_min(K) if nonnegative(v) else K
+            M.append(x + d + adapted * off)
+            seen = torch.stack([each.abs().sum(1) for each in (d, off)], 1)
+            walked.append(walk.lerp(seen, max(SEEN, 1 / _mass(v.beta, n))))
+        c = [kernel.total(v, n) for v in variables]
+        for l, v in enumerate(variables):
+            if v.has_memory and nonnegative(v):
+                M[l] = torch.maximum(M[l], own.sums[l] * (FLOOR * v.weight(n) / c[l]))
+                if (root := self._roots[l]) is not None:
+                    M[l] = torch.maximum(M[l], M[root].square() / 2)
+        m = [weight * x for weight, x in zip(c, M, strict=True)]
         term = permuted(u - self.method.readout(m, theta), self.coordinates)
-        return State(after.n, (*after.sums, *moved, theta)), torch.add(u, term, alpha=self.strength)
+        return State(own.n, (*own.sums, *M, *walked, theta)), torch.add(u, term, alpha=self.strength)
 
 
-def _mass(decay: float, n: int) -> float:
-    """S, the sum of decay^k over n steps."""
-    return (1 - decay**n) / (1 - decay)
+def _mass(beta: float, n: int) -> float:
+    """S, the sum of beta^k over n steps."""
+    return (1 - beta**n) / (1 - beta)
 
 
 def permuted(term: Tensor, coordinates: Tensor | None) -> Tensor:

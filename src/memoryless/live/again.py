@@ -12,7 +12,7 @@ from memoryless.isolation import isolated
 from memoryless.live.monitoring.ranks import Ranks, inside
 from memoryless.live.monitoring.replay import Criterion, Recorder, Replay, Step, Transform, held, require_same
 from memoryless.live.monitoring.shards import are_sharded
-from memoryless.live.transport import Memory
+from memoryless.live.transport import Chunk, Memory
 from memoryless.loss.loss import Loss
 
 MODE = "; noise that is drawn elsewhere is switched off by model.eval(), or fixed by seeding it where the criterion begins"
@@ -80,7 +80,10 @@ class Again:
         if not moved:
             self.there = None
             own = [p for memory in memories for p in memory.tensors if p.grad is not None]
-            require_same(self.of(self.at(self.theta), own), flat(p.grad for p in own if p.grad is not None), MODE)
+            again = self.at(self.theta)
+            require_same(
+                joined(again[self._layout.used[id(p)]] for p in own), flat(p.grad for p in own if p.grad is not None), MODE
+            )
             return None
         self.there = self.theta.clone()
         for memory in moved:
@@ -121,9 +124,14 @@ class Again:
                 self._put(theta, memory, memory.before + shift)
         return self.at(theta)
 
-    def of(self, vector: Tensor, tensors: Sequence[Tensor]) -> Tensor:
-        """The part of some tensors, end to end."""
-        return joined(vector[self._layout.used[id(p)]] for p in tensors)
+    def of(self, vector: Tensor, chunk: Chunk) -> Tensor:
+        """The part of some coordinates.
+
+        Args:
+            vector: shape (d,), d of the whole model.
+            chunk: the coordinates.
+        """
+        return chunk.of(lambda p: vector[self._layout.used[id(p)]])
 
     def _put(self, theta: Tensor, memory: Memory, values: Tensor) -> None:
         for p, x in zip(memory.tensors, values.split([p.numel() for p in memory.tensors]), strict=True):

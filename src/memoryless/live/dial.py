@@ -20,13 +20,12 @@ from torch import Tensor, nn
 from torch.optim import NAdam, Optimizer
 
 from memoryless.errors import BadInput, BadType, NotRecognised
-from memoryless.flat import dot, flat, joined, norm
+from memoryless.flat import dot, flat, norm
 from memoryless.live.again import Again
 from memoryless.live.memories import Memories
-from memoryless.live.monitoring.frozen import nonnegative
 from memoryless.live.monitoring.replay import Criterion, Transform
 from memoryless.live.repeated import Repeated
-from memoryless.live.transport import Memory, Now
+from memoryless.live.transport import Chunk, Memory, Now, Past
 from memoryless.methods.black_box.snapshot import insists_on_closure
 from memoryless.methods.live_optimizer import step_of
 from memoryless.methods.wrapped import undialled, unwrapped
@@ -66,7 +65,7 @@ def dial(
         twin: along mini-batches "fresh", F of the mean loss, one gradient more a step; "same", F of the same batches, with each
             batch's effect on itself too, a gradient more for each variable that remembers (heavy ball, Adam, AdamW).
         second: (b', floor) along mini-batches: the beta by which a second moment is carried, and the share of the optimizer's
-            own below which it is not trusted. Default 1 - b' = 50 lr within .02 and .2, and .02; small lrs allow (beta_2, .1).
+            own below which it is not trusted. By default b' follows from the noise of what is carried, and the share is .02.
         placebo: "permuted" permutes the extra term within each tensor, by one permutation for all steps: a term of that size.
         seed: of the permutations.
 
@@ -287,7 +286,7 @@ class Dial(Optimizer):
         # Some optimizers write into the gradient.
         copies = [memory.gradient.clone() for memory in memories] if self._repeated is not None else []
         for memory in memories:
-            memory.before, memory.at = flat(memory.tensors).detach().clone(), self.steps
+            memory.before, memory.at = flat(p.detach() for p in memory.tensors), self.steps
         self.dialled.step()
         if memories:
             try:
@@ -332,61 +331,74 @@ class Dial(Optimizer):
         turned = [(memory, nows[memory.group], memory.weights(nows[memory.group])) for memory in memories]
         for memory, now, c in turned:
             if memory.n == 1:
-                seen = [memory.present(*chunk) for chunk in memory.chunks()]
+                seen = [memory.present(chunk) for chunk in memory.chunks()]
                 first = torch.cat([now.step(now.still(c, *each), each[0]) for each in seen])
                 self._require_first(memory, first, str(now.method))
-        w = self._carried(turned, previous) if carrying else []
+        if carrying:
+            for memory, now, _ in turned:
+                memory.carry(now, self._own)
+        w = self._pushed(turned, previous) if carrying and self._own else []
         squares = torch.zeros(2, dtype=torch.float64, device=memories[0].tensors[0].device)
         for memory, now, c in turned:
-            squares += self._apply(memory, now, c, s if memory.n > 1 else 0.0, carrying, w).to(squares)
+            squares += self._apply(memory, now, c, s if memory.n > 1 else 0.0, carrying, previous, w).to(squares)
         return squares
 
-    def _carried(self, turned: Sequence[tuple[Memory, Now, list[float]]], previous: Tensor | None) -> list[Tensor]:
-        """Carry the memories to the present point; what the batch does to its own gradient, of the whole model."""
-        again = self._again
-        assert again is not None
+    def _pushed(self, turned: Sequence[tuple[Memory, Now, list[float]]], previous: Tensor | None) -> list[Tensor]:
+        """What the batch does to its own gradient by each variable that remembers, of the whole model."""
+        assert self._again is not None
         for memory, now, _ in turned:
-            memory.carry(now, self._own)
-            if previous is not None and again.there is not None:
-                for part, tensors in memory.chunks():
-                    memory.moved(now, again.of(previous, tensors), again.of(again.there, tensors), part, tensors)
-        if not self._own:
-            return []
+            for chunk in memory.chunks():
+                if (past := self._past(previous, chunk)) is not None:
+                    memory.moved(now, past, chunk)
         pushes = [memory.pushes(now, self.state, c) for memory, now, c in turned]
         # Each variable in its turn, of all tensors at once.
-        return [again.pushed([memory for memory, *_ in turned], own) for own in zip_longest(*pushes)]
+        return [self._again.pushed([memory for memory, *_ in turned], own) for own in zip_longest(*pushes)]
 
-    def _apply(self, memory: Memory, now: Now, c: list[float], s: float, carrying: bool, w: Sequence[Tensor]) -> Tensor:
-        squares, S = torch.zeros(2, dtype=torch.float64, device=memory.tensors[0].device), memory.S
+    def _past(self, previous: Tensor | None, chunk: Chunk) -> Past | None:
+        again = self._again
+        if again is None or previous is None or again.there is None:
+            return None
+        return again.of(previous, chunk), again.of(again.there, chunk)
+
+    def _apply(
+        self,
+        memory: Memory,
+        now: Now,
+        c: list[float],
+        s: float,
+        carrying: bool,
+        previous: Tensor | None,
+        w: Sequence[Tensor],
+    ) -> Tensor:
+        squares = torch.zeros(2, dtype=torch.float64, device=memory.tensors[0].device)
+        K, after = memory.gains(now) if carrying else ([], [])
         assert memory.before is not None
-        for part, tensors in memory.chunks():
-            theta, g = memory.present(part, tensors)
-            m = now.still(c, theta, g)
+        for chunk in memory.chunks(cut=self._placebo is None):
+            theta, g = memory.present(chunk)
             if carrying:
-                pushed = [self._again.of(each, tensors) - g for each in w if self._again is not None]
-                means, S = memory.fed(now, part, tensors, pushed)
-                for l, mean in enumerate(means):
-                    if mean is not None:
-                        m[l] = self._floored(memory, now, l, c[l] * mean, part, tensors)
+                # With their own effect they have been moved already, to find it.
+                past = None if self._own else self._past(previous, chunk)
+                pushed = [self._again.of(each, chunk) - g for each in w if self._again is not None]
+                fed = memory.fed(now, self.state, c, K, chunk, past, pushed)
+                self._tally["floored"] = self._tally["floored"] + fed.floored
+                self._tally["carried"] += fed.carried
+                m = [mean if weight == 1 else weight * mean for mean, weight in zip(fed.means, c, strict=True)]
+            else:
+                m = now.still(c, theta, g)
             if s:  # the first update has no memory, and its rounding is none
-                u = memory.before[part] - joined(tensors)
-                squares += self._put(tensors, (u - now.step(m, theta)).mul_(s), u)
-        memory.S = S
+                u = theta - chunk.of(torch.Tensor.detach)
+                squares += self._put(chunk, (u - now.step(m, theta)).mul_(s), u)
+        if carrying:
+            memory.learn(after)
         return squares
 
-    def _floored(self, memory: Memory, now: Now, l: int, mean: Tensor, part: slice, tensors: Sequence[Tensor]) -> Tensor:
-        v = now.method.variables[l]
-        if not nonnegative(v) or v.lag:
-            return mean
-        floor = now.floor * memory.held(now, self.state, l, part, tensors)
-        self._tally["floored"] = self._tally["floored"] + (mean < floor).sum()
-        self._tally["carried"] += mean.numel()
-        return torch.maximum(mean, floor)
-
-    def _put(self, tensors: Sequence[Tensor], e: Tensor, u: Tensor) -> Tensor:
+    def _put(self, chunk: Chunk, e: Tensor, u: Tensor) -> Tensor:
         """theta <- theta - e; |e|^2 and |u|^2."""
-        for p, x in zip(tensors, e.split([p.numel() for p in tensors]), strict=True):
-            p.sub_((x if self._placebo is None else x[self._permutation(p)]).view_as(p))
+        if self._placebo is None:
+            chunk.subtract(e)
+        else:
+            parts = zip(chunk.pieces, e.split([p.numel() for p, _ in chunk.pieces]), strict=True)
+            chunk.subtract(torch.cat([x[self._permutation(p)] for (p, _), x in parts]))
         return torch.stack([dot(e, e), dot(u, u)]).double()
 
     def _permutation(self, p: Tensor) -> Tensor:
@@ -412,7 +424,8 @@ class Dial(Optimizer):
                 self._require_first(memory, F, type(self.dialled).__name__)
             elif s:
                 u = memory.before - flat(memory.tensors)
-                squares += self._put(memory.tensors, s * (u - F), u).to(squares)
+                whole = Chunk(slice(0, len(u)), [(p, slice(0, p.numel())) for p in memory.tensors])
+                squares += self._put(whole, s * (u - F), u).to(squares)
         return squares
 
     def _require_first(self, memory: Memory, F: Tensor, method: str) -> None:

@@ -7,7 +7,7 @@ from torch.optim import Optimizer
 
 from memoryless.errors import BadInput
 from memoryless.live.monitoring.past_weights import kept_in
-from memoryless.live.transport import Memory, Now
+from memoryless.live.transport import Memory, Now, roots_of
 from memoryless.methods.live_optimizer import of_group
 from memoryless.methods.method import Method
 from memoryless.methods.method_optimizer import MethodOptimizer
@@ -32,6 +32,7 @@ class Memories:
         self._optimizer, self._second = optimizer, second
         self.all: list[Memory] = []
         self._methods: dict[str, Method] = {}
+        self._roots: dict[int, tuple[int | None, ...]] = {}
         self.formula = True
 
     def parameters(self) -> list[Tensor]:
@@ -56,7 +57,11 @@ class Memories:
     def now(self, i: int) -> Now:
         """Param group i with its present hyperparameters."""
         group = self._optimizer.param_groups[i]
-        return Now(self.method(group), kept_in(self._optimizer, group), group, float(group["lr"]), self._second)
+        method = self.method(group)
+        if id(method) not in self._roots:  # `_methods` keeps them, so that an id is one method's
+            self._roots[id(method)] = roots_of(method)
+        kept = kept_in(self._optimizer, group)
+        return Now(method, kept, group, float(group["lr"]), self._second, self._roots[id(method)])
 
     def ready(self) -> list[Memory]:
         """Those of the tensors that step now: made for tensors without, split where only a part steps.

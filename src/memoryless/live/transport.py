@@ -1,21 +1,31 @@
 """What the past steps' batches would leave at the present theta, carried along from step to step.
 
-A memory sum_k beta^k g_l[n-k] holds gradients of old points. Each step moves it to the present point by the change of one
-gradient, same batch and random numbers, in the form of STORM (https://arxiv.org/abs/1905.10018):
+A memory, the mean of g_l[n-k] with weights beta^k, holds gradients of old points. Each step moves it to the present point by
+the change of one gradient, same batch and random numbers, in the form of STORM (https://arxiv.org/abs/1905.10018):
 
-    d = g_l(g_b(theta[n])) - g_l(g_b(theta[n-1])),      M <- beta (M + S d) + g_l,      S <- beta S + 1,      m_F = c M/S
+    d = g_l(g_b(theta[n])) - g_l(g_b(theta[n-1])),    M <- M + d,    M <- M + K (g_l - M),    K = 1/S,    S <- beta S + 1
 
-with S d for all of the past, whose weights sum to S before this step, and c the weight of all ages in the optimizer's own m_l:
-in full batch m_F = c g_l exactly. The batch of each d is a fresh one, theta[n] - theta[n-1] does not know it, so that m_F is,
-to second order in lr and in the mean, that of the mean loss. The twin of the same batches has their effect on themselves
-besides: since step n - k batch b has pushed theta by each variable m_u, by the part 1 - beta_u^k of h dF/dm_u (g_u - mbar_u),
+and m_F = c M with c the weight of all ages in the optimizer's own m_l: in full batch m_F = c g_l exactly. The batch of each d
+is a fresh one, theta[n] - theta[n-1] does not know it, so that m_F is, to second order in lr and in the mean, that of the mean
+loss.
 
-    m_F <- m_F - c/S sum_u sum_k beta^k (1 - beta_u^k) w_u[n-k],      w_u = g_b(theta + h dF/dm_u (g_u - mbar_u)) - g_b(theta)
+What is carried too far errs: each d is one batch's in place of all. For a square, which is divided by and whose memory is long,
+M is the state of a random walk with steps d that is seen through the noise of g_l: its stationary Kalman filter (R. E. Kalman,
+https://doi.org/10.1115/1.3662552; for small steps) has the gain
 
-and for a square 2 g_b w_u: sums of beta^k and of (beta beta_u)^k. Phi of them is as good where it is linear (heavy ball); where
-not, the covariance of the noise in m_F and v_F, which another path has otherwise, leaves a term of first order in lr, measured
-to be 1 % of memory's effect. What is carried too far errs: each step adds the noise of
-a d, which over 1/(1 - b') steps of size lr grows with lr/(1 - b'). So a square, which is divided by, has a shorter b'.
+    K = E |d| / E |g_l - M|         within 1 - beta and QUICKEST, and never below 1/S
+
+with means over coordinates and the last steps, sizes in place of deviations. And M >= (mean of g)^2/2, as a mean of squares is
+at least the square of a mean with the same weights, and M >= FLOOR of the optimizer's own: M is held there.
+
+The twin of the same batches has their effect on themselves besides: since step n - k batch b has pushed theta by each variable
+m_u, by the part 1 - beta_u^k of h dF/dm_u (g_u - mbar_u),
+
+    m_F <- m_F - c sum_u sum_k K[k] (1 - beta_u^k) w_u[n-k],      w_u = g_b(theta + h dF/dm_u (g_u - mbar_u)) - g_b(theta)
+
+with the weights K[k] of M, and for a square 2 g_b w_u. Phi of them is as good where it is linear (heavy ball); where not, the
+covariance of the noise in m_F and v_F, which another path has otherwise, leaves a term of first order in lr, measured to be 1 %
+of memory's effect.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -33,24 +43,27 @@ from memoryless.methods.method import Method, Momentum, one
 
 FLOOR = 0.02
 """Of the optimizer's own second moment, below which a carried one is not trusted."""
-REACH = 50.0
-"""(1 - b')/lr: a second moment is carried over at most 1/(50 lr) steps, .98 at lr 4e-4 and .95 at 1e-3, where it was tried."""
-SHORTEST, LONGEST = 0.2, 0.02
-"""Bounds of 1 - b'."""
+QUICKEST = 0.2
+"""The largest gain of a second moment."""
+SEEN = 0.02
+"""Share of the last step in the means that give the gain."""
 
 
-def carried(beta: float, lr: float) -> float:
-    """b' of a second moment: 1 - b' = REACH lr, between LONGEST and SHORTEST; never beyond its own beta.
+def gain(walk: Tensor, least: float) -> Tensor:
+    """K of a second moment that is carried.
 
     Args:
-        beta: its own.
-        lr: step size.
+        walk: E |d| and E |g_l - M|, shape (2, ...).
+        least: 1 - beta.
+
+    Returns:
+        Shape (...).
 
     Example:
-        >>> carried(0.999, 1e-3), carried(0.999, 1e-4), carried(0.9, 1e-4)
-        (0.95, 0.98, 0.9)
+        >>> gain(torch.tensor([[2e-2, 1e-5], [1.0, 1.0]]), 0.001)
+        tensor([0.0200, 0.0010])
     """
-    return min(beta, 1 - min(max(REACH * lr, LONGEST), SHORTEST))
+    return (walk[0] / walk[1].clamp_min(torch.finfo(walk.dtype).tiny)).clamp(least, max(least, QUICKEST))
 
 
 @dataclass
@@ -62,7 +75,8 @@ class Now:
         kept: where the optimizer keeps each variable.
         group: torch's.
         lr: step size.
-        second: (b', floor) of second moments; None for `carried` and FLOOR.
+        second: (b', floor) of second moments; None for `gain` and FLOOR.
+        roots: of each variable that averages the square of another one's g_l, the number of that.
     """
 
     method: Method
@@ -70,6 +84,7 @@ class Now:
     group: dict[str, Any]
     lr: float
     second: tuple[float, float] | None = None
+    roots: tuple[int | None, ...] = ()
 
     def rates(self, l: int) -> tuple[float, float]:
         """decay and unit of variable l."""
@@ -79,9 +94,7 @@ class Now:
     def decay(self, l: int) -> float:
         """beta or b'."""
         beta = self.rates(l)[0]
-        if not nonnegative(self.method.variables[l]):
-            return beta
-        return carried(beta, self.lr) if self.second is None else min(beta, self.second[0])
+        return beta if self.second is None or not nonnegative(self.method.variables[l]) else min(beta, self.second[0])
 
     def still(self, c: Sequence[float], theta: Tensor, g: Tensor) -> list[Tensor]:
         """m_l = c_l g_l of some coordinates, with every past gradient the present one.
@@ -108,6 +121,53 @@ class Now:
         return FLOOR if self.second is None else self.second[1]
 
 
+Past = tuple[Tensor, Tensor]
+"""The present batch's gradient at the previous point, and that point."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some coordinates of a memory, small enough that intermediate results stay in the cache.
+
+    Attributes:
+        part: where they are in it.
+        pieces: tensors, and which of their numbers.
+    """
+
+    part: slice
+    pieces: list[tuple[Tensor, slice]]
+
+    def of(self, get: Callable[[Tensor], Tensor]) -> Tensor:
+        """What there is for them, end to end, shape (coordinates,), to be read only.
+
+        Args:
+            get: of a tensor.
+        """
+        return joined(get(p).reshape(-1)[own] for p, own in self.pieces)
+
+    @property
+    def gradient(self) -> Tensor:
+        """Of the tensors, which all have one."""
+        return self.of(_gradient)
+
+    def subtract(self, e: Tensor) -> None:
+        """theta <- theta - e.
+
+        Args:
+            e: shape (coordinates,).
+        """
+        for (p, own), x in zip(self.pieces, e.split([own.stop - own.start for _, own in self.pieces]), strict=True):
+            if x.numel() == p.numel():
+                p.sub_(x.view_as(p))
+            else:
+                p.view(-1)[own].sub_(x)
+
+
+def _gradient(p: Tensor) -> Tensor:
+    assert p.grad is not None
+    return p.grad
+
+
 @dataclass
 class Memory:
     """Tensors of one param group that have the same past.
@@ -117,8 +177,10 @@ class Memory:
         group: number of their param group.
         n: steps behind them.
         mass: what the optimizer's buffer of each variable would hold of a constant g_l = 1, before this step.
-        S: sum of the weights in each carried memory.
+        S: sum of beta^k over the steps that each memory has been carried.
         M: carried memories, each shape (coordinates,); empty where nothing is carried.
+        walk: of each second moment, means over the last steps of |d|_1 and |g_l - M|_1, shape (2,).
+        seen: the same two of the present step.
         own: for each, by each variable that pushes, the two sums of the batches' effect on themselves.
         before: theta[n-1] of the tensors, shape (coordinates,), during a step theta[n]; None before the first.
         at: number of the dial's step at which that was.
@@ -130,6 +192,8 @@ class Memory:
     mass: list[float] = field(default_factory=list)
     S: list[float] = field(default_factory=list)
     M: list[Tensor] = field(default_factory=list)
+    walk: list[Tensor] = field(default_factory=list)
+    seen: list[Tensor] = field(default_factory=list)
     own: list[list[Tensor]] = field(default_factory=list)
     before: Tensor | None = None
     at: int = -1
@@ -139,14 +203,23 @@ class Memory:
         """Of the tensors, which all have one, shape (coordinates,)."""
         return flat(p.grad for p in self.tensors if p.grad is not None)
 
-    def chunks(self) -> Iterator[tuple[slice, list[Tensor]]]:
-        """Coordinates and tensors, several small ones at a time: intermediate results take no more memory than that."""
-        size, first, start = block(self.tensors[0].device), 0, 0
-        parts = slices_of([p.numel() for p in self.tensors])
-        for i, part in enumerate(parts):
-            if i + 1 == len(parts) or parts[i + 1].stop - start > size:
-                yield slice(start, part.stop), self.tensors[first : i + 1]
-                first, start = i + 1, part.stop
+    def chunks(self, *, cut: bool = True) -> Iterator[Chunk]:
+        """All coordinates: several small tensors at a time, large ones in parts.
+
+        Args:
+            cut: whether tensors may be cut.
+        """
+        size, pieces, start, end = block(self.tensors[0].device), list[tuple[Tensor, slice]](), 0, 0
+        for p in self.tensors:
+            parts = _parts(p.numel(), size) if cut and p.is_contiguous() else [slice(0, p.numel())]
+            for own in parts:
+                if pieces and end - start + own.stop - own.start > size:
+                    yield Chunk(slice(start, end), pieces)
+                    pieces, start = [], end
+                pieces.append((p, own))
+                end += own.stop - own.start
+        if pieces:
+            yield Chunk(slice(start, end), pieces)
 
     def split(self) -> "tuple[Memory, Memory | None]":
         """The tensors that have a gradient, and the others, which the optimizer skips."""
@@ -167,6 +240,8 @@ class Memory:
             mass=list(self.mass),
             S=list(self.S),
             M=[cut(x) for x in self.M],
+            walk=[x.clone() for x in self.walk],
+            seen=[x.clone() for x in self.seen],
             own=[[cut(x) for x in pair] for pair in self.own],
             before=None if self.before is None else cut(self.before),
         )
@@ -191,82 +266,137 @@ class Memory:
 
     def drop(self) -> None:
         """Let go what is carried: steps have been taken without."""
-        self.M, self.own, self.S = [], [], [0.0] * len(self.S)
+        self.M, self.walk, self.seen, self.own, self.S = [], [], [], [], [0.0] * len(self.S)
 
     def carry(self, now: Now, own: bool) -> None:
         """Begin to carry."""
         if not self.M:
             like = flat(self.tensors).detach()
             self.M = [torch.zeros_like(like) if v.has_memory else like[:0] for v in now.method.variables]
+            self.walk, self.seen = ([_size(like[:0]).new_zeros(2) for _ in self.M] for _ in range(2))
         if own and not self.own:
             pushing = sum(v.has_memory for v in now.method.variables)
             self.own = [[torch.zeros_like(x) for _ in range(2 * pushing)] for x in self.M]
 
-    def moved(self, now: Now, previous: Tensor, there: Tensor, part: slice, tensors: Sequence[Tensor]) -> None:
-        """Carry some coordinates to the present point: M += S d.
+    def gains(self, now: Now) -> tuple[list[float | Tensor], list[float]]:
+        """K of each variable at this step, and the S that comes after.
 
         Args:
             now: the group.
-            previous: the same batch's gradient at the previous point.
-            there: that point.
-            part: the coordinates.
-            tensors: theirs.
         """
-        theta, g = self.present(part, tensors)
+        K, after = list[float | Tensor](), list[float]()
         for l, v in enumerate(now.method.variables):
-            if v.has_memory and self.S[l]:
-                self.M[l][part].add_(v.g(g, theta) - v.g(previous, there), alpha=self.S[l])
+            weight = v.first if self.n == 1 else 1.0
+            after.append(now.decay(l) * self.S[l] + weight)
+            adapts = v.has_memory and now.second is None and nonnegative(v)
+            K.append(gain(self.walk[l], 1 - now.decay(l)).clamp_min(weight / after[l]) if adapts else weight / after[l])
+        return K, after
+
+    def moved(self, now: Now, past: Past, chunk: Chunk) -> None:
+        """Carry some coordinates to the present point: M += d.
+
+        Args:
+            now: the group.
+            past: the same batch's gradient at the previous point, and that point.
+            chunk: the coordinates.
+        """
+        theta, g = self.present(chunk)
+        for l, v in enumerate(now.method.variables):
+            if v.has_memory:
+                self._move(l, v, v.g(g, theta), past, self.M[l][chunk.part])
+
+    def _move(self, l: int, v: Momentum, present: Tensor, past: Past, M: Tensor) -> None:
+        if not self.S[l]:
+            return
+        d = present - v.g(*past)
+        M.add_(d)
+        if nonnegative(v):
+            self.seen[l][0] += _size(d)
 
     def fed(
-        self, now: Now, part: slice, tensors: Sequence[Tensor], w: Sequence[Tensor]
-    ) -> tuple[list[Tensor | None], list[float]]:
-        """Take the present gradient in, and read M/S of some coordinates as this step has it.
+        self,
+        now: Now,
+        state: Any,
+        c: Sequence[float],
+        K: Sequence[float | Tensor],
+        chunk: Chunk,
+        past: Past | None,
+        w: Sequence[Tensor] = (),
+    ) -> "Fed":
+        """Take the present gradient in, and read some coordinates as this step has them.
 
         Args:
             now: the group.
-            part: the coordinates.
-            tensors: theirs.
+            state: of the optimizer, after its step.
+            c: weight of all ages in each variable.
+            K: of each variable (`gains`).
+            chunk: the coordinates.
+            past: as for `moved`, to be moved first; None where that has been done.
             w: what the batch does to its own gradient by each variable that remembers; none to leave that out.
-
-        Returns:
-            For each variable its mean, None where it has none; and the S that come after.
         """
-        theta, g = self.present(part, tensors)
-        means, S = list[Tensor | None](), list(self.S)
+        theta, g = self.present(chunk)
+        fed = Fed([], 0, 0)
         betas = [now.rates(l)[0] for l, v in enumerate(now.method.variables) if v.has_memory]
         for l, v in enumerate(now.method.variables):
+            present = v.g(g, theta)
             if not v.has_memory:
-                means.append(None)
+                fed.means.append(present)
                 continue
-            M, decay, weight = self.M[l][part], now.decay(l), v.first if self.n == 1 else 1.0
-            read = M / S[l] if v.lag and S[l] else None
-            M.mul_(decay).add_(v.g(g, theta), alpha=weight)
-            S[l] = decay * S[l] + weight
-            if not v.lag:
-                read = M / S[l]
+            M = self.M[l][chunk.part]
+            if past is not None:
+                self._move(l, v, present, past, M)
+            mean = M.clone() if v.lag and self.S[l] else M
+            if nonnegative(v):
+                self.seen[l][1] += _size(present - M)
+            M.lerp_(present, K[l])  # pyright: ignore[reportArgumentType]
             for each, A, B, beta in zip(w, self.own[l][::2] if w else (), self.own[l][1::2] if w else (), betas, strict=False):
                 omega = 2 * g * each if nonnegative(v) else each
-                A[part].mul_(decay).add_(omega)
-                B[part].mul_(decay * beta).add_(omega)
-                assert read is not None
-                read = read - (A[part] - B[part]) / S[l]
-            means.append(read)
-        return means, S
+                A[chunk.part].lerp_(omega, K[l])  # pyright: ignore[reportArgumentType]
+                B[chunk.part].mul_(beta).lerp_(omega, K[l])  # pyright: ignore[reportArgumentType]
+                mean = mean - (A[chunk.part] - B[chunk.part])
+            fed.means.append(mean)
+        for l, v in enumerate(now.method.variables):
+            if v.has_memory and not v.lag and nonnegative(v):
+                self._hold(fed, now, l, self.held(now, state, l, chunk, now.floor / c[l]), chunk)
+        return fed
 
-    def present(self, part: slice, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def _hold(self, fed: "Fed", now: Now, l: int, floor: Tensor, chunk: Chunk) -> None:
+        """A second moment at its floor."""
+        M, root, mean = self.M[l][chunk.part], now.roots[l], fed.means[l]
+        fed.carried += M.numel()
+        fed.floored = fed.floored + (mean < floor).float().sum()  # a sum of booleans takes seven times as long
+        if root is not None:
+            floor = torch.maximum(floor, self.M[root][chunk.part].square().mul_(0.5))
+        torch.maximum(M, floor, out=M)
+        fed.means[l] = M if mean.data_ptr() == M.data_ptr() else torch.maximum(mean, floor)
+
+    def learn(self, after: Sequence[float]) -> None:
+        """After a step: S, and what the gain follows from.
+
+        Args:
+            after: S of each variable (`gains`).
+        """
+        for S, walk, seen in zip(self.S, self.walk, self.seen, strict=True):
+            if S:  # the first step has no d
+                walk.lerp_(seen, max(SEEN, 1 / S))
+            seen.zero_()
+        self.S = list(after)
+
+    def present(self, chunk: Chunk) -> tuple[Tensor, Tensor]:
         """theta and gradient of some coordinates, as the step found them."""
         assert self.before is not None
-        return self.before[part], joined(p.grad for p in tensors if p.grad is not None)
+        return self.before[chunk.part], chunk.gradient
 
-    def held(self, now: Now, state: Any, l: int, part: slice, tensors: Sequence[Tensor]) -> Tensor:
-        """m_l of some coordinates from the optimizer's own buffer, after its step."""
+    def held(self, now: Now, state: Any, l: int, chunk: Chunk, share: float = 1.0) -> Tensor:
+        """m_l of some coordinates from the optimizer's own buffer, after its step; or a share of it."""
         own, v = now.kept[l], now.method.variables[l]
         assert own is not None
         if isinstance(own.name, int):
-            buffer = state[self.tensors[0]]["sums"][own.name][part]
+            buffer = state[self.tensors[0]]["sums"][own.name][chunk.part]
         else:
-            buffer = joined(state[p][own.name] for p in tensors)
-        return v.weight(self.n - 1) / now.rates(l)[1] * buffer
+            name = own.name
+            buffer = chunk.of(lambda p: state[p][name])
+        return share * v.weight(self.n - 1) / now.rates(l)[1] * buffer
 
     def pushes(self, now: Now, state: Any, c: Sequence[float]) -> list[Tensor]:
         """For each variable u that remembers, h dF/dm_u c_u (g_u - mbar_u), shape (coordinates,); 0 before the first step.
@@ -280,17 +410,17 @@ class Memory:
         if not all(self.S[l] for l in remembering):
             return [torch.zeros_like(self.M[l]) for l in remembering]
         found: list[list[Tensor]] = [[] for _ in remembering]
-        for part, tensors in self.chunks():
-            theta, g = self.present(part, tensors)
+        for chunk in self.chunks():
+            theta, g = self.present(chunk)
             m = [
-                self.held(now, state, l, part, tensors) if v.has_memory else v.weight(self.n - 1) * v.g(g, theta)
+                self.held(now, state, l, chunk) if v.has_memory else v.weight(self.n - 1) * v.g(g, theta)
                 for l, v in enumerate(now.method.variables)
             ]
             with torch.enable_grad():
                 leaves = [x.detach().requires_grad_() for x in m]
                 partial = torch.autograd.grad(now.method.readout(leaves, theta).sum(), leaves, materialize_grads=True)
             for into, u in zip(found, remembering, strict=True):
-                x = now.method.variables[u].g(g, theta) - self.M[u][part] / self.S[u]
+                x = now.method.variables[u].g(g, theta) - self.M[u][chunk.part]
                 into.append(now.lr * c[u] * partial[u] * x)
         return [torch.cat(each) for each in found]
 
@@ -299,6 +429,46 @@ class Memory:
         return {"tensors": [number(p) for p in self.tensors]} | {
             key: value for key, value in vars(self).items() if key != "tensors"
         }
+
+
+@dataclass
+class Fed:
+    """What was read of some coordinates.
+
+    Attributes:
+        means: of each variable, shape (coordinates,).
+        floored: how many second moments lie at FLOOR of the optimizer's own.
+        carried: of how many.
+    """
+
+    means: list[Tensor]
+    floored: Tensor | int
+    carried: int
+
+
+def roots_of(method: Method) -> tuple[int | None, ...]:
+    """Of each variable that averages the square of what another one averages, the number of that.
+
+    Args:
+        method: in momentum form.
+    """
+    g, theta = torch.randn(2, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    signed = [l for l, v in enumerate(method.variables) if v.has_memory and not v.lag and not nonnegative(v)]
+
+    def root(v: Momentum) -> int | None:
+        square = v.g(g, theta)
+        return next((l for l in signed if torch.allclose(method.variables[l].g(g, theta) ** 2, square)), None)
+
+    return tuple(root(v) if v.has_memory and nonnegative(v) else None for v in method.variables)
+
+
+def _size(x: Tensor) -> Tensor:
+    """|x|_1, which underflows later than squares of squares of gradients."""
+    return torch.linalg.vector_norm(x, 1, dtype=torch.promote_types(x.dtype, torch.float32))
+
+
+def _parts(count: int, size: int) -> list[slice]:
+    return [slice(i, min(i + size, count)) for i in range(0, count, size)]
 
 
 def _sum(v: Momentum, n: int) -> float:
