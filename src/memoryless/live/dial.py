@@ -241,6 +241,11 @@ class Dial(Optimizer):
         self._strength = strength
 
     @property
+    def along_batches(self) -> bool:
+        """Whether a step wants its batch."""
+        return self._again is not None
+
+    @property
     def counts(self) -> dict[str, int]:
         """What could not be held, over all steps.
 

@@ -18,6 +18,7 @@ from memoryless.isolation import Standing, standing
 from memoryless.live.followed import Followed
 from memoryless.loss.loss import Loss
 from memoryless.methods.past import Through, changed
+from memoryless.methods.wrapped import given
 from memoryless.progress import OnStep, silent
 
 
@@ -75,7 +76,7 @@ def run(
                     _put(loss, gradient)
                 with loss.before(buffers):
                     look(Sight(taken, theta, gradient, noise))
-                optimizer.step()
+                optimizer.step(**given(optimizer, (data for _, data in loss.batches.select(batch))))
                 if followed is not None:
                     followed.step()
         except NotFinite as error:

@@ -39,6 +39,7 @@ from memoryless.methods import live_optimizer
 from memoryless.methods.black_box.torch_method import TorchMethod
 from memoryless.methods.method import AnyOptimizer, Index, Momentum
 from memoryless.methods.past import Through, changed, require_consistent, scheduled
+from memoryless.methods.wrapped import given
 
 REPLAYED = "measured against the same batches, replayed at the present theta"
 
@@ -293,7 +294,8 @@ class MiniBatches:
 
         now = self.watched.now()
         F = update_of(method, theta, frozen) if self._closed(now) else self._unrolled(now, point, order)
-        live = live_optimizer.next_update(optimizer, loss.layout, sight.gradient).to(theta.dtype)
+        batches = (data for _, data in loss.batches.select(int(order[-1])))
+        live = live_optimizer.next_update(optimizer, loss.layout, sight.gradient, given(optimizer, batches)).to(theta.dtype)
         vectors = Vectors(F, live - F, None, None)
         effects = effects_of(values, now.lr, vectors, point)
         notes = (REPLAYED, *loss.notes, *(_unfollowed(optimizer) if self.watched.followed is None else ()))

@@ -8,11 +8,19 @@ are those that they wrap, so inside they are called as they are.
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import checkpoint
+
+_PLAINLY: ContextVar[bool] = ContextVar("plainly", default=False)
+
+
+def is_plain() -> bool:
+    """Whether the model is called to evaluate the loss somewhere, not by the loop that trains it."""
+    return _PLAINLY.get()
 
 
 @contextmanager
@@ -22,10 +30,12 @@ def plainly() -> Iterator[None]:
     eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
     reentrant = checkpoint.CheckpointFunction
     checkpoint.CheckpointFunction = _Kept  # pyright: ignore[reportAttributeAccessIssue]
+    before = _PLAINLY.set(True)
     try:
         with eager:
             yield
     finally:
+        _PLAINLY.reset(before)
         checkpoint.CheckpointFunction = reentrant
 
 

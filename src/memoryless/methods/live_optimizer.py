@@ -1,7 +1,8 @@
 """A live torch optimizer as a method: recognise it, read its step, ask what it would do next."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from memoryless.methods.black_box.torch_method import TorchMethod, same_update, 
 from memoryless.methods.method import AnyOptimizer, Groups, Index, Method, Part
 from memoryless.methods.method_optimizer import MethodOptimizer
 from memoryless.methods.wrapped import undialled
+
+NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 def _sgd(group: dict[str, Any]) -> Method:
@@ -175,7 +178,7 @@ def step_of(optimizer: Optimizer) -> int | None:
     return 0
 
 
-def next_update(optimizer: Optimizer, layout: Layout, gradient: Tensor) -> Tensor:
+def next_update(optimizer: Optimizer, layout: Layout, gradient: Tensor, given: Mapping[str, Any] = NONE) -> Tensor:
     """What the optimizer does with this gradient, (theta - theta_next) / lr: it steps itself, and is put back.
 
     It steps twice from the same start: a memory that putting back does not reach shows as another second step.
@@ -185,6 +188,7 @@ def next_update(optimizer: Optimizer, layout: Layout, gradient: Tensor) -> Tenso
             for bit as they are, with all that hooks and attributes reach.
         layout: the parameters' places in theta; those that are unused get no gradient, as in a run.
         gradient: shape (d,).
+        given: to its step, as a dial along mini-batches wants the batch (`wrapped.given`).
 
     Returns:
         Shape (d,), in units of the lr of `method_of`; 0 where the optimizer moves nothing. The type is that in which the step
@@ -193,12 +197,14 @@ def next_update(optimizer: Optimizer, layout: Layout, gradient: Tensor) -> Tenso
     Raises:
         BadInput: step() fails, evaluates the loss elsewhere, or reaches what cannot be put back.
     """
+    if getattr(optimizer, "along_batches", False) and not given:
+        raise BadInput("this dial's step wants its batch: audit a run, audit_run(dial, loss, index of each step's batch)")
     lr = stepsize(optimizer, layout.used.keys())
     with rewound(optimizer, layout.tensors, layout.device) as rewind:
-        update, again = (_step(optimizer, layout, gradient, lr, rewind) for _ in range(2))
+        update, again = (_step(optimizer, layout, gradient, lr, rewind, given) for _ in range(2))
         if not same_update(update, again, layout.tensors[0].dtype):
             raise BadInput(f"{type(optimizer).__name__} keeps memory outside itself: two looks at its next step differ")
-        if layout.tensors[0].dtype == torch.float64:
+        if layout.tensors[0].dtype == torch.float64 or given:  # gradients taken within the step are of the parameters' type
             return update
         finer = _in_float64(optimizer, layout, gradient, lr, rewind)
     own = layout.tensors[0].dtype
@@ -207,7 +213,14 @@ def next_update(optimizer: Optimizer, layout: Layout, gradient: Tensor) -> Tenso
     return finer if finer is not None and norm(finer - update) <= rounding else update.to(own)
 
 
-def _step(optimizer: Optimizer, layout: Layout, gradient: Tensor, lr: float, rewind: Callable[[], object]) -> Tensor:
+def _step(
+    optimizer: Optimizer,
+    layout: Layout,
+    gradient: Tensor,
+    lr: float,
+    rewind: Callable[[], object],
+    given: Mapping[str, Any],
+) -> Tensor:
     """The update of the optimizer itself, in float64, read off and taken back."""
     theta = layout.theta().double()
     with isolated(layout.device):
@@ -215,7 +228,7 @@ def _step(optimizer: Optimizer, layout: Layout, gradient: Tensor, lr: float, rew
             part = layout.used.get(id(p))
             # A copy: some steps write into the gradient.
             p.grad = None if part is None else gradient[part].view(p.shape).to(p.dtype, copy=True)
-        take_step(optimizer, layout.tensors)
+        take_step(optimizer, layout.tensors, **given)
         update = (theta - layout.theta().double()) / lr
     rewind()
     return update

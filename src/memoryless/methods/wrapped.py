@@ -1,5 +1,6 @@
 """The optimizer inside what a training framework puts around it."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch.optim import Optimizer
@@ -17,6 +18,19 @@ def undialled(optimizer: Any) -> Any:
         optimizer: perhaps a dial.
     """
     return getattr(optimizer, "dialled", optimizer)
+
+
+def given(optimizer: Any, batches: Iterable[Any]) -> dict[str, Any]:
+    """What a step asks for besides gradients: the batch, of a dial along mini-batches.
+
+    Args:
+        optimizer: of the step.
+        batches: whose gradients it has, averaged; only looked at where they are asked for.
+    """
+    if not getattr(optimizer, "along_batches", False):
+        return {}
+    found = list(batches)
+    return {"batch": found[0] if len(found) == 1 else found}
 
 
 def unwrapped(optimizer: Any) -> Any:

@@ -20,6 +20,7 @@ from memoryless.live.monitoring.ranks import Ranks
 from memoryless.live.monitoring.shards import whole
 from memoryless.loss.batches import tensors
 from memoryless.loss.loss import Loss
+from memoryless.loss.plainly import is_plain
 
 Transform = Callable[[Tensor], Tensor]
 Criterion = Callable[[nn.Module, Any], Any]
@@ -125,7 +126,7 @@ class Recorder:
             if (seen := next(self._again, None)) is not None:
                 restore(seen.generators, self.device)
             return
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() or is_plain():
             return
         self._fresh()
         if not self.wanted:

@@ -98,12 +98,13 @@ def insists_on_closure(optimizer: Optimizer) -> bool:
     return closure is not None and closure.default is inspect.Parameter.empty
 
 
-def take_step(optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:
+def take_step(optimizer: Optimizer, parameters: Sequence[Tensor], **given: Any) -> None:
     """Step with the gradients that are there, with a made-up closure where the optimizer will not without.
 
     Args:
         optimizer: live.
         parameters: with gradients.
+        given: to its step.
 
     Raises:
         BadInput: step() raises, or evaluates the loss elsewhere.
@@ -111,13 +112,13 @@ def take_step(optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:
     try:
         if not insists_on_closure(optimizer):
             try:
-                optimizer.step()
+                optimizer.step(**given)
             except Exception:
                 if "closure" not in inspect.signature(type(optimizer).step).parameters:
                     raise
             else:
                 return
-        optimizer.step(made_up(optimizer, parameters))  # pyright: ignore[reportCallIssue, reportArgumentType]
+        optimizer.step(made_up(optimizer, parameters), **given)  # pyright: ignore[reportCallIssue, reportArgumentType]
     except BadInput:
         raise
     except Exception as error:
