@@ -10,9 +10,9 @@ and +1. The exact dial replays every batch at every step:
 * distance: |theta_dial - theta_exact| / |theta_exact - theta_undialled|; at most .3 wanted from step 300 on.
 * placebo: share of the same shift by the permuted term at -1; at most .1 wanted.
 * effect: what a dialled step does to the gradient's 1-norm beyond F of the same batches, over what the undialled does; 1 + s.
-* audited (added later, fixed before its run): `audit_run` along a dialled run, 18 stops of the MLP in 400 steps and of the GPT in
-  200, two other seeds each: its measured effect against (1 + s) times the undialled optimizer's at the same states, the norm
-  of the difference over all stops, over that of the undialled effects; at most .15 wanted.
+* audited (added later, fixed before its run): `audit_run` along a dialled run, about 18 stops of the MLP in 400 steps and
+  of the GPT in 200, two other seeds each: its measured effect against (1 + s) times the undialled optimizer's at the same
+  states, the norm of the difference over all stops, over that of the undialled effects; at most .15 wanted.
 * cost: processor time of a loop with the dial over one without; 1.05 full batch, 2.1 mini-batch wanted; vectors kept.
 """
 
@@ -191,7 +191,7 @@ def audited(name: str, lr: float, s: float, steps: int) -> float:
 
         optimizer.register_step_pre_hook(before)
         optimizer.register_step_post_hook(after)
-        run = ml.audit_run(dial, loss, batches, stops, ["gradient_1_norm"], [], None)
+        run = ml.audit_run(dial, loss, batches, stops=stops, measures=["gradient_1_norm"], compare=[], betas=None)
         for audit in (stop.audit for stop in run.stops):
             theta = thetas[audit.step or 0]
             here, frozen, own_step = (
