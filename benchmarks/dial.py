@@ -189,8 +189,8 @@ def audited(name: str, lr: float, s: float, steps: int) -> float:
             n = int(optimizer.state[parameters[0]]["step"])
             updates[n - 1] = m / (1 - BETAS[0] ** n) / ((v / (1 - BETAS[1] ** n)).sqrt() + EPS)
 
-        optimizer.register_step_pre_hook(before)
-        optimizer.register_step_post_hook(after)
+        dial.register_step_pre_hook(before)
+        dial.register_step_post_hook(after)
         run = ml.audit_run(dial, loss, batches, stops=stops, measures=["gradient_1_norm"], compare=[], betas=None)
         for audit in (stop.audit for stop in run.stops):
             theta = thetas[audit.step or 0]

@@ -90,7 +90,7 @@ def method_of(optimizer: Optimizer, layout: Layout | None = None) -> AnyOptimize
     try:
         return recognised(optimizer, layout)
     except NotRecognised:
-        return TorchMethod.of(optimizer, layout)
+        return TorchMethod.of(undialled(optimizer), layout)
 
 
 def recognised(optimizer: Optimizer, layout: Layout | None = None) -> Method | Groups:
