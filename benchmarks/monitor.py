@@ -2,7 +2,7 @@
 
 Copies of a network train side by side, all but one of them monitored, in interleaved chunks of 32 steps, after which shadows
 are fed (processor time). A stop at `every` tells its cost; with a budget of 2 % stops lie so far apart that a run pays the
-step's excess and at most that.
+step's excess and at most that. What `check=True` adds to a stop is the difference of two monitors with a stop in each chunk.
 """
 
 import copy
@@ -54,6 +54,9 @@ def main() -> None:
         stopping.steps(101)
         assert stopping.monitor is not None
         assert watched.monitor is not None
+        looking: dict[str, Any] = {"every": CHUNK, "betas": None, "replays": 4, "measures": ["gradient_1_norm"]}
+        pair = {check: Training(problem, check=check == "checked", **looking) for check in ("checked", "unchecked")}
+        looks = rounds({name: each.steps for name, each in pair.items()}, COUNT, time.process_time)
         (stop,) = stopping.monitor.stops
         step = median(seconds["plain"]) / CHUNK
         figure = {
@@ -64,6 +67,7 @@ def main() -> None:
             "step_ratio_2^18_coordinates": ratio(seconds["wide"], seconds["plain"]),
             "stop_seconds": stop["seconds"],
             "stop_in_steps": stop["seconds"] / step,
+            "check_in_steps": (median(looks["checked"]) - median(looks["unchecked"])) / step,
             "first_stop": watched.monitor._schedule.period,
         }
         figures[name] = figure

@@ -49,7 +49,7 @@ class Again:
         self._replay = Replay(model, criterion, self._recorder, gradient, Ranks(), self._layout)
         self.passes, self._number = 0, 0
         self._step, self._buffers = Step(), dict[str, Tensor]()
-        self.theta, self.there = torch.empty(0), None
+        self.there: Tensor | None = None
 
     def take(self, batch: Any, memories: Sequence[Memory], number: int) -> Tensor | None:
         """A step is about to be taken: its gradient at the previous point, of the whole model.
@@ -75,20 +75,16 @@ class Again:
         self._step = Step(seen[-self.passes * len(batches) :])
         self._step.hold(batches)
         self._buffers = {name: buffer.clone() for name, buffer in self._model.named_buffers()}
-        self.theta = self._layout.theta()
         moved = [memory for memory in memories if memory.before is not None and memory.at == number - 1]
         if not moved:
             self.there = None
             own = [p for memory in memories for p in memory.tensors if p.grad is not None]
-            again = self.at(self.theta)
+            again = self.at(self._layout.theta())
             require_same(
                 joined(again[self._layout.used[id(p)]] for p in own), flat(p.grad for p in own if p.grad is not None), MODE
             )
             return None
-        self.there = self.theta.clone()
-        for memory in moved:
-            assert memory.before is not None
-            self._put(self.there, memory, memory.before)
+        self.there = self._at(moved, [memory.before for memory in moved])
         return self.at(self.there)
 
     def _fresh(self) -> None:
@@ -118,11 +114,11 @@ class Again:
             memories: of those.
             shifts: of each; None for none.
         """
-        theta = self.theta.clone()
-        for memory, shift in zip(memories, shifts, strict=True):
-            if shift is not None and memory.before is not None:
-                self._put(theta, memory, memory.before + shift)
-        return self.at(theta)
+        shifted = [
+            memory.before if shift is None or memory.before is None else memory.before + shift
+            for memory, shift in zip(memories, shifts, strict=True)
+        ]
+        return self.at(self._at(memories, shifted))
 
     def of(self, vector: Tensor, chunk: Chunk) -> Tensor:
         """The part of some coordinates.
@@ -133,6 +129,13 @@ class Again:
         """
         return chunk.of(lambda p: vector[self._layout.used[id(p)]])
 
-    def _put(self, theta: Tensor, memory: Memory, values: Tensor) -> None:
-        for p, x in zip(memory.tensors, values.split([p.numel() for p in memory.tensors]), strict=True):
-            theta[self._layout.used[id(p)]] = x
+    def _at(self, memories: Sequence[Memory], values: Sequence[Tensor | None]) -> Tensor:
+        """theta with other values of some tensors, to be read only."""
+        if len(memories) == 1 and values[0] is not None and [*map(id, memories[0].tensors)] == [*map(id, self._layout.tensors)]:
+            return values[0]
+        theta = self._layout.theta()
+        for memory, x in zip(memories, values, strict=True):
+            parts = () if x is None else x.split([p.numel() for p in memory.tensors])
+            for p, part in zip(memory.tensors, parts, strict=x is not None):
+                theta[self._layout.used[id(p)]] = part
+        return theta
