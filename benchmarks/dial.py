@@ -8,7 +8,7 @@ and +1. The exact dial replays every batch at every step:
 
 * share: of the exact shift of all the data's log-loss from the undialled run, the dial's; 1 is perfect, .85 to 1.15 wanted.
 * distance: |theta_dial - theta_exact| / |theta_exact - theta_undialled|; at most .3 wanted from step 300 on.
-* placebo: share of the same shift by the permuted term at -1; at most .1 wanted.
+* placebo: share of the same shift by the permuted, and (added later) the scrambled term at -1; at most .1 wanted.
 * effect: what a dialled step does to the gradient's 1-norm beyond F of the same batches, over what the undialled does; 1 + s.
 * audited (added later, fixed before its run): `audit_run` along a dialled run, about 18 stops of the MLP in 400 steps and
   of the GPT in 200, two other seeds each: its measured effect against (1 + s) times the undialled optimizer's at the same
@@ -146,7 +146,7 @@ def compared(name: str, seed: int, lr: float) -> dict[str, Any]:
         return math.log(float(loss(theta)))
 
     plain, *_ = dialled(name, seed, lr, 0.0, stops)
-    placebo, *_ = dialled(name, seed, lr, -1.0, stops, "permuted")
+    placebos = {kind: dialled(name, seed, lr, -1.0, stops, kind)[0] for kind in ("permuted", "scrambled")}
     figures: dict[str, Any] = {"network": name, "seed": seed, "lr": lr, "stops": stops}
     for s in (-1.0, 1.0):
         there = exact(made, steps, lr, s, batches, stops)
@@ -162,7 +162,8 @@ def compared(name: str, seed: int, lr: float) -> dict[str, Any]:
             "off": dial.off,
         }
         if s < 0:
-            figures["placebo"] = [(log_loss(placebo[n]) - log_loss(plain[n])) / shift[n] for n in stops]
+            for kind, path in placebos.items():
+                figures[kind] = [(log_loss(path[n]) - log_loss(plain[n])) / shift[n] for n in stops]
     return figures
 
 
@@ -242,8 +243,11 @@ def main() -> None:
         each = compared(name, seed, lr)
         found["runs"] = [run for run in found["runs"] if (run["network"], run["seed"], run["lr"]) != (name, seed, lr)] + [each]
         told = [(s, key) for s in ("-1", "+1") for key in ("shift", "share", "distance", "effect")]
-        rows = [[f"{n}", *(each[s][key][k] for s, key in told), each["placebo"][k]] for k, n in enumerate(each["stops"])]
-        show(f"{name}, seed {seed}, lr {lr:g}", ["step", *(f"{key} {s}" for s, key in told), "placebo"], rows)
+        rows = [
+            [f"{n}", *(each[s][key][k] for s, key in told), each["permuted"][k], each["scrambled"][k]]
+            for k, n in enumerate(each["stops"])
+        ]
+        show(f"{name}, seed {seed}, lr {lr:g}", ["step", *(f"{key} {s}" for s, key in told), "permuted", "scrambled"], rows)
         save("dial", found)
     if "audited" in sys.argv[1:] or not sys.argv[1:]:
         cells = list(itertools.product((("MLP", 400), ("GPT", 200)), LRS, (-1.0, -0.5, 1.0)))

@@ -37,6 +37,8 @@ LONG = 0.1
 OWN = {"heavy_ball", "adam", "adamw"}
 """Methods whose batches' effect on themselves is known: what a batch pushes in k steps is 1 - beta_1^k of the whole."""
 
+PLACEBOS = "scrambled", "permuted"
+
 logger = logging.getLogger("memoryless")
 
 
@@ -66,7 +68,9 @@ def dial(
             batch's effect on itself too, a gradient more for each variable that remembers (heavy ball, Adam, AdamW).
         second: (b', floor) along mini-batches: the beta by which a second moment is carried, and the share of the optimizer's
             own below which it is not trusted. By default b' follows from the noise of what is carried, and the share is .02.
-        placebo: "permuted" permutes the extra term within each tensor, by one permutation for all steps: a term of that size.
+        placebo: "scrambled" permutes the extra term within each tensor and gives each coordinate a sign, once for all steps: a
+            term of that size and persistence with no direction. "permuted" leaves the signs, and with them the tensor's mean,
+            which moves the loss by up to .4 of memory's effect (benchmarks/README.md).
         seed: of the permutations.
 
     Raises:
@@ -93,8 +97,8 @@ def dial(
         raise BadInput("mini-batches need both model= and criterion=, full batch neither")
     if twin not in ("fresh", "same"):
         raise BadInput(f"twin must be 'fresh' or 'same', got {twin!r}")
-    if placebo not in (None, "permuted"):
-        raise BadInput(f"placebo must be None or 'permuted', got {placebo!r}")
+    if placebo not in (None, *PLACEBOS):
+        raise BadInput(f"placebo must be None, {' or '.join(map(repr, PLACEBOS))}, got {placebo!r}")
     pair = isinstance(second, (tuple, list)) and len(second) == 2
     if second is not None and not (pair and all(isinstance(x, numbers.Real) and 0 <= x < 1 for x in second)):
         raise BadInput(f"second must be (b', floor), both in [0, 1), got {second!r}")
@@ -128,7 +132,7 @@ class Dial(Optimizer):
         self._again: Again | None = None
         self._repeated: Repeated | None = None
         self._own = False
-        self._permutations: dict[int, Tensor] = {}
+        self._orders: dict[int, tuple[Tensor, Tensor]] = {}
         self._tally: dict[str, Any] = dict.fromkeys(("floored", "carried", "longer", "skipped"), 0)
         self.strength = strength
         optimizer, name = self.dialled, type(self.dialled).__name__
@@ -403,15 +407,19 @@ class Dial(Optimizer):
             chunk.subtract(e)
         else:
             parts = zip(chunk.pieces, e.split([p.numel() for p, _ in chunk.pieces]), strict=True)
-            chunk.subtract(torch.cat([x[self._permutation(p)] for (p, _), x in parts]))
+            chunk.subtract(torch.cat([self._elsewhere(p, x) for (p, _), x in parts]))
         return torch.stack([dot(e, e), dot(u, u)]).double()
 
-    def _permutation(self, p: Tensor) -> Tensor:
-        if id(p) not in self._permutations:
+    def _elsewhere(self, p: Tensor, x: Tensor) -> Tensor:
+        """A placebo of one tensor's term."""
+        if id(p) not in self._orders:
             number = next(i for i, each in enumerate(self._memories.parameters()) if each is p)
             generator = torch.Generator().manual_seed(self._seed + number)
-            self._permutations[id(p)] = torch.randperm(p.numel(), generator=generator).to(p.device)
-        return self._permutations[id(p)]
+            order = torch.randperm(p.numel(), generator=generator)
+            signs = 2 * torch.randint(0, 2, (p.numel(),), generator=generator) - 1
+            self._orders[id(p)] = order.to(p.device), signs.to(p)
+        order, signs = self._orders[id(p)]
+        return x[order] * signs if self._placebo == "scrambled" else x[order]
 
     def _repeat(self, s: float, memories: Sequence[Memory], gradients: Sequence[Tensor]) -> Tensor:
         """The same by the optimizer's own steps."""
