@@ -37,6 +37,9 @@ LONG = 0.1
 OWN = {"heavy_ball", "adam", "adamw"}
 """Methods whose batches' effect on themselves is known: what a batch pushes in k steps is 1 - beta_1^k of the whole."""
 
+MOST = 0.25
+"""Of the optimizer's own update, above which a bias of F is not taken off: it is a first term."""
+
 PLACEBOS = "scrambled", "permuted"
 
 logger = logging.getLogger("memoryless")
@@ -346,22 +349,27 @@ class Dial(Optimizer):
         if carrying:
             for memory, now, _ in turned:
                 memory.carry(now, self._own)
-        w = self._pushed(turned, previous) if carrying and self._own else []
+        w, biases = self._own_effect(turned, previous) if carrying and self._own else ([], [None] * len(turned))
         squares = torch.zeros(2, dtype=torch.float64, device=memories[0].tensors[0].device)
-        for memory, now, c in turned:
-            squares += self._apply(memory, now, c, s if memory.n > 1 else 0.0, carrying, previous, w).to(squares)
+        for (memory, now, c), bias in zip(turned, biases, strict=True):
+            squares += self._apply(memory, now, c, s if memory.n > 1 else 0.0, carrying, previous, w, bias).to(squares)
         return squares
 
-    def _pushed(self, turned: Sequence[tuple[Memory, Now, list[float]]], previous: Tensor | None) -> list[Tensor]:
-        """What the batch does to its own gradient by each variable that remembers, of the whole model."""
+    def _own_effect(
+        self, turned: Sequence[tuple[Memory, Now, list[float]]], previous: Tensor | None
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """The batch's gradient where each variable that remembers pushes, of the whole model; the bias of F, of each memory."""
         assert self._again is not None
-        for memory, now, _ in turned:
-            for chunk in memory.chunks():
-                if (past := self._past(previous, chunk)) is not None:
-                    memory.moved(now, past, chunk)
-        pushes = [memory.pushes(now, self.state, c) for memory, now, c in turned]
+        pushes, biases = list[list[Tensor]](), list[Tensor]()
+        for memory, now, c in turned:
+            past = [found for chunk in memory.chunks() if (found := self._past(previous, chunk)) is not None]
+            for chunk, there in zip(memory.chunks(), past, strict=bool(past)):
+                memory.moved(now, there, chunk)
+            push, bias = memory.own_effect(now, self.state, c, past)
+            pushes.append(push)
+            biases.append(bias)
         # Each variable in its turn, of all tensors at once.
-        return [self._again.pushed([memory for memory, *_ in turned], own) for own in zip_longest(*pushes)]
+        return [self._again.pushed([memory for memory, *_ in turned], own) for own in zip_longest(*pushes)], biases
 
     def _past(self, previous: Tensor | None, chunk: Chunk) -> Past | None:
         again = self._again
@@ -378,6 +386,7 @@ class Dial(Optimizer):
         carrying: bool,
         previous: Tensor | None,
         w: Sequence[Tensor],
+        bias: Tensor | None,
     ) -> Tensor:
         squares = torch.zeros(2, dtype=torch.float64, device=memory.tensors[0].device)
         K, after = memory.gains(now) if carrying else ([], [])
@@ -396,7 +405,10 @@ class Dial(Optimizer):
                 m = now.still(c, theta, g)
             if s:  # the first update has no memory, and its rounding is none
                 u = theta - chunk.of(torch.Tensor.detach)
-                squares += self._put(chunk, (u - now.step(m, theta)).mul_(s), u)
+                F = now.step(m, theta)
+                if bias is not None and len(bias):
+                    F = F - (now.lr * bias[chunk.part]).clamp(-MOST * u.abs(), MOST * u.abs())
+                squares += self._put(chunk, (u - F).mul_(s), u)
         if carrying:
             memory.learn(after)
         return squares

@@ -23,15 +23,24 @@ m_u, by the part 1 - beta_u^k of h dF/dm_u (g_u - mbar_u),
 
     m_F <- m_F - c sum_u sum_k K[k] (1 - beta_u^k) w_u[n-k],      w_u = g_b(theta + h dF/dm_u (g_u - mbar_u)) - g_b(theta)
 
-with the weights K[k] of M, and for a square 2 g_b w_u. Phi of them is as good where it is linear (heavy ball); where not, the
-covariance of the noise in m_F and v_F, which another path has otherwise, leaves a term of first order in lr, measured to be 1 %
-of memory's effect.
+with the weights K[k] of M, and for a square 2 g_b w_u; dF/dm_u is a secant, taken where the batch has half of its weight on the
+average. m_F, v_F are then those of the same batches to second order in lr, in the mean. Phi of them is, too, where it is linear
+(heavy ball). Where not, their error has a covariance of first order with the noise in them, as a past batch's gradient is moved
+by other batches' curvature,
+
+    E Phi(m_F, v_F) = Phi + sum_{l,u} d2Phi/dm_l dm_u A(beta_l, beta_u) Cov(g_l, d_u)
+
+some 1 % of memory's effect, estimated by the present batch and taken off where every memory is carried by its own beta; a
+shorter one adds a term of its own, which does not vanish with lr.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -66,6 +75,28 @@ def gain(walk: Tensor, least: float) -> Tensor:
     return (walk[0] / walk[1].clamp_min(torch.finfo(walk.dtype).tiny)).clamp(least, max(least, QUICKEST))
 
 
+@cache
+def covariance(beta: float, carried: float, n: int) -> float:
+    """A: of the noise of a memory with the error of a carried one, over that of one batch's g_l with its d.
+
+    A batch of lag k has the weight c_k ~ beta^k in the noise. The carried memory moves all that is older by its d,
+    sum_{j > k} c_j, and itself, which has moved k times since, not by its own: sum_k c_k (sum_{j > k} c_j - k c_k).
+
+    Args:
+        beta: of the one.
+        carried: of the other.
+        n: past steps.
+
+    Example:
+        >>> round(covariance(0.5, 0.5, 100), 12) == round(0.5 / 1.5**2, 12)
+        True
+    """
+    k = np.arange(min(n, math.ceil(40 / (1 - beta * carried))) + 1)
+    noise, error = beta**k, carried**k
+    noise, error = noise / noise.sum(), error / error.sum()
+    return float(noise @ (1 - error.cumsum() - k * error))
+
+
 @dataclass
 class Now:
     """One param group at a step.
@@ -95,6 +126,12 @@ class Now:
         """beta or b'."""
         beta = self.rates(l)[0]
         return beta if self.second is None or not nonnegative(self.method.variables[l]) else min(beta, self.second[0])
+
+    @property
+    def by_own_betas(self) -> bool:
+        """Whether every memory is carried by its own beta, so that no shorter one adds the noise of fewer batches."""
+        squares = [l for l, v in enumerate(self.method.variables) if v.has_memory and nonnegative(v)]
+        return not squares or (self.second is not None and all(self.decay(l) == self.rates(l)[0] for l in squares))
 
     def still(self, c: Sequence[float], theta: Tensor, g: Tensor) -> list[Tensor]:
         """m_l = c_l g_l of some coordinates, with every past gradient the present one.
@@ -398,31 +435,84 @@ class Memory:
             buffer = chunk.of(lambda p: state[p][name])
         return share * v.weight(self.n - 1) / now.rates(l)[1] * buffer
 
-    def pushes(self, now: Now, state: Any, c: Sequence[float]) -> list[Tensor]:
-        """For each variable u that remembers, h dF/dm_u c_u (g_u - mbar_u), shape (coordinates,); 0 before the first step.
+    def own_effect(self, now: Now, state: Any, c: Sequence[float], past: Sequence[Past]) -> tuple[list[Tensor], Tensor]:
+        """What the batch does by being one of those that are remembered; 0 before the second step.
 
         Args:
             now: the group.
             state: of the optimizer, after its step.
             c: weight of all ages in each variable.
+            past: of each chunk, as for `moved`, which has been done.
+
+        Returns:
+            For each variable u that remembers its push h dF/dm_u c_u (g_u - mbar_u), shape (coordinates,); and an estimate of
+            the bias of Phi, shape (coordinates,), empty where a memory is not carried by its own beta.
         """
         remembering = [l for l, v in enumerate(now.method.variables) if v.has_memory]
-        if not all(self.S[l] for l in remembering):
-            return [torch.zeros_like(self.M[l]) for l in remembering]
+        like = self.M[remembering[0]]
+        if not past or not all(self.S[l] for l in remembering):
+            return [torch.zeros_like(like) for _ in remembering], like[:0]
         found: list[list[Tensor]] = [[] for _ in remembering]
-        for chunk in self.chunks():
+        biases = list[Tensor]()
+        for chunk, there in zip(self.chunks(), past, strict=True):
             theta, g = self.present(chunk)
-            m = [
-                self.held(now, state, l, chunk) if v.has_memory else v.weight(self.n - 1) * v.g(g, theta)
-                for l, v in enumerate(now.method.variables)
+            seen = [v.g(g, theta) for v in now.method.variables]
+            x = {u: seen[u] - self.M[u][chunk.part] for u in remembering}
+            held = [
+                self.held(now, state, l, chunk) if v.has_memory else c[l] * seen[l] for l, v in enumerate(now.method.variables)
             ]
-            with torch.enable_grad():
-                leaves = [x.detach().requires_grad_() for x in m]
-                partial = torch.autograd.grad(now.method.readout(leaves, theta).sum(), leaves, materialize_grads=True)
-            for into, u in zip(found, remembering, strict=True):
-                x = now.method.variables[u].g(g, theta) - self.M[u][chunk.part]
-                into.append(now.lr * c[u] * partial[u] * x)
-        return [torch.cat(each) for each in found]
+            m = self._without(now, held, {l: self._lighter(now, l) * each for l, each in x.items()})
+            for into, u, slope in zip(found, remembering, self._slopes(now, m, theta, remembering), strict=True):
+                into.append(now.lr * c[u] * slope * x[u])
+            if now.by_own_betas:
+                m = self._without(now, held, {l: self._weight(now, l) * each for l, each in x.items()})
+                d = {u: seen[u] - now.method.variables[u].g(*there) for u in remembering}
+                biases.append(self._bias(now, m, theta, {u: c[u] * x[u] for u in x}, {u: c[u] * d[u] for u in d}))
+        return [torch.cat(each) for each in found], torch.cat(biases) if biases else like[:0]
+
+    @staticmethod
+    def _without(now: Now, held: Sequence[Tensor], less: dict[int, Tensor]) -> list[Tensor]:
+        """m_l less a part that is the present batch's; of a second moment at most half."""
+        return [
+            y if l not in less else torch.maximum(y - less[l], y / 2) if nonnegative(v) else y - less[l]
+            for l, (v, y) in enumerate(zip(now.method.variables, held, strict=True))
+        ]
+
+    @staticmethod
+    def _slopes(now: Now, m: Sequence[Tensor], theta: Tensor, variables: Sequence[int]) -> list[Tensor]:
+        with torch.enable_grad():
+            leaves = [x.detach().requires_grad_() for x in m]
+            partial = torch.autograd.grad(now.method.readout(leaves, theta).sum(), leaves, materialize_grads=True)
+        return [partial[u] for u in variables]
+
+    def _bias(self, now: Now, m: Sequence[Tensor], theta: Tensor, x: dict[int, Tensor], d: dict[int, Tensor]) -> Tensor:
+        """sum_{l,u} Phi_lu A(beta_l, beta_u) x_l d_u."""
+        total = torch.zeros_like(theta)
+        with torch.enable_grad():
+            leaves = [each.detach().requires_grad_() for each in m]
+            first = torch.autograd.grad(
+                now.method.readout(leaves, theta).sum(), leaves, create_graph=True, materialize_grads=True
+            )
+            for u in d:
+                if not first[u].requires_grad:
+                    continue
+                second = torch.autograd.grad(first[u].sum(), leaves, retain_graph=True, materialize_grads=True)
+                for l in x:
+                    total += covariance(now.decay(l), now.decay(u), self.n - 1) * second[l] * x[l] * d[u]
+        return total
+
+    def _weight(self, now: Now, l: int) -> float:
+        """Of the present gradient in m_l."""
+        v = now.method.variables[l]
+        return 0.0 if v.lag else v.weight(self.n - 1)
+
+    def _lighter(self, now: Now, l: int) -> float:
+        """By how much that is more than where the gradient's push is linear.
+
+        i steps later the push is Phi with beta^i of that weight less Phi without, a secant at half of it: its mean over i, with
+        the weights (1 - beta) beta^i of the pushes, is 1/(2 (1 + beta)) of the weight.
+        """
+        return self._weight(now, l) * (1 - 1 / (2 * (1 + now.rates(l)[0])))
 
     def saved(self, number: Callable[[Tensor], int]) -> dict[str, Any]:
         """As plain values and tensors; parameters by their numbers."""
