@@ -14,8 +14,8 @@ and +1. The exact dial replays every batch at every step:
   of the GPT in 200, two other seeds each: its measured effect against (1 + s) times the undialled optimizer's at the same
   states, the norm of the difference over all stops, over that of the undialled effects; at most .15 wanted.
 * slopes (added later): |mean over 20,000 runs of the dial at -1 less that of the literal same-batch twin|, two parameters,
-  batches L + x L' with x = +-1, Adam (.9, .95), eps .1, lr = .4/n, n = 64, 128, 256 steps, second moments carried by beta_2: its order
-  in lr; 1.5 wanted with the batches' effect on themselves (twin="same").
+  batches L + x L' with x = +-1, Adam (.9, .95), eps .1, lr = .4/n, n = 64, 128, 256 steps, second moments carried by beta_2:
+  its order in lr; 1.5 wanted with the batches' effect on themselves (twin="same").
 * cost: processor time of a loop with the dial over one without; 1.05 full batch, 2.1 mini-batch wanted; vectors kept.
 """
 
