@@ -24,9 +24,10 @@ residual network (and costs it a quarter of a point of accuracy) and of the CNN,
 network it lowers it, and by more. With batches of 32 it lowers the test loss of the plain network and of the GPT, of
 the GPT by more than a placebo or a learning rate of the same speed do, as arXiv 2602.01642 has it of small batches; it
 raises that of the residual network by a little, which a placebo does, too, and on the CNN it cannot be told.
-The gradient's 1-norm, of which the theory speaks, it lowers in five of seven places, by 6 to 10 % (the CNN full batch, which oscillates without memory, by 59 %),
-and raises in two, plain network and CNN with batches of 32. Doubled memory raises it everywhere, 1.8- to 8-fold,
-where the path oscillates, and lowers the sharpness in six of seven. On the CNN and the residual network with
+The gradient's 1-norm, of which the theory speaks, it lowers in five of seven places, by 6 to 10 % (the CNN full
+batch, which oscillates without memory, by 59 %), and raises in two, plain network and CNN with batches of 32. Doubled
+memory raises it everywhere, 1.8- to 8-fold, where the path oscillates, and lowers the sharpness in six of seven.
+On the CNN and the residual network with
 batches of 32 a placebo moves the test loss of a seed as much as the dial: there what changes the path at all counts.
 
 What the tests do not hold: they were fixed before the run (the first four after a first run of two networks on other

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from memoryless.errors import BadInput
 from memoryless.flat import Layout, flat, joined
 from memoryless.isolation import isolated
+from memoryless.live.chunks import Chunk
 from memoryless.live.monitoring.ranks import Ranks, inside
 from memoryless.live.monitoring.replay import Criterion, Recorder, Replay, Step, Transform, held, require_same
 from memoryless.live.monitoring.shards import are_sharded
-from memoryless.live.transport import Chunk, Memory
+from memoryless.live.transport import Memory
 from memoryless.loss.loss import Loss
 
 MODE = "; noise that is drawn elsewhere is switched off by model.eval(), or fixed by seeding it where the criterion begins"

@@ -22,10 +22,12 @@ from torch.optim import NAdam, Optimizer
 from memoryless.errors import BadInput, BadType, NotRecognised
 from memoryless.flat import dot, flat, norm
 from memoryless.live.again import Again
+from memoryless.live.chunks import Chunk
 from memoryless.live.memories import Memories
 from memoryless.live.monitoring.replay import Criterion, Transform
+from memoryless.live.own_effect import own_effect
 from memoryless.live.repeated import Repeated
-from memoryless.live.transport import Chunk, Memory, Now, Past
+from memoryless.live.transport import Memory, Now, Past
 from memoryless.methods.black_box.snapshot import insists_on_closure
 from memoryless.methods.live_optimizer import step_of
 from memoryless.methods.wrapped import undialled, unwrapped
@@ -365,7 +367,7 @@ class Dial(Optimizer):
             past = [found for chunk in memory.chunks() if (found := self._past(previous, chunk)) is not None]
             for chunk, there in zip(memory.chunks(), past, strict=bool(past)):
                 memory.moved(now, there, chunk)
-            push, bias = memory.own_effect(now, self.state, c, past)
+            push, bias = own_effect(memory, now, self.state, c, past)
             pushes.append(push)
             biases.append(bias)
         # Each variable in its turn, of all tensors at once.

@@ -123,7 +123,10 @@ class Memories:
             own = [tensors[i] for i in each["tensors"]]
             values: dict[str, Any] = {key: _on(value, own[0]) for key, value in each.items()}
             values["tensors"] = own
-            self.all.append(Memory(**values))
+            memory = Memory(**values)
+            if len(memory.walk) < len(memory.M):  # saved as sums, before gains followed from noise
+                memory.drop()
+            self.all.append(memory)
 
 
 def _on(value: Any, like: Tensor) -> Any:

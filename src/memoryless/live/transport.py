@@ -17,34 +17,17 @@ https://doi.org/10.1115/1.3662552; for small steps) has the gain
 
 with means over coordinates and the last steps, sizes in place of deviations. And M >= (mean of g)^2/2, as a mean of squares is
 at least the square of a mean with the same weights, and M >= FLOOR of the optimizer's own: M is held there.
-
-The twin of the same batches has their effect on themselves besides: since step n - k batch b has pushed theta by each variable
-m_u, by the part 1 - beta_u^k of h dF/dm_u (g_u - mbar_u),
-
-    m_F <- m_F - c sum_u sum_k K[k] (1 - beta_u^k) w_u[n-k],      w_u = g_b(theta + h dF/dm_u (g_u - mbar_u)) - g_b(theta)
-
-with the weights K[k] of M, and for a square 2 g_b w_u; dF/dm_u is a secant, taken where the batch has half of its weight on the
-average. m_F, v_F are then those of the same batches to second order in lr, in the mean. Phi of them is, too, where it is linear
-(heavy ball). Where not, their error has a covariance of first order with the noise in them, as a past batch's gradient is moved
-by other batches' curvature,
-
-    E Phi(m_F, v_F) = Phi + sum_{l,u} d2Phi/dm_l dm_u A(beta_l, beta_u) Cov(g_l, d_u)
-
-some 1 % of memory's effect, estimated by the present batch and taken off where every memory is carried by its own beta; a
-shorter one adds a term of its own, which does not vanish with lr.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from memoryless.flat import block, flat, joined, slices_of
+from memoryless.flat import flat, slices_of
+from memoryless.live.chunks import Chunk, chunks
 from memoryless.live.monitoring.frozen import nonnegative
 from memoryless.live.monitoring.past_weights import Kept
 from memoryless.methods import kernel
@@ -73,28 +56,6 @@ def gain(walk: Tensor, least: float) -> Tensor:
         tensor([0.0200, 0.0010])
     """
     return (walk[0] / walk[1].clamp_min(torch.finfo(walk.dtype).tiny)).clamp(least, max(least, QUICKEST))
-
-
-@cache
-def covariance(beta: float, carried: float, n: int) -> float:
-    """A: of the noise of a memory with the error of a carried one, over that of one batch's g_l with its d.
-
-    A batch of lag k has the weight c_k ~ beta^k in the noise. The carried memory moves all that is older by its d,
-    sum_{j > k} c_j, and itself, which has moved k times since, not by its own: sum_k c_k (sum_{j > k} c_j - k c_k).
-
-    Args:
-        beta: of the one.
-        carried: of the other.
-        n: past steps.
-
-    Example:
-        >>> round(covariance(0.5, 0.5, 100), 12) == round(0.5 / 1.5**2, 12)
-        True
-    """
-    k = np.arange(min(n, math.ceil(40 / (1 - beta * carried))) + 1)
-    noise, error = beta**k, carried**k
-    noise, error = noise / noise.sum(), error / error.sum()
-    return float(noise @ (1 - error.cumsum() - k * error))
 
 
 @dataclass
@@ -162,49 +123,6 @@ Past = tuple[Tensor, Tensor]
 """The present batch's gradient at the previous point, and that point."""
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """Some coordinates of a memory, small enough that intermediate results stay in the cache.
-
-    Attributes:
-        part: where they are in it.
-        pieces: tensors, and which of their numbers.
-    """
-
-    part: slice
-    pieces: list[tuple[Tensor, slice]]
-
-    def of(self, get: Callable[[Tensor], Tensor]) -> Tensor:
-        """What there is for them, end to end, shape (coordinates,), to be read only.
-
-        Args:
-            get: of a tensor.
-        """
-        return joined(get(p).reshape(-1)[own] for p, own in self.pieces)
-
-    @property
-    def gradient(self) -> Tensor:
-        """Of the tensors, which all have one."""
-        return self.of(_gradient)
-
-    def subtract(self, e: Tensor) -> None:
-        """theta <- theta - e.
-
-        Args:
-            e: shape (coordinates,).
-        """
-        for (p, own), x in zip(self.pieces, e.split([own.stop - own.start for _, own in self.pieces]), strict=True):
-            if x.numel() == p.numel():
-                p.sub_(x.view_as(p))
-            else:
-                p.view(-1)[own].sub_(x)
-
-
-def _gradient(p: Tensor) -> Tensor:
-    assert p.grad is not None
-    return p.grad
-
-
 @dataclass
 class Memory:
     """Tensors of one param group that have the same past.
@@ -246,17 +164,7 @@ class Memory:
         Args:
             cut: whether tensors may be cut.
         """
-        size, pieces, start, end = block(self.tensors[0].device), list[tuple[Tensor, slice]](), 0, 0
-        for p in self.tensors:
-            parts = _parts(p.numel(), size) if cut and p.is_contiguous() else [slice(0, p.numel())]
-            for own in parts:
-                if pieces and end - start + own.stop - own.start > size:
-                    yield Chunk(slice(start, end), pieces)
-                    pieces, start = [], end
-                pieces.append((p, own))
-                end += own.stop - own.start
-        if pieces:
-            yield Chunk(slice(start, end), pieces)
+        return chunks(self.tensors, cut=cut)
 
     def split(self) -> "tuple[Memory, Memory | None]":
         """The tensors that have a gradient, and the others, which the optimizer skips."""
@@ -310,7 +218,7 @@ class Memory:
         if not self.M:
             like = flat(self.tensors).detach()
             self.M = [torch.zeros_like(like) if v.has_memory else like[:0] for v in now.method.variables]
-            self.walk, self.seen = ([_size(like[:0]).new_zeros(2) for _ in self.M] for _ in range(2))
+            self.walk, self.seen = ([like.new_zeros(2) for _ in self.M] for _ in range(2))
         if own and not self.own:
             pushing = sum(v.has_memory for v in now.method.variables)
             self.own = [[torch.zeros_like(x) for _ in range(2 * pushing)] for x in self.M]
@@ -435,85 +343,6 @@ class Memory:
             buffer = chunk.of(lambda p: state[p][name])
         return share * v.weight(self.n - 1) / now.rates(l)[1] * buffer
 
-    def own_effect(self, now: Now, state: Any, c: Sequence[float], past: Sequence[Past]) -> tuple[list[Tensor], Tensor]:
-        """What the batch does by being one of those that are remembered; 0 before the second step.
-
-        Args:
-            now: the group.
-            state: of the optimizer, after its step.
-            c: weight of all ages in each variable.
-            past: of each chunk, as for `moved`, which has been done.
-
-        Returns:
-            For each variable u that remembers its push h dF/dm_u c_u (g_u - mbar_u), shape (coordinates,); and an estimate of
-            the bias of Phi, shape (coordinates,), empty where a memory is not carried by its own beta.
-        """
-        remembering = [l for l, v in enumerate(now.method.variables) if v.has_memory]
-        like = self.M[remembering[0]]
-        if not past or not all(self.S[l] for l in remembering):
-            return [torch.zeros_like(like) for _ in remembering], like[:0]
-        found: list[list[Tensor]] = [[] for _ in remembering]
-        biases = list[Tensor]()
-        for chunk, there in zip(self.chunks(), past, strict=True):
-            theta, g = self.present(chunk)
-            seen = [v.g(g, theta) for v in now.method.variables]
-            x = {u: seen[u] - self.M[u][chunk.part] for u in remembering}
-            held = [
-                self.held(now, state, l, chunk) if v.has_memory else c[l] * seen[l] for l, v in enumerate(now.method.variables)
-            ]
-            m = self._without(now, held, {l: self._lighter(now, l) * each for l, each in x.items()})
-            for into, u, slope in zip(found, remembering, self._slopes(now, m, theta, remembering), strict=True):
-                into.append(now.lr * c[u] * slope * x[u])
-            if now.by_own_betas:
-                m = self._without(now, held, {l: self._weight(now, l) * each for l, each in x.items()})
-                d = {u: seen[u] - now.method.variables[u].g(*there) for u in remembering}
-                biases.append(self._bias(now, m, theta, {u: c[u] * x[u] for u in x}, {u: c[u] * d[u] for u in d}))
-        return [torch.cat(each) for each in found], torch.cat(biases) if biases else like[:0]
-
-    @staticmethod
-    def _without(now: Now, held: Sequence[Tensor], less: dict[int, Tensor]) -> list[Tensor]:
-        """m_l less a part that is the present batch's; of a second moment at most half."""
-        return [
-            y if l not in less else torch.maximum(y - less[l], y / 2) if nonnegative(v) else y - less[l]
-            for l, (v, y) in enumerate(zip(now.method.variables, held, strict=True))
-        ]
-
-    @staticmethod
-    def _slopes(now: Now, m: Sequence[Tensor], theta: Tensor, variables: Sequence[int]) -> list[Tensor]:
-        with torch.enable_grad():
-            leaves = [x.detach().requires_grad_() for x in m]
-            partial = torch.autograd.grad(now.method.readout(leaves, theta).sum(), leaves, materialize_grads=True)
-        return [partial[u] for u in variables]
-
-    def _bias(self, now: Now, m: Sequence[Tensor], theta: Tensor, x: dict[int, Tensor], d: dict[int, Tensor]) -> Tensor:
-        """sum_{l,u} Phi_lu A(beta_l, beta_u) x_l d_u."""
-        total = torch.zeros_like(theta)
-        with torch.enable_grad():
-            leaves = [each.detach().requires_grad_() for each in m]
-            first = torch.autograd.grad(
-                now.method.readout(leaves, theta).sum(), leaves, create_graph=True, materialize_grads=True
-            )
-            for u in d:
-                if not first[u].requires_grad:
-                    continue
-                second = torch.autograd.grad(first[u].sum(), leaves, retain_graph=True, materialize_grads=True)
-                for l in x:
-                    total += covariance(now.decay(l), now.decay(u), self.n - 1) * second[l] * x[l] * d[u]
-        return total
-
-    def _weight(self, now: Now, l: int) -> float:
-        """Of the present gradient in m_l."""
-        v = now.method.variables[l]
-        return 0.0 if v.lag else v.weight(self.n - 1)
-
-    def _lighter(self, now: Now, l: int) -> float:
-        """By how much that is more than where the gradient's push is linear.
-
-        i steps later the push is Phi with beta^i of that weight less Phi without, a secant at half of it: its mean over i, with
-        the weights (1 - beta) beta^i of the pushes, is 1/(2 (1 + beta)) of the weight.
-        """
-        return self._weight(now, l) * (1 - 1 / (2 * (1 + now.rates(l)[0])))
-
     def saved(self, number: Callable[[Tensor], int]) -> dict[str, Any]:
         """As plain values and tensors; parameters by their numbers."""
         return {"tensors": [number(p) for p in self.tensors]} | {
@@ -554,11 +383,7 @@ def roots_of(method: Method) -> tuple[int | None, ...]:
 
 def _size(x: Tensor) -> Tensor:
     """|x|_1, which underflows later than squares of squares of gradients."""
-    return torch.linalg.vector_norm(x, 1, dtype=torch.promote_types(x.dtype, torch.float32))
-
-
-def _parts(count: int, size: int) -> list[slice]:
-    return [slice(i, min(i + size, count)) for i in range(0, count, size)]
+    return torch.linalg.vector_norm(x, 1)
 
 
 def _sum(v: Momentum, n: int) -> float:
