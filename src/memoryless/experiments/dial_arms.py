@@ -174,7 +174,7 @@ def permutation(layout: Layout, seed: int = 0) -> Tensor:
     """
     parts = []
     for number, part in enumerate(layout.slices.values()):
-        generator = torch.Generator().manual_seed(seed + number)
+        generator = torch.Generator().manual_seed(1_000_003 * seed + number)
         parts.append(part.start + torch.randperm(part.stop - part.start, generator=generator))
     return torch.cat(parts)
 

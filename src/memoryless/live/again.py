@@ -28,6 +28,9 @@ class Again:
         gradient: what the loop does to a step's gradient before the optimizer gets it.
         parameters: of the optimizer.
 
+    Attributes:
+        others: how many trainable parameters of the model are not among those.
+
     Raises:
         BadType: a parameter of the model is of a type that is not taken.
         BadInput: the optimizer holds parameters that are not the model's.
@@ -45,6 +48,7 @@ class Again:
                 f"{len(missing)} of the optimizer's {len(parameters)} parameters are no trainable ones of the model (a copy, "
                 f"on {missing[0].device}?); build both from one model"
             )
+        self.others = len(where.keys() - {id(p) for p in parameters})
         self._model, self._recorder = model, Recorder(model, self._layout.device, self._fresh)
         self._recorder.wanted = True
         self._replay = Replay(model, criterion, self._recorder, gradient, Ranks(), self._layout)
@@ -52,14 +56,15 @@ class Again:
         self._step, self._buffers = Step(), dict[str, Tensor]()
         self.there: Tensor | None = None
 
-    def take(self, batch: Any, memories: Sequence[Memory], number: int) -> Tensor | None:
+    def take(self, batch: Any, memories: Sequence[Memory], known: Sequence[Memory], number: int) -> Tensor | None:
         """A step is about to be taken: its gradient at the previous point, of the whole model.
 
         Before the first step nothing has moved yet, and it must be the step's own: whether a gradient can be had again shows.
 
         Args:
             batch: of the step.
-            memories: of the tensors, which know where these were.
+            memories: of the tensors that step.
+            known: of all tensors, which know where these were.
             number: of the dial's step.
 
         Returns:
@@ -76,7 +81,7 @@ class Again:
         self._step = Step(seen[-self.passes * len(batches) :])
         self._step.hold(batches)
         self._buffers = {name: buffer.clone() for name, buffer in self._model.named_buffers()}
-        moved = [memory for memory in memories if memory.before is not None and memory.at == number - 1]
+        moved = [memory for memory in known if memory.before is not None and memory.at == number - 1]
         if not moved:
             self.there = None
             own = [p for memory in memories for p in memory.tensors if p.grad is not None]

@@ -72,4 +72,4 @@ def chunks(tensors: Sequence[Tensor], *, cut: bool = True) -> Iterator[Chunk]:
 
 
 def _parts(count: int, size: int) -> list[slice]:
-    return [slice(i, min(i + size, count)) for i in range(0, count, size)]
+    return [slice(i, min(i + size, count)) for i in range(0, max(count, 1), size)]

@@ -13,7 +13,7 @@ import math
 import numbers
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -178,6 +178,11 @@ class Dial(Optimizer):
             if own and method.name not in OWN:
                 raise BadInput(f"twin='same' is known for {', '.join(sorted(OWN))}, got {method.name}; take twin='fresh'")
         self._again, self._own = Again(model, criterion, gradient, self._memories.parameters()), own
+        if others := self._again.others:
+            self._say(
+                f"{others} of the model's trainable parameters are not this optimizer's: where another one moves them, the "
+                "batches are carried to other points than those of the run"
+            )
 
     # What a torch optimizer is.
 
@@ -193,7 +198,7 @@ class Dial(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         # A schedule patches `step` with a function bound to this very object.
-        return {key: value for key, value in vars(self).items() if key != "step"}
+        return {key: value for key, value in vars(self).items() if key != "step"} | {"_orders": {}}  # by id
 
     def __repr__(self) -> str:
         return f"Dial(strength={self._strength!r}) of {self.dialled!r}"
@@ -332,7 +337,7 @@ class Dial(Optimizer):
     def _taken(self, batch: Any, memories: Sequence[Memory]) -> Tensor | None:
         assert self._again is not None
         try:
-            return self._again.take(batch, memories, self.steps)
+            return self._again.take(batch, memories, self._memories.all, self.steps)
         except Exception as error:  # whatever it is, the training goes on
             self._stop(_said(error))
             return None
@@ -351,16 +356,14 @@ class Dial(Optimizer):
         if carrying:
             for memory, now, _ in turned:
                 memory.carry(now, self._own)
-        w, biases = self._own_effect(turned, previous) if carrying and self._own else ([], [None] * len(turned))
+        owns = self._own_effect(turned, previous) if carrying and self._own else [None] * len(turned)
         squares = torch.zeros(2, dtype=torch.float64, device=memories[0].tensors[0].device)
-        for (memory, now, c), bias in zip(turned, biases, strict=True):
-            squares += self._apply(memory, now, c, s if memory.n > 1 else 0.0, carrying, previous, w, bias).to(squares)
+        for (memory, now, c), own in zip(turned, owns, strict=True):
+            squares += self._apply(memory, now, c, s if memory.n > 1 else 0.0, carrying, previous, own).to(squares)
         return squares
 
-    def _own_effect(
-        self, turned: Sequence[tuple[Memory, Now, list[float]]], previous: Tensor | None
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """The batch's gradient where each variable that remembers pushes, of the whole model; the bias of F, of each memory."""
+    def _own_effect(self, turned: Sequence[tuple[Memory, Now, list[float]]], previous: Tensor | None) -> list["Own"]:
+        """Of each memory."""
         assert self._again is not None
         pushes, biases = list[list[Tensor]](), list[Tensor]()
         for memory, now, c in turned:
@@ -371,7 +374,14 @@ class Dial(Optimizer):
             pushes.append(push)
             biases.append(bias)
         # Each variable in its turn, of all tensors at once.
-        return [self._again.pushed([memory for memory, *_ in turned], own) for own in zip_longest(*pushes)], biases
+        gradients = [self._again.pushed([memory for memory, *_ in turned], own) for own in zip_longest(*pushes)]
+        return [Own(gradients, push, bias) for push, bias in zip(pushes, biases, strict=True)]
+
+    def _pushed(self, own: "Own | None", chunk: Chunk, theta: Tensor) -> list[Past]:
+        again = self._again
+        if own is None or again is None:
+            return []
+        return [(again.of(g, chunk), theta + shift[chunk.part]) for g, shift in zip(own.gradients, own.pushes, strict=False)]
 
     def _past(self, previous: Tensor | None, chunk: Chunk) -> Past | None:
         again = self._again
@@ -387,8 +397,7 @@ class Dial(Optimizer):
         s: float,
         carrying: bool,
         previous: Tensor | None,
-        w: Sequence[Tensor],
-        bias: Tensor | None,
+        own: "Own | None",
     ) -> Tensor:
         squares = torch.zeros(2, dtype=torch.float64, device=memory.tensors[0].device)
         K, after = memory.gains(now) if carrying else ([], [])
@@ -398,7 +407,7 @@ class Dial(Optimizer):
             if carrying:
                 # With their own effect they have been moved already, to find it.
                 past = None if self._own else self._past(previous, chunk)
-                pushed = [self._again.of(each, chunk) - g for each in w if self._again is not None]
+                pushed = self._pushed(own, chunk, theta)
                 fed = memory.fed(now, self.state, c, K, chunk, past, pushed)
                 self._tally["floored"] = self._tally["floored"] + fed.floored
                 self._tally["carried"] += fed.carried
@@ -408,8 +417,8 @@ class Dial(Optimizer):
             if s:  # the first update has no memory, and its rounding is none
                 u = theta - chunk.of(torch.Tensor.detach)
                 F = now.step(m, theta)
-                if bias is not None and len(bias):
-                    F = F - (now.lr * bias[chunk.part]).clamp(-MOST * u.abs(), MOST * u.abs())
+                if own is not None and len(own.bias):
+                    F = F - (now.lr * own.bias[chunk.part]).clamp(-MOST * u.abs(), MOST * u.abs())
                 squares += self._put(chunk, (u - F).mul_(s), u)
         if carrying:
             memory.learn(after)
@@ -428,7 +437,7 @@ class Dial(Optimizer):
         """A placebo of one tensor's term."""
         if id(p) not in self._orders:
             number = next(i for i, each in enumerate(self._memories.parameters()) if each is p)
-            generator = torch.Generator().manual_seed(self._seed + number)
+            generator = torch.Generator().manual_seed(1_000_003 * self._seed + number)
             order = torch.randperm(p.numel(), generator=generator)
             signs = 2 * torch.randint(0, 2, (p.numel(),), generator=generator) - 1
             self._orders[id(p)] = order.to(p.device), signs.to(p)
@@ -493,6 +502,20 @@ class Dial(Optimizer):
                 f"in more than {LONG:.0%} of the steps the dialled term is longer than the update: the path may be chaotic, "
                 "which no estimate follows; a smaller strength or lr is to be trusted further"
             )
+
+
+class Own(NamedTuple):
+    """A batch's effect on itself.
+
+    Attributes:
+        gradients: where each variable that remembers pushes, of the whole model.
+        pushes: of one memory's tensors, by each of its variables that remember.
+        bias: of their F; empty where none is known.
+    """
+
+    gradients: list[Tensor]
+    pushes: list[Tensor]
+    bias: Tensor
 
 
 def _said(error: Exception) -> str:

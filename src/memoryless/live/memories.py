@@ -35,6 +35,10 @@ class Memories:
         self._roots: dict[int, tuple[int | None, ...]] = {}
         self.formula = True
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Found anew: formulas cannot be pickled, and a copy's have other ids.
+        return vars(self) | {"_methods": {}, "_roots": {}}
+
     def parameters(self) -> list[Tensor]:
         """Of all groups, in their order."""
         return [p for group in self._optimizer.param_groups for p in group["params"]]

@@ -18,7 +18,7 @@ shorter one adds a term of its own, which does not vanish with lr.
 
 import math
 from collections.abc import Sequence
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -92,7 +92,7 @@ def _bias(memory: Memory, now: Now, m: Sequence[Tensor], theta: Tensor, x: dict[
                 continue
             second = torch.autograd.grad(first[u].sum(), leaves, retain_graph=True, materialize_grads=True)
             for l in x:
-                total += covariance(now.decay(l), now.decay(u), memory.n - 1) * second[l] * x[l] * d[u]
+                total += _covariance(now.decay(l), now.decay(u), memory.n - 1) * second[l] * x[l] * d[u]
     return total
 
 
@@ -111,7 +111,7 @@ def _lighter(memory: Memory, now: Now, l: int) -> float:
     return _weight(memory, now, l) * (1 - 1 / (2 * (1 + now.rates(l)[0])))
 
 
-@cache
+@lru_cache(2**12)
 def covariance(beta: float, carried: float, n: int) -> float:
     """A: of the noise of a memory with the error of a carried one, over that of one batch's g_l with its d.
 
@@ -127,7 +127,12 @@ def covariance(beta: float, carried: float, n: int) -> float:
         >>> round(covariance(0.5, 0.5, 100), 12) == round(0.5 / 1.5**2, 12)
         True
     """
-    k = np.arange(min(n, math.ceil(40 / (1 - beta * carried))) + 1)
+    k = np.arange(n + 1)
     noise, error = beta**k, carried**k
     noise, error = noise / noise.sum(), error / error.sum()
     return float(noise @ (1 - error.cumsum() - k * error))
+
+
+def _covariance(beta: float, carried: float, n: int) -> float:
+    """The same for any n: beyond some ages no weight is left."""
+    return covariance(beta, carried, min(n, math.ceil(40 / (1 - beta * carried))))

@@ -217,10 +217,11 @@ class Memory:
         """Begin to carry."""
         if not self.M:
             like = flat(self.tensors).detach()
-            self.M = [torch.zeros_like(like) if v.has_memory else like[:0] for v in now.method.variables]
+            kept = now.kept[: len(now.method.variables)]
+            self.M = [like[:0] if each is None else torch.zeros_like(like) for each in kept]
             self.walk, self.seen = ([like.new_zeros(2) for _ in self.M] for _ in range(2))
         if own and not self.own:
-            pushing = sum(v.has_memory for v in now.method.variables)
+            pushing = sum(each is not None for each in now.kept[: len(now.method.variables)])
             self.own = [[torch.zeros_like(x) for _ in range(2 * pushing)] for x in self.M]
 
     def gains(self, now: Now) -> tuple[list[float | Tensor], list[float]]:
@@ -231,9 +232,13 @@ class Memory:
         """
         K, after = list[float | Tensor](), list[float]()
         for l, v in enumerate(now.method.variables):
+            if not v.has_memory:  # nothing is carried, also where its beta is 0 for a while
+                K.append(1.0)
+                after.append(0.0)
+                continue
             weight = v.first if self.n == 1 else 1.0
             after.append(now.decay(l) * self.S[l] + weight)
-            adapts = v.has_memory and now.second is None and nonnegative(v)
+            adapts = now.second is None and nonnegative(v)
             K.append(gain(self.walk[l], 1 - now.decay(l)).clamp_min(weight / after[l]) if adapts else weight / after[l])
         return K, after
 
@@ -266,7 +271,7 @@ class Memory:
         K: Sequence[float | Tensor],
         chunk: Chunk,
         past: Past | None,
-        w: Sequence[Tensor] = (),
+        pushed: Sequence[Past] = (),
     ) -> "Fed":
         """Take the present gradient in, and read some coordinates as this step has them.
 
@@ -277,7 +282,7 @@ class Memory:
             K: of each variable (`gains`).
             chunk: the coordinates.
             past: as for `moved`, to be moved first; None where that has been done.
-            w: what the batch does to its own gradient by each variable that remembers; none to leave that out.
+            pushed: the batch's gradient where each variable that remembers pushes, and that point; none to leave that out.
         """
         theta, g = self.present(chunk)
         fed = Fed([], 0, 0)
@@ -294,8 +299,9 @@ class Memory:
             if nonnegative(v):
                 self.seen[l][1] += _size(present - M)
             M.lerp_(present, K[l])  # pyright: ignore[reportArgumentType]
-            for each, A, B, beta in zip(w, self.own[l][::2] if w else (), self.own[l][1::2] if w else (), betas, strict=False):
-                omega = 2 * g * each if nonnegative(v) else each
+            own = self.own[l] if pushed else []
+            for there, A, B, beta in zip(pushed, own[::2], own[1::2], betas, strict=False):
+                omega = v.g(*there) - present
                 A[chunk.part].lerp_(omega, K[l])  # pyright: ignore[reportArgumentType]
                 B[chunk.part].mul_(beta).lerp_(omega, K[l])  # pyright: ignore[reportArgumentType]
                 mean = mean - (A[chunk.part] - B[chunk.part])
@@ -309,7 +315,7 @@ class Memory:
         """A second moment at its floor."""
         M, root, mean = self.M[l][chunk.part], now.roots[l], fed.means[l]
         fed.carried += M.numel()
-        fed.floored = fed.floored + (mean < floor).float().sum()  # a sum of booleans takes seven times as long
+        fed.floored = fed.floored + (mean < floor).float().sum().long()  # booleans take seven times as long
         if root is not None:
             floor = torch.maximum(floor, self.M[root][chunk.part].square().mul_(0.5))
         torch.maximum(M, floor, out=M)

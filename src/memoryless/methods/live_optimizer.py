@@ -205,7 +205,7 @@ def next_update(optimizer: Optimizer, layout: Layout, gradient: Tensor, given: M
         if not same_update(update, again, layout.tensors[0].dtype):
             raise BadInput(f"{type(optimizer).__name__} keeps memory outside itself: two looks at its next step differ")
         if layout.tensors[0].dtype == torch.float64 or given:  # gradients taken within the step are of the parameters' type
-            return update
+            return update.to(layout.tensors[0].dtype)
         finer = _in_float64(optimizer, layout, gradient, lr, rewind)
     own = layout.tensors[0].dtype
     # theta_next is rounded to its own type, the arithmetic of a step to a few times that.
