@@ -16,6 +16,8 @@ It may import `audits` and every room below it. In reading order:
 * `monitoring`: `Monitor(model, criterion, optimizer, ...)`: in a training loop, by hooks of the optimizer's step.
 * `dial`: `dial(optimizer, strength)`: memory's effect cancelled, scaled or doubled, all else equal; its parts are
 * `transport`: the memory of past batches carried along to the present theta,
+* `own_effect`: what a batch does to the gradients of those that follow it,
+* `chunks`: coordinates in pieces that suit the machine,
 * `again`: a step's gradient at other points,
 * `memories`: which tensors have the same past,
 * `repeated`: the frozen update of an optimizer without a formula.

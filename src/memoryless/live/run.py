@@ -189,8 +189,6 @@ def audit_run(
     count = steps if isinstance(steps, int) else len(steps)
     if order is not None and not ((order >= 0) & (order < len(loss))).all():
         raise BadInput(f"batches must be indices in 0..{len(loss) - 1}, at least one")
-    if order is None and getattr(optimizer, "along_batches", False):
-        raise BadInput("the dial is along mini-batches: give steps= as the index of each step's batch, or dial without model=")
     wanted = _stops(stops, count, order is None)
     followed = None if scheduler is None else Followed(optimizer, scheduler, live_optimizer.step_of(optimizer), count)
     with nullcontext() if followed is None else followed.moving():

@@ -97,11 +97,18 @@ class FullBatch:
 
     Args:
         watched: what to look at; the optimizer may have full-batch steps behind it.
+
+    Raises:
+        BadInput: its past is not known, or it is dialled along mini-batches.
     """
 
     gradients = 0
 
     def __init__(self, watched: Watched):
+        if getattr(watched.optimizer, "along_batches", False):
+            raise BadInput(
+                "the dial is along mini-batches: give steps= as the index of each step's batch, or dial without model="
+            )
         self.watched = watched
         self.before = live_optimizer.step_of(watched.optimizer)
         if self.before is None and not watched.plain:
