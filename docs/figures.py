@@ -17,7 +17,7 @@ checked, not run. These numbers are of one run of each command; they say nothing
 SAID = {
     "dial": """Memory's effect is multiplied by 1 + s, all else held: s = -1 is no memory, 0 the optimizer as it is, 1
 twice as much. Along mini-batches the memory that is left out is that of old points; the first moment's averaging of
-noise stays, the second's goes over as many steps as the noise of what is carried allows, fewer than its 1,000, so that
+noise stays, the second's goes over as many steps as the noise of what is carried allows, at most its 1,000, so that
 not all else is held.
 In words, at equal training loss and of memory as it is against none. Full batch it raises the test loss of the
 residual network (and costs it a quarter of a point of accuracy) and of the CNN, as the theory has it; of the plain

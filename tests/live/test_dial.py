@@ -535,9 +535,11 @@ def test_transport_is_its_formulas_written_out(cached: int, monkeypatch: pytest.
     def gradient(theta: Tensor, batch: Any) -> Any:
         parts = [x.view(shape) for x, shape in zip(theta.split([shape.numel() for shape in shapes]), shapes, strict=True)]
         values = dict(zip((name for name, _ in net.named_parameters()), parts, strict=True))
-        return torch.func.grad(
-            lambda values: nn.functional.mse_loss(torch.func.functional_call(net, values, (batch[0],)), batch[1])
-        )(values)  # fmt: skip
+
+        def loss(values: Any) -> Tensor:
+            return nn.functional.mse_loss(torch.func.functional_call(net, values, (batch[0],)), batch[1])
+
+        return torch.func.grad(loss)(values)
 
     def joined(values: dict[str, Tensor]) -> Tensor:
         return torch.cat([x.reshape(-1) for x in values.values()])

@@ -86,10 +86,11 @@ def test_a_group_of_empty_tensors_is_nothing():
     assert dial.off is None
 
 
-def test_a_momentum_that_is_0_for_a_while_leaves_nothing_behind():
+@pytest.mark.parametrize("twin", ["fresh", "same"])
+def test_a_momentum_that_is_0_for_a_while_leaves_nothing_behind(twin: str):
     torch.manual_seed(0)
     net = plain_model().double()
-    dial = ml.dial(SGD(net.parameters(), 1e-2, 0.0), -1.0, model=net, criterion=criterion)
+    dial = ml.dial(SGD(net.parameters(), 1e-2, 0.0), -1.0, model=net, criterion=criterion, twin=twin)
     batch = (torch.ones(6, 4).double(), torch.ones(6, 1).double())
     for momentum in (0.0, 0.0, 0.9, 0.9, 0.0, 0.9):
         dial.param_groups[0]["momentum"] = momentum

@@ -3,7 +3,7 @@
 Full batch F is known exactly. Along mini-batches the dial is the one that users have (`live.transport`, twin="fresh"): the
 memories are carried to the present point by one gradient more a step. What is dialled is then how old the gradients are that
 are remembered; the first moment's averaging of noise over batches stays. The second moment of F is averaged over as many steps
-as its gain allows, at least 5 and mostly some ten, in place of 1,000: that is turned, too.
+as its gain allows, at least 5, in place of 1,000: that is turned, too.
 """
 
 from collections.abc import Callable

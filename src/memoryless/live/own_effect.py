@@ -3,12 +3,12 @@
 The twin of the same batches has their effect on themselves besides: since step n - k batch b has pushed theta by each variable
 m_u, by the part 1 - beta_u^k of h dF/dm_u (g_u - mbar_u),
 
-    m_F <- m_F - c sum_u sum_k K[k] (1 - beta_u^k) w_u[n-k],      w_u = g_b(theta + h dF/dm_u (g_u - mbar_u)) - g_b(theta)
+    m_F <- m_F - c sum_u sum_k K[k] (1 - beta_u^k) w_u[n-k],      w_u = g_l(theta + h dF/dm_u (g_u - mbar_u)) - g_l(theta)
 
-with the weights K[k] of M, and for a square 2 g_b w_u; dF/dm_u is a secant, taken where the batch has half of its weight on the
-average. m_F, v_F are then those of the same batches to second order in lr, in the mean. Phi of them is, too, where it is linear
-(heavy ball). Where not, their error has a covariance of first order with the noise in them, as a past batch's gradient is moved
-by other batches' curvature,
+of the batch's own gradient there, with the weights K[k] of M; dF/dm_u is a secant, taken where the batch has half of its weight
+on the average. m_F, v_F are then those of the same batches to second order in lr, in the mean. Phi of them is, too, where it is
+linear (heavy ball). Where not, their error has a covariance of first order with the noise in them, as a past batch's gradient
+is moved by other batches' curvature,
 
     E Phi(m_F, v_F) = Phi + sum_{l,u} d2Phi/dm_l dm_u A(beta_l, beta_u) Cov(g_l, d_u)
 
@@ -44,7 +44,8 @@ def own_effect(memory: Memory, now: Now, state: Any, c: Sequence[float], past: S
         the bias of Phi, shape (coordinates,), empty where a memory is not carried by its own beta.
     """
     remembering = [l for l, v in enumerate(now.method.variables) if v.has_memory]
-    like = memory.M[remembering[0]]
+    like = memory.before
+    assert like is not None
     if not past or not all(memory.S[l] for l in remembering):
         return [torch.zeros_like(like) for _ in remembering], like[:0]
     found: list[list[Tensor]] = [[] for _ in remembering]
